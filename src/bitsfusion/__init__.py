@@ -1,0 +1,1 @@
+"""BitsFusion: mixed-precision weight quantization of diffusion models below two bits."""

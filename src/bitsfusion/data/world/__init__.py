@@ -1,0 +1,1 @@
+"""The embedded world: scenes, captions and a reader of drawn images."""

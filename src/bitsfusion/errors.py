@@ -1,0 +1,13 @@
+"""The errors users meet. Each message is one line: what was got, what was wanted, where."""
+
+
+class BitsFusionError(Exception):
+    """Anything this package refuses or fails at."""
+
+
+class InputError(BitsFusionError):
+    """The user's mistake: a wrong path, option, recipe or weight. The command line exits with code 2."""
+
+
+class ArtifactError(BitsFusionError):
+    """A broken packed folder or a failed check; names the layer. The command line exits with code 1."""

@@ -1,0 +1,23 @@
+"""Recipes as published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import resources
+
+from bitsfusion.errors import InputError
+
+PUBLISHED = ("sd15",)
+
+
+def published_recipe(name: str) -> Mapping[str, int]:
+    """Bits per layer of a published recipe, conv_in and conv_out (8) included.
+
+    `sd15` is the 1.99-bit recipe of Stable Diffusion v1.5's UNet (Appendix H).
+    """
+    if name not in PUBLISHED:
+        raise InputError(f"published recipe: got {name!r}, wanted one of {', '.join(PUBLISHED)}")
+    text = (resources.files("bitsfusion.models") / "recipes" / f"{name}.json").read_text(encoding="utf-8")
+    bits: dict[str, int] = json.loads(text)["bits"]
+    return bits

@@ -1,0 +1,79 @@
+"""The layers of a diffusers UNet2DConditionModel and the part each plays (sections 3.2 and 4.1)."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from torch import nn
+
+from bitsfusion.errors import InputError
+
+FIRST_LAST_BITS = 8
+"""The first and the last convolution are 8-bit (section 4.1)."""
+
+_TIME = re.compile(r"(^time_embedding\.)|(\.time_emb_proj$)")
+
+
+class LayerRole(str, Enum):
+    """What happens to a layer."""
+
+    QUANTIZED = "quantized"  # gets its bits from the recipe
+    FIRST_LAST = "first_last"  # conv_in, conv_out
+    TIME = "time"  # depends on the time step alone: cached and removed
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """A Linear or Conv2d layer: its name, role and the shape of its weight."""
+
+    name: str
+    role: LayerRole
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """The number of weights, the bias not counted."""
+        return math.prod(self.shape)
+
+    @property
+    def out_channels(self) -> int:
+        return self.shape[0]
+
+
+def unet_layers(unet: nn.Module) -> dict[str, LayerInfo]:
+    """Every Linear and Conv2d of `unet`, in module order; works on meta tensors too."""
+    return {
+        name: LayerInfo(name, _role(name), tuple(module.weight.shape))
+        for name, module in unet.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+    }
+
+
+def _role(name: str) -> LayerRole:
+    if name in ("conv_in", "conv_out"):
+        return LayerRole.FIRST_LAST
+    return LayerRole.TIME if _TIME.search(name) else LayerRole.QUANTIZED
+
+
+def layers_to_assign(unet: nn.Module) -> dict[str, LayerInfo]:
+    """The layers that a recipe gives bits to: all but the time layers, conv_in and conv_out (section 3.2)."""
+    return {name: layer for name, layer in unet_layers(unet).items() if layer.role is LayerRole.QUANTIZED}
+
+
+def feature_width(unet: nn.Module) -> int:
+    """Values to cache per time step: the summed widths of all time projections (Appendix C)."""
+    return sum(layer.out_channels for name, layer in unet_layers(unet).items() if name.endswith(".time_emb_proj"))
+
+
+def check_covers(unet: nn.Module, names: Iterable[str]) -> None:
+    """Raises an `InputError` unless `names` are exactly the layers that stay (all but the time layers)."""
+    kept = {name for name, layer in unet_layers(unet).items() if layer.role is not LayerRole.TIME}
+    given = set(names)
+    for wrong, text in ((given - kept, "the model has no such layer"), (kept - given, "the recipe leaves them out")):
+        if wrong:
+            shown = ", ".join(sorted(wrong)[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+            raise InputError(f"recipe: {text}: {shown}")

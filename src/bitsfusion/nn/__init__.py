@@ -1,0 +1,1 @@
+"""Layers: fake-quantized for training, packed for serving."""

@@ -1,0 +1,87 @@
+"""Linear and convolution layers whose weight passes through the quantizer on every forward (section 3.1)."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bitsfusion.errors import InputError
+from bitsfusion.numerics import check_bits, fake_quantize
+
+
+def _take(layer: nn.Module, source: nn.Linear | nn.Conv2d, bits: int, scale: Tensor) -> None:
+    """Moves `source`'s weight and bias into `layer` and adds its scale; nothing is copied."""
+    check_bits(bits)
+    if scale.shape != source.weight.shape[:1]:
+        raise InputError(f"scale: got shape {list(scale.shape)}, wanted [{source.weight.shape[0]}], one per output channel")
+    layer.weight, layer.bias = source.weight, source.bias
+    layer.scale = nn.Parameter(scale.detach().to(source.weight.device, torch.float32))
+    layer.bits = bits
+    layer.train(source.training)
+
+
+class FakeQuantizedLinear(nn.Linear):
+    """A linear layer that computes with its weight rounded to 2^b + 1 levels.
+
+    Parameters: weight [out, in] and scale [out] in float32, bias [out] or None. Both weight and scale
+    train, through the straight-through estimator.
+    """
+
+    bits: int
+    scale: nn.Parameter
+
+    @classmethod
+    def from_layer(cls, layer: nn.Linear, bits: int, scale: Tensor) -> FakeQuantizedLinear:
+        """Takes over `layer`'s own parameters; `scale` is [out] float32."""
+        with torch.device("meta"):
+            made = cls(layer.in_features, layer.out_features, layer.bias is not None)
+        _take(made, layer, bits, scale)
+        return made
+
+    def quantized_weight(self) -> Tensor:
+        """The rounded weight, [out, in] float32, with gradients."""
+        return fake_quantize(self.weight, self.scale, self.bits)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.linear(input, self.quantized_weight(), self.bias)
+
+
+class FakeQuantizedConv2d(nn.Conv2d):
+    """A 2-d convolution that computes with its weight rounded to 2^b + 1 levels.
+
+    Parameters: weight [out, in / groups, kh, kw] and scale [out] in float32, bias [out] or None.
+    """
+
+    bits: int
+    scale: nn.Parameter
+
+    @classmethod
+    def from_layer(cls, layer: nn.Conv2d, bits: int, scale: Tensor) -> FakeQuantizedConv2d:
+        """Takes over `layer`'s own parameters; `scale` is [out] float32."""
+        with torch.device("meta"):
+            made = cls(
+                layer.in_channels,
+                layer.out_channels,
+                layer.kernel_size,  # type: ignore[arg-type]
+                layer.stride,  # type: ignore[arg-type]
+                layer.padding,  # type: ignore[arg-type]
+                layer.dilation,  # type: ignore[arg-type]
+                layer.groups,
+                layer.bias is not None,
+                layer.padding_mode,
+            )
+        _take(made, layer, bits, scale)
+        return made
+
+    def quantized_weight(self) -> Tensor:
+        """The rounded weight, [out, in / groups, kh, kw] float32, with gradients."""
+        return fake_quantize(self.weight, self.scale, self.bits)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.quantized_weight(), self.bias)
+
+
+FakeQuantizedLayer: TypeAlias = FakeQuantizedLinear | FakeQuantizedConv2d

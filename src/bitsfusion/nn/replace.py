@@ -1,0 +1,63 @@
+"""Puts quantized layers in the place of a model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from bitsfusion.errors import InputError
+from bitsfusion.nn.fake_quantized import FakeQuantizedConv2d, FakeQuantizedLayer, FakeQuantizedLinear
+from bitsfusion.numerics import ScaleInit, check_bits, initial_scale
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Makes `module` the submodule of `model` called `name` (dotted)."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def fake_quantize_model(
+    model: nn.Module,
+    bits: Mapping[str, int],
+    method: ScaleInit = ScaleInit.EXACT,
+    scales: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Replaces each layer named in `bits` by its fake-quantized form, in place; weights are taken over.
+
+    Args:
+        model: holds a Linear or Conv2d under every name.
+        bits: layer name -> 1..8.
+        method: how a scale is found from the weight.
+        scales: layer name -> [out] float32, used as they are where given.
+
+    Raises:
+        InputError: a name that is no Linear or Conv2d of the model, bits out of range, weights that are
+            not finite. The model is then unchanged.
+    """
+    modules = dict(model.named_modules())
+    made: dict[str, FakeQuantizedLayer] = {}
+    for name, layer_bits in bits.items():
+        layer = modules.get(name)
+        check_bits(layer_bits, name)
+        if not isinstance(layer, (nn.Linear, nn.Conv2d)):
+            got = "no such layer" if layer is None else type(layer).__name__
+            raise InputError(f"{name}: got {got}, wanted a Linear or Conv2d layer of the model")
+        scale = (scales or {}).get(name)
+        if scale is None:
+            try:
+                scale = initial_scale(layer.weight.detach(), layer_bits, method)
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from None
+        if isinstance(layer, nn.Linear):
+            made[name] = FakeQuantizedLinear.from_layer(layer, layer_bits, scale)
+        else:
+            made[name] = FakeQuantizedConv2d.from_layer(layer, layer_bits, scale)
+    for name, layer in made.items():
+        replace_module(model, name, layer)
+
+
+def fake_quantized_layers(model: nn.Module) -> dict[str, FakeQuantizedLayer]:
+    """Every fake-quantized layer of `model` by name, in module order."""
+    kinds = (FakeQuantizedLinear, FakeQuantizedConv2d)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}

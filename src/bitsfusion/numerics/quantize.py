@@ -1,0 +1,90 @@
+"""Uniform quantization with one scale per output channel (Eqs. 1-4), and its straight-through training form."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitsfusion.numerics.levels import half_levels
+
+
+def _per_channel(scale: Tensor, weight: Tensor) -> Tensor:
+    return scale.reshape(-1, *[1] * (weight.dim() - 1))
+
+
+def _levels(weight: Tensor, scale: Tensor, half: int) -> Tensor:
+    """clip(round(w / s)) in float32; a channel whose scale is zero gets level 0 everywhere."""
+    divisor = _per_channel(torch.where(scale == 0, math.inf, scale), weight)
+    return torch.div(weight, divisor).round_().clamp_(-half, half)
+
+
+def quantize(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """The integer level of every weight.
+
+    Args:
+        weight: [out, ...], any floating dtype (computed in float32).
+        scale: [out] float32, one per output channel, zero or positive.
+        bits: 1 to 8.
+
+    Returns:
+        int16 of `weight`'s shape, from -2^(b-1) to 2^(b-1).
+    """
+    return _levels(weight.detach().float(), scale.detach().float(), half_levels(bits)).to(torch.int16)
+
+
+def dequantize(codes: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """level x scale in float32, then cast: what every reader of a packed layer must reproduce bit for bit.
+
+    Args:
+        codes: [out, ...] integers.
+        scale: [out] float32.
+        dtype: of the result.
+    """
+    return (codes.float() * _per_channel(scale.float(), codes)).to(dtype)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Rounding passes the gradient straight through; clipping stops it (section 3.1).
+
+    The scale's gradient is LSQ's (Esser et al., 2020): d(q s)/ds = q - w/s inside the range and q at its
+    ends, times 1 / sqrt(N 2^(b-1)) with N the weights a scale serves, so that scales and weights move at
+    comparable rates.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scale: Tensor, half: int) -> Tensor:
+        levels = _levels(weight, scale, half)
+        ctx.save_for_backward(weight, scale, levels)
+        ctx.half = half
+        return levels * _per_channel(scale, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (grad,) = grads
+        weight, scale, levels = ctx.saved_tensors
+        half = ctx.half
+        ratio = torch.div(weight, _per_channel(torch.where(scale == 0, math.inf, scale), weight))
+        inside = ratio.abs() <= half
+        grad_weight = grad * inside
+        slope = torch.addcmul(levels, ratio, inside.to(ratio.dtype), value=-1)
+        factor = 1 / math.sqrt(max(1, weight[0].numel()) * half)
+        grad_scale = (grad * slope).flatten(1).sum(1) * factor
+        return grad_weight, grad_scale, None
+
+
+def fake_quantize(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """`dequantize(quantize(weight))`, bit for bit, with gradients for both weight and scale.
+
+    Args:
+        weight: [out, ...] float32.
+        scale: [out] float32.
+        bits: 1 to 8.
+
+    Returns:
+        float32 of `weight`'s shape.
+    """
+    result: Tensor = _FakeQuantize.apply(weight, scale, half_levels(bits))  # type: ignore[no-untyped-call]
+    return result

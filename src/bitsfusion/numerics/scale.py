@@ -1,0 +1,89 @@
+"""Where a layer's scales start (section 4.1): min-max, the paper's alternating optimisation, and the best scale."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from bitsfusion.errors import InputError
+from bitsfusion.numerics.levels import half_levels
+from bitsfusion.numerics.quantize import quantize
+
+ALTERNATING_STEPS = 10
+_EXACT_CHUNK = 1 << 22  # candidates sorted at once: bounds the memory of the exact search to about 0.2 GB
+
+
+class ScaleInit(str, Enum):
+    """How a scale is found from a full-precision weight."""
+
+    MINMAX = "minmax"
+    ALTERNATING = "alternating"
+    EXACT = "exact"
+
+
+def initial_scale(weight: Tensor, bits: int, method: ScaleInit = ScaleInit.EXACT) -> Tensor:
+    """One scale per output channel; a channel of zeros gets scale 0.
+
+    Args:
+        weight: [out, ...] of any floating dtype.
+        bits: 1 to 8.
+        method: see `ScaleInit`.
+
+    Returns:
+        [out] float32.
+
+    Raises:
+        InputError: the weight has no element, or one that is NaN or infinite.
+    """
+    half = half_levels(bits)
+    if weight.dim() < 2 or weight.numel() == 0:
+        raise InputError(f"weight: got shape {list(weight.shape)}, wanted [out, in, ...] with at least one element")
+    rows = weight.detach().flatten(1).float()
+    if not torch.isfinite(rows).all():
+        count = int((~torch.isfinite(rows)).sum())
+        raise InputError(f"weight: got {count} NaN or infinite values of {rows.numel()}, wanted finite weights")
+    if method is ScaleInit.MINMAX:
+        return _minmax(rows, half)
+    if method is ScaleInit.ALTERNATING:
+        return _alternating(rows, bits, half)
+    return _exact(rows, half)
+
+
+def _minmax(rows: Tensor, half: int) -> Tensor:
+    """The largest magnitude falls on the outermost level."""
+    return rows.abs().amax(1) / half
+
+
+def _alternating(rows: Tensor, bits: int, half: int) -> Tensor:
+    """Eq. 5: ten times, levels from the scale, then the least-squares scale from the levels; starts at min-max."""
+    scale = _minmax(rows, half)
+    for _ in range(ALTERNATING_STEPS):
+        levels = quantize(rows, scale, bits).float()
+        energy = levels.square().sum(1)
+        scale = torch.where(energy > 0, (rows * levels).sum(1) / energy.clamp(min=1), scale)
+    return scale
+
+
+def _exact(rows: Tensor, half: int) -> Tensor:
+    """The scale of least squared error, exactly. Differs from the paper: no descent, hence no local optimum.
+
+    As the scale shrinks from infinity, weight i steps from level k-1 to k when it passes |w_i| / (k - 1/2).
+    Between two such events the levels q stay, the best scale for them is <w, q> / <q, q> and the error is
+    |w|^2 - <w, q>^2 / <q, q>. Sorting the events and summing |w_i| and 2k - 1 along them gives that gain
+    for every assignment any scale can produce; the largest wins.
+    """
+    steps = torch.arange(1, half + 1, dtype=torch.float32, device=rows.device)
+    chunk = max(1, _EXACT_CHUNK // (rows.shape[1] * half))
+    return torch.cat([_best_of_events(part.abs(), steps) for part in rows.split(chunk)])
+
+
+def _best_of_events(magnitudes: Tensor, steps: Tensor) -> Tensor:
+    events = (magnitudes[:, :, None] / (steps - 0.5)).flatten(1)
+    order = events.argsort(dim=1, descending=True)
+    count = len(steps)
+    products = magnitudes.gather(1, order // count).double().cumsum(1)
+    energies = (2 * steps - 1)[order % count].double().cumsum(1)
+    best = (products.square() / energies).argmax(1, keepdim=True)
+    return (products.gather(1, best) / energies.gather(1, best)).squeeze(1).float()
