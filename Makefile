@@ -1,0 +1,45 @@
+# Everything happens in .venv, which is made on first use. Long form of each target: CONTRIBUTING.md.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.bitsfusion-installed
+PYTEST_WORKERS ?= 2
+PYTEST_ARGS    ?=
+
+# Several processes of one thread each beat one process of several here, and no test may reach the network.
+TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 MPLBACKEND=agg
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint check format bench
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "bitsfusion needs Python 3.11 or newer, got %d.%d; name another with make PYTHON=..." % v[:2])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: $(STAMP) ## make .venv and install the package with exact pins
+
+demo: install ## the whole method on the embedded model; writes runs/demo/report/index.html
+	$(BIN)/bitsfusion demo
+
+test: install ## tests, without those marked slow, gpu or network
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(PYTEST_WORKERS) $(PYTEST_ARGS)
+
+lint: install ## lint, format, types, import direction
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test ## lint, then test: what CI runs
+
+format: install ## rewrite the files in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install ## measured speeds, one line each
+	@set -e; for script in benchmarks/*.py; do test -e "$$script" || { echo "no benchmarks yet"; break; }; OMP_NUM_THREADS=1 $(BIN)/python "$$script"; done
