@@ -1,0 +1,188 @@
+"""Linear and convolution layers that hold real bits and unpack them on every forward."""
+
+from __future__ import annotations
+
+import math
+import threading
+from functools import cache
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bitsfusion.errors import InputError
+from bitsfusion.nn.fake_quantized import FakeQuantizedLayer
+from bitsfusion.numerics import check_bits, half_levels, quantize
+from bitsfusion.packing.accounting import LayerSize
+from bitsfusion.packing.radix import level_table, pack, symbols_per_byte, unpack
+
+_scratch = threading.local()
+
+
+def packed_buffer(codes: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """A layer's one buffer: [4 * out bytes of little-endian float32 scales][radix bytes].
+
+    Scales live inside the bytes because every loader casts floating tensors and none casts uint8.
+
+    Args:
+        codes: integers [out, ...].
+        scale: [out] float32.
+
+    Returns:
+        uint8 [4 * out + packed_size(codes.numel(), bits)].
+    """
+    scales = scale.detach().to("cpu", torch.float32).contiguous()
+    return torch.cat([scales.view(torch.uint8), pack(codes.cpu(), bits)])
+
+
+class _Packed:
+    """What both kinds share; `packed` is the buffer, `weight_shape` the weight's shape."""
+
+    bits: int
+    weight_shape: tuple[int, ...]
+    packed: Tensor
+    compute_dtype: torch.dtype
+
+    @property
+    def scale(self) -> Tensor:
+        """[out] float32, read from the buffer."""
+        return self.packed[: 4 * self.weight_shape[0]].view(torch.float32)
+
+    @property
+    def codes(self) -> Tensor:
+        """The levels, int16 of the weight's shape."""
+        numel = math.prod(self.weight_shape)
+        return unpack(self.packed[4 * self.weight_shape[0] :], numel, self.bits).view(self.weight_shape)
+
+    @property
+    def weight(self) -> Tensor:
+        """The unpacked weight in `compute_dtype`: a fresh tensor, there to be looked at, not to be trained."""
+        return self.unpack_weight(self.compute_dtype)
+
+    def unpack_weight(self, dtype: torch.dtype, reuse: bool = False) -> Tensor:
+        """level x scale in float32, then cast to `dtype`: `torch.equal` to the fake-quantized weight cast likewise.
+
+        Args:
+            dtype: of the result.
+            reuse: write to memory that the next layer's call of the same thread overwrites.
+
+        Returns:
+            [out, ...] of the weight's shape.
+        """
+        out = self.weight_shape[0]
+        numel = math.prod(self.weight_shape)
+        stored = self.packed[4 * out :]
+        per_byte = symbols_per_byte(self.bits)
+        size = -(-numel // per_byte) * per_byte
+        levels = _memory(size, torch.float32, stored.device, reuse)
+        if per_byte > 1:
+            table = _table(self.bits, stored.device)
+            torch.index_select(table, 0, stored.int(), out=levels.view(-1, per_byte))
+        elif self.bits < 8:
+            levels.copy_(stored).sub_(half_levels(self.bits))
+        else:
+            levels.copy_(unpack(stored, numel, self.bits))
+        weight = levels[:numel].view(out, -1).mul_(self.scale[:, None]).view(self.weight_shape)
+        if dtype == torch.float32:
+            return weight
+        return _memory(numel, dtype, stored.device, reuse).view(self.weight_shape).copy_(weight)
+
+    def _serving_weight(self, input: Tensor) -> Tensor:
+        """The weight for one forward; memory is reused only where no backward will ask for it."""
+        reuse = not (torch.is_grad_enabled() and input.requires_grad) and not torch.compiler.is_compiling()
+        with torch.no_grad():
+            return self.unpack_weight(input.dtype, reuse)
+
+
+def _memory(numel: int, dtype: torch.dtype, device: torch.device, reuse: bool) -> Tensor:
+    """[numel] uninitialized; with `reuse` a part of one block per thread, dtype and device that only grows."""
+    if not reuse or device.type == "meta":
+        return torch.empty(numel, dtype=dtype, device=device)
+    blocks: dict[tuple[torch.dtype, torch.device], Tensor] = _scratch.__dict__.setdefault("blocks", {})
+    block = blocks.get((dtype, device))
+    if block is None or block.numel() < numel:
+        block = blocks[dtype, device] = torch.empty(numel, dtype=dtype, device=device)
+    return block[:numel]
+
+
+def release_memory() -> None:
+    """Gives back the blocks that this thread's forwards unpack into; the next forward makes them anew."""
+    _scratch.__dict__.clear()
+
+
+@cache
+def _table(bits: int, device: torch.device) -> Tensor:
+    return level_table(bits).to(device, torch.float32)
+
+
+def _prepare(made: nn.Module, layer: nn.Module, names: tuple[str, ...], bits: int, packed: Tensor | None) -> None:
+    """Gives `made` the geometry and bias of `layer` and its buffer (on meta where `packed` is None)."""
+    nn.Module.__init__(made)
+    for name in names:
+        setattr(made, name, getattr(layer, name))
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    made.bits = check_bits(bits)  # type: ignore[assignment]
+    made.weight_shape = tuple(weight.shape)  # type: ignore[assignment]
+    made.compute_dtype = torch.float32  # type: ignore[assignment]
+    size = LayerSize(bits, weight.numel(), weight.shape[0]).bytes_in_memory
+    if packed is None:
+        packed = torch.empty(size, dtype=torch.uint8, device="meta")
+    if packed.dtype != torch.uint8 or packed.shape != (size,):
+        raise InputError(f"packed: got {packed.dtype} {list(packed.shape)}, wanted torch.uint8 [{size}]")
+    made.register_buffer("packed", packed)
+    made.register_parameter("bias", layer.bias)  # type: ignore[arg-type]
+    made.train(layer.training)
+
+
+class PackedLinear(_Packed, nn.Linear):
+    """A linear layer on packed bits. Buffer: packed uint8; parameter: bias [out] or None; no weight parameter.
+
+    `weight` is a property that unpacks, so that adapters (LoRA) which look at it find what they expect.
+    """
+
+    def __init__(self, layer: nn.Linear, bits: int, packed: Tensor | None = None) -> None:
+        """Takes over `layer`'s geometry and bias; `packed` (see `packed_buffer`) is on meta where not given."""
+        _prepare(self, layer, ("in_features", "out_features"), bits, packed)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.linear(input, self._serving_weight(input), self.bias)
+
+
+class PackedConv2d(_Packed, nn.Conv2d):
+    """A 2-d convolution on packed bits. Buffer: packed uint8; parameter: bias [out] or None; no weight parameter."""
+
+    def __init__(self, layer: nn.Conv2d, bits: int, packed: Tensor | None = None) -> None:
+        """Takes over `layer`'s geometry and bias; `packed` (see `packed_buffer`) is on meta where not given."""
+        _prepare(self, layer, _CONV_GEOMETRY, bits, packed)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self._serving_weight(input), self.bias)
+
+
+_CONV_GEOMETRY = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "transposed",
+    "output_padding",
+    "groups",
+    "padding_mode",
+    "_reversed_padding_repeated_twice",
+)
+
+PackedLayer: TypeAlias = PackedLinear | PackedConv2d
+
+
+def packed_layer(layer: nn.Linear | nn.Conv2d, bits: int, packed: Tensor | None = None) -> PackedLayer:
+    """The packed form of a Linear or Conv2d layer; with `packed` None an empty one on meta for a loader to fill."""
+    return PackedLinear(layer, bits, packed) if isinstance(layer, nn.Linear) else PackedConv2d(layer, bits, packed)
+
+
+def pack_layer(layer: FakeQuantizedLayer) -> PackedLayer:
+    """The packed form of a trained layer: the same weight, bit for bit, in real bits."""
+    codes = quantize(layer.weight, layer.scale, layer.bits)
+    return packed_layer(layer, layer.bits, packed_buffer(codes, layer.scale, layer.bits).to(layer.weight.device))

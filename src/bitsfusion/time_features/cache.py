@@ -1,0 +1,153 @@
+"""Replaces a UNet's time layers by a table of their outputs (section 4.1, Appendix C).
+
+The time embedding and each ResBlock's projection of it depend on the time step alone. Their outputs for the
+steps of a sampler are rows of one table, all blocks side by side in module order. The UNet keeps its forward:
+`time_proj` looks the row up, `time_embedding` passes it on, each `time_emb_proj` takes its block's columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bitsfusion.errors import InputError
+from bitsfusion.time_features.samplers import Coverage
+
+
+class TimeFeatureRows(nn.Module):
+    """Time step -> row. Buffers: rows [steps, channels]; steps [steps] int64, which is not part of the state dict."""
+
+    rows: Tensor
+    steps: Tensor
+
+    def __init__(self, rows: Tensor, coverage: Coverage) -> None:
+        super().__init__()
+        self.coverage = coverage
+        self.register_buffer("rows", rows)
+        self.register_buffer("steps", torch.tensor(coverage.steps, dtype=torch.int64), persistent=False)
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        """[batch] time steps of any dtype -> [batch, channels] in the dtype of `rows`.
+
+        Raises:
+            InputError: a step without a row; says which samplers are covered.
+        """
+        hits = timesteps[:, None] == self.steps.to(timesteps.device)
+        found = hits.any(1)
+        if not bool(found.all()):
+            step = timesteps[~found][0].item()
+            raise InputError(f"time step {step:g} is not cached: this model covers {self.coverage}; use one of these or pack it again")
+        return self.rows[hits.int().argmax(1).to(self.rows.device)]
+
+
+class _PassOn(nn.Module):
+    """Stands in for the time embedding."""
+
+    def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
+        if condition is not None:
+            raise InputError("time features: got a time step condition, wanted none: it was not cached")
+        return sample
+
+
+class _Columns(nn.Module):
+    """Stands in for one block's time projection: its columns of the row."""
+
+    def __init__(self, start: int, width: int) -> None:
+        super().__init__()
+        self.start, self.width = start, width
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features[:, self.start : self.start + self.width]
+
+
+def time_layers(unet: nn.Module) -> list[str]:
+    """The names of the Linear layers that caching removes, in module order."""
+    return [
+        name
+        for name, module in unet.named_modules()
+        if isinstance(module, nn.Linear) and (name.startswith("time_embedding.") or name.endswith(".time_emb_proj"))
+    ]
+
+
+def _blocks(unet: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The ResBlocks with a time projection, in module order; refuses what a table of steps cannot stand for."""
+    config = getattr(unet, "config", None)
+    for key in ("addition_embed_type", "class_embed_type", "num_class_embeds", "time_cond_proj_dim"):
+        if getattr(config, key, None) is not None:
+            raise InputError(f"time features: got a UNet with {key}, whose features depend on more than the time step; keep its time layers at 8 bits")
+    blocks = []
+    for name, module in unet.named_modules():
+        if isinstance(getattr(module, "time_emb_proj", None), nn.Linear):
+            if not hasattr(module, "skip_time_act"):
+                raise InputError(f"{name}: got a time projection in {type(module).__name__}, wanted a ResnetBlock2D")
+            blocks.append((name, module))
+    if not blocks or not isinstance(getattr(unet, "time_embedding", None), nn.Module):
+        raise InputError(f"time features: got a {type(unet).__name__} without time layers, wanted a UNet not cached before")
+    return blocks
+
+
+@torch.no_grad()
+def time_feature_rows(unet: nn.Module, timesteps: Sequence[int], dtype: torch.dtype = torch.float16) -> Tensor:
+    """Each ResBlock's projected time feature at each step, the blocks side by side in module order.
+
+    Args:
+        unet: a UNet2DConditionModel with its time layers.
+        timesteps: the rows' steps.
+        dtype: of the result; the layers compute in their own.
+
+    Returns:
+        [len(timesteps), sum of the projections' widths].
+
+    Raises:
+        InputError: not a UNet whose features depend on the step alone, or features beyond float16.
+    """
+    blocks = _blocks(unet)
+    weight = next(unet.time_embedding.parameters())  # type: ignore[union-attr]
+    rows = []
+    for step in timesteps:
+        embedded = unet.time_proj(torch.tensor([step], device=weight.device)).to(weight.dtype)  # type: ignore[operator]
+        embedded = unet.time_embedding(embedded)  # type: ignore[operator]
+        if getattr(unet, "time_embed_act", None) is not None:
+            embedded = unet.time_embed_act(embedded)  # type: ignore[operator]
+        parts = []
+        for _, block in blocks:
+            active = embedded if block.skip_time_act else block.nonlinearity(embedded)  # type: ignore[operator]
+            parts.append(block.time_emb_proj(active))  # type: ignore[operator]
+        rows.append(torch.cat(parts, dim=1))
+    table = torch.cat(rows).to(dtype)
+    if not bool(torch.isfinite(table).all()):
+        raise InputError(f"time features: got values that are NaN, infinite or too large for {dtype}, wanted finite ones")
+    return table
+
+
+def place_time_features(unet: nn.Module, rows: Tensor, coverage: Coverage) -> None:
+    """Removes the time layers, in place, and puts `rows` [steps, channels] in their stead (on meta: to be loaded)."""
+    blocks = _blocks(unet)
+    widths = [block.time_emb_proj.out_features for _, block in blocks]  # type: ignore[union-attr]
+    if tuple(rows.shape) != (len(coverage.steps), sum(widths)):  # type: ignore[arg-type]
+        raise InputError(f"time features: got {list(rows.shape)}, wanted [{len(coverage.steps)}, {sum(widths)}]")  # type: ignore[arg-type]
+    start = 0
+    for (_, block), width in zip(blocks, widths, strict=True):
+        block.time_emb_proj = _Columns(start, width)  # type: ignore[arg-type]
+        block.skip_time_act = True  # type: ignore[assignment]
+        start += width  # type: ignore[operator, assignment]
+    unet.time_proj = TimeFeatureRows(rows, coverage)
+    unet.time_embedding = _PassOn()
+    unet.time_embed_act = None  # type: ignore[assignment]
+
+
+def cache_time_features(unet: nn.Module, timesteps: Sequence[int] | Coverage, dtype: torch.dtype = torch.float16) -> None:
+    """Section 4.1: computes the features of `timesteps` once and drops the time layers, in place.
+
+    Args:
+        unet: a UNet2DConditionModel.
+        timesteps: the steps to cover; a `Coverage` also names the samplers, for the error at other steps.
+        dtype: of the rows; files hold float16.
+
+    Raises:
+        InputError: as `time_feature_rows`. Afterwards the UNet raises it for a step that is not covered.
+    """
+    coverage = timesteps if isinstance(timesteps, Coverage) else Coverage(tuple(timesteps))
+    place_time_features(unet, time_feature_rows(unet, coverage.steps, dtype), coverage)

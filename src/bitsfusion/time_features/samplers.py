@@ -1,0 +1,96 @@
+"""The time steps that a sampler visits; PNDM with 50 is the paper's (section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler, SchedulerMixin
+
+from bitsfusion.errors import InputError
+
+
+class Sampler(str, Enum):
+    """A sampler by the name that commands and files use."""
+
+    PNDM = "pndm"
+    DDIM = "ddim"
+    DPM = "dpm"
+
+
+_CLASSES = {Sampler.PNDM: PNDMScheduler, Sampler.DDIM: DDIMScheduler, Sampler.DPM: DPMSolverMultistepScheduler}
+
+
+@dataclass(frozen=True)
+class SamplerSteps:
+    """A sampler and how many inference steps it is asked for."""
+
+    name: str
+    steps: int
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.steps}"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The time steps of the cached rows, in their order, and the samplers they come from (may be none)."""
+
+    steps: tuple[int, ...]
+    samplers: tuple[SamplerSteps, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.steps or len(set(self.steps)) != len(self.steps):
+            raise InputError(f"time steps: got {len(self.steps)} with {len(set(self.steps))} different, wanted one or more, none twice")
+
+    def __str__(self) -> str:
+        if self.samplers:
+            return ", ".join(f"{sampler} steps" for sampler in self.samplers)
+        shown = ", ".join(str(step) for step in self.steps[:8])
+        return f"the steps {shown}" + (f" and {len(self.steps) - 8} more" if len(self.steps) > 8 else "")
+
+
+def build_scheduler(name: str, scheduler_config: Mapping[str, Any]) -> SchedulerMixin:
+    """The diffusers scheduler called `name` on the noise schedule of a pipeline's scheduler config.
+
+    Raises:
+        InputError: no sampler of that name.
+    """
+    try:
+        scheduler = _CLASSES[Sampler(name)]
+    except ValueError:
+        raise InputError(f"sampler: got {name!r}, wanted one of {', '.join(s.value for s in Sampler)}") from None
+    built: SchedulerMixin = scheduler.from_config(dict(scheduler_config))
+    return built
+
+
+def sampler_timesteps(name: str, steps: int, scheduler_config: Mapping[str, Any]) -> list[int]:
+    """The different time steps that sampler `name` visits in `steps` inference steps, in their order.
+
+    Args:
+        name: pndm, ddim or dpm.
+        steps: as given to the pipeline's `num_inference_steps`.
+        scheduler_config: `pipeline.scheduler.config`.
+
+    Raises:
+        InputError: no such sampler, or a number of steps the schedule does not have.
+    """
+    scheduler = build_scheduler(name, scheduler_config)
+    trained = int(scheduler.config.num_train_timesteps)
+    if not 1 <= steps <= trained:
+        raise InputError(f"sampler {name}: got {steps} steps, wanted 1 to {trained}")
+    scheduler.set_timesteps(steps)
+    return list(dict.fromkeys(int(step) for step in scheduler.timesteps))
+
+
+def cover(samplers: Iterable[SamplerSteps | tuple[str, int]], scheduler_config: Mapping[str, Any]) -> Coverage:
+    """The union of the steps of all `samplers`, from the noisiest on.
+
+    Raises:
+        InputError: as `sampler_timesteps`, or no sampler given.
+    """
+    named = tuple(s if isinstance(s, SamplerSteps) else SamplerSteps(*s) for s in samplers)
+    steps = {step for s in named for step in sampler_timesteps(s.name, s.steps, scheduler_config)}
+    return Coverage(tuple(sorted(steps, reverse=True)), named)

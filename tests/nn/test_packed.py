@@ -1,0 +1,103 @@
+"""Train = serve: what the packed layers compute with is the trained weight, bit for bit."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from bitsfusion.errors import InputError
+from bitsfusion.nn.fake_quantized import FakeQuantizedConv2d, FakeQuantizedLayer, FakeQuantizedLinear
+from bitsfusion.nn.packed import PackedConv2d, PackedLinear, pack_layer, packed_layer
+from bitsfusion.numerics import ScaleInit, initial_scale
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def trained(kind: str, bits: int, **options: object) -> FakeQuantizedLayer:
+    torch.manual_seed(bits)
+    if kind == "linear":
+        linear = nn.Linear(13, 7)
+        return FakeQuantizedLinear.from_layer(linear, bits, initial_scale(linear.weight, bits, ScaleInit.EXACT))
+    conv = nn.Conv2d(6, 9, 3, **options)  # type: ignore[arg-type]
+    return FakeQuantizedConv2d.from_layer(conv, bits, initial_scale(conv.weight, bits, ScaleInit.EXACT))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_train_equals_serve(bits: int, kind: str, dtype: torch.dtype) -> None:
+    layer = trained(kind, bits)
+    packed = pack_layer(layer)
+    assert torch.equal(packed.unpack_weight(dtype), layer.quantized_weight().detach().to(dtype))
+    assert torch.equal(packed.unpack_weight(dtype, reuse=True), layer.quantized_weight().detach().to(dtype))
+    assert torch.equal(packed.scale, layer.scale.detach())
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_same_output(kind: str) -> None:
+    layer = trained(kind, 2)
+    packed = pack_layer(layer)
+    value = torch.randn(3, 13) if kind == "linear" else torch.randn(2, 6, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(packed(value), layer(value))
+
+
+def test_convolution_geometry() -> None:
+    layer = trained("conv", 3, stride=2, padding=1, dilation=2, groups=3, padding_mode="circular", bias=False)
+    packed = pack_layer(layer)
+    value = torch.randn(2, 6, 9, 9)
+    with torch.no_grad():
+        assert torch.equal(packed(value), layer(value))
+    assert packed.bias is None
+
+
+def test_zero_scale_channel() -> None:
+    linear = nn.Linear(5, 2)
+    with torch.no_grad():
+        linear.weight[0] = 0
+    layer = FakeQuantizedLinear.from_layer(linear, 1, initial_scale(linear.weight, 1))
+    assert torch.equal(pack_layer(layer).weight, layer.quantized_weight())
+
+
+def test_kinds_parameters_and_state() -> None:
+    linear, conv = pack_layer(trained("linear", 1)), pack_layer(trained("conv", 1))
+    assert isinstance(linear, PackedLinear) and isinstance(linear, nn.Linear)
+    assert isinstance(conv, PackedConv2d) and isinstance(conv, nn.Conv2d)
+    assert list(linear.state_dict()) == ["bias", "packed"]
+    assert linear.packed.shape == (4 * 7 + -(-13 * 7 // 5),)
+    assert conv.packed.shape == (4 * 9 + -(-6 * 9 * 9 // 5),)
+
+
+def test_empty_layer_on_meta_takes_what_a_loader_brings() -> None:
+    layer = trained("conv", 8)
+    with torch.device("meta"):
+        bare = nn.Conv2d(6, 9, 3)
+    empty = packed_layer(bare, 8)
+    assert empty.packed.is_meta
+    empty.load_state_dict(pack_layer(layer).state_dict(), assign=True)
+    assert torch.equal(empty.weight, layer.quantized_weight())
+
+
+def test_casting_the_module_never_touches_the_buffer() -> None:
+    packed = pack_layer(trained("linear", 4))
+    before = packed.packed.clone()
+    half = copy.deepcopy(packed).to(torch.bfloat16)
+    assert torch.equal(half.packed, before)
+    assert half(torch.randn(2, 13, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_gradients_reach_the_input_through_two_layers() -> None:
+    first, second = pack_layer(trained("conv", 2, padding=1)), pack_layer(trained("conv", 3, padding=1))
+    weights = [first.weight.clone(), second.weight.clone()]
+    value = torch.randn(1, 6, 5, 5, requires_grad=True)
+    second(first(value)[:, :6]).sum().backward()
+    expected = value.detach().requires_grad_()
+    hidden = nn.functional.conv2d(expected, weights[0], first.bias, padding=1)[:, :6]
+    nn.functional.conv2d(hidden, weights[1], second.bias, padding=1).sum().backward()
+    assert torch.equal(value.grad, expected.grad)
+
+
+def test_wrong_buffer() -> None:
+    with pytest.raises(InputError, match=r"wanted torch.uint8 \[9\]"):
+        packed_layer(nn.Linear(13, 1), 2, torch.zeros(3, dtype=torch.uint8))

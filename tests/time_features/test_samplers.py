@@ -1,0 +1,44 @@
+"""Which steps a sampler visits."""
+
+import pytest
+from diffusers import PNDMScheduler
+
+from bitsfusion.errors import InputError
+from bitsfusion.time_features import Coverage, SamplerSteps, cover, sampler_timesteps
+
+CONFIG = PNDMScheduler(beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1, timestep_spacing="leading").config
+
+
+def test_pndm_50_of_stable_diffusion_has_50_different_steps() -> None:
+    assert sampler_timesteps("pndm", 50, CONFIG) == list(range(981, 0, -20))
+
+
+@pytest.mark.parametrize("name", ["pndm", "ddim", "dpm"])
+@pytest.mark.parametrize("steps", [1, 7, 20])
+def test_steps_are_different_and_in_range(name: str, steps: int) -> None:
+    visited = sampler_timesteps(name, steps, CONFIG)
+    assert len(set(visited)) == len(visited) >= 1
+    assert all(0 <= step < 1000 for step in visited) and visited == sorted(visited, reverse=True)
+
+
+def test_union() -> None:
+    coverage = cover([("pndm", 50), ("dpm", 20)], CONFIG)
+    assert set(coverage.steps) == {*sampler_timesteps("pndm", 50, CONFIG), *sampler_timesteps("dpm", 20, CONFIG)}
+    assert coverage.samplers == (SamplerSteps("pndm", 50), SamplerSteps("dpm", 20))
+    assert str(coverage) == "pndm 50 steps, dpm 20 steps"
+
+
+def test_unknown_sampler() -> None:
+    with pytest.raises(InputError, match="got 'euler', wanted one of pndm, ddim, dpm"):
+        sampler_timesteps("euler", 20, CONFIG)
+
+
+@pytest.mark.parametrize("steps", [0, 1001])
+def test_impossible_count(steps: int) -> None:
+    with pytest.raises(InputError, match="wanted 1 to 1000"):
+        sampler_timesteps("ddim", steps, CONFIG)
+
+
+def test_coverage_needs_different_steps() -> None:
+    with pytest.raises(InputError, match="none twice"):
+        Coverage((1, 1))
