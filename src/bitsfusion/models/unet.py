@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
 from torch import nn
-
-from bitsfusion.errors import InputError
 
 FIRST_LAST_BITS = 8
 """The first and the last convolution are 8-bit (section 4.1)."""
@@ -67,13 +64,3 @@ def layers_to_assign(unet: nn.Module) -> dict[str, LayerInfo]:
 def feature_width(unet: nn.Module) -> int:
     """Values to cache per time step: the summed widths of all time projections (Appendix C)."""
     return sum(layer.out_channels for name, layer in unet_layers(unet).items() if name.endswith(".time_emb_proj"))
-
-
-def check_covers(unet: nn.Module, names: Iterable[str]) -> None:
-    """Raises an `InputError` unless `names` are exactly the layers that stay (all but the time layers)."""
-    kept = {name for name, layer in unet_layers(unet).items() if layer.role is not LayerRole.TIME}
-    given = set(names)
-    for wrong, text in ((given - kept, "the model has no such layer"), (kept - given, "the recipe leaves them out")):
-        if wrong:
-            shown = ", ".join(sorted(wrong)[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-            raise InputError(f"recipe: {text}: {shown}")

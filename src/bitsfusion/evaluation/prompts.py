@@ -1,0 +1,78 @@
+"""The prompts that every rung is scored on, each with its seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bitsfusion.data.world.captions import Prompt, Split, fits, prompt_set
+from bitsfusion.data.world.reader import read
+from bitsfusion.errors import InputError
+from bitsfusion.files import sha256_json
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts and one seed each; `world` holds what they ask for when they are of the drawn world."""
+
+    texts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    world: tuple[Prompt, ...] | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Of the texts and seeds."""
+        return sha256_json([self.texts, self.seeds])
+
+    def check(self, images: npt.NDArray[np.uint8]) -> list[bool] | None:
+        """Whether each image ([n, 64, 64, 3] uint8) shows exactly what its prompt asks for; None without a checker."""
+        if self.world is None:
+            return None
+        return [fits(prompt, read(image)) for prompt, image in zip(self.world, images, strict=True)]
+
+    def head(self, per_task: int) -> PromptSet:
+        """The first `per_task` of each task, or the first 6 x `per_task` where there are no tasks."""
+        if self.world is None:
+            chosen: Sequence[int] = range(min(len(self.texts), 6 * per_task))
+        else:
+            seen: dict[str, int] = {}
+            chosen = [
+                index
+                for index, prompt in enumerate(self.world)
+                if seen.setdefault(prompt.tag, 0) < per_task and not seen.update({prompt.tag: seen[prompt.tag] + 1})
+            ]
+        world = None if self.world is None else tuple(self.world[index] for index in chosen)
+        return PromptSet(tuple(self.texts[i] for i in chosen), tuple(self.seeds[i] for i in chosen), world)
+
+
+def world_prompts(split: Split, per_task: int, seed: int) -> PromptSet:
+    """`per_task` prompts of each of the six tasks; image i has seed `seed` + i."""
+    prompts = tuple(prompt_set(split, per_task))
+    return PromptSet(tuple(p.text for p in prompts), tuple(range(seed, seed + len(prompts))), prompts)
+
+
+def file_prompts(path: Path, seed: int) -> PromptSet:
+    """One prompt a line of a .txt file, or the "prompt" of each line of a .jsonl file (GenEval's form).
+
+    Raises:
+        InputError: there is no such file, a line has no prompt, or there is none at all.
+    """
+    try:
+        lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: wanted a file of prompts, got {error}") from None
+    if Path(path).suffix == ".jsonl":
+        try:
+            texts = tuple(str(json.loads(line)["prompt"]) for line in lines)
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise InputError(f'{path}: wanted {{"prompt": ...}} on every line, got {error!r}') from None
+    else:
+        texts = tuple(line.strip() for line in lines)
+    if not texts:
+        raise InputError(f"{path}: got no prompts, wanted one a line")
+    return PromptSet(texts, tuple(range(seed, seed + len(texts))))

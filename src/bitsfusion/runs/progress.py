@@ -1,0 +1,13 @@
+"""What long work reports while it goes on; the library itself prints nothing."""
+
+from __future__ import annotations
+
+
+class ProgressSink:
+    """Takes reports and does nothing; the command line draws them."""
+
+    def update(self, step: str, done: int, total: int, note: str = "") -> None:
+        """`step` has done `done` of `total` units; `note` is a short figure to show beside it."""
+
+    def say(self, message: str) -> None:
+        """One line about what happens next."""
