@@ -1,0 +1,69 @@
+"""The drawn world as training data: a pool of captioned scenes, encoded once and sampled from for ever."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from bitsfusion.data.batches import Batch, encode_images, tokenize
+from bitsfusion.data.world.captions import Split, sample_prompt, sample_scene
+from bitsfusion.data.world.scene import draw
+from bitsfusion.files import sha256_json
+
+
+class WorldData:
+    """Scenes of the embedded world with captions of one split.
+
+    Args:
+        vae: the embedded AutoencoderKL; each distinct scene goes through it once, here.
+        tokenizer: the text encoder's.
+        seed: of the pool and of the order.
+        pool: how many captioned scenes there are.
+        split: whose captions are used; metrics report on another one.
+        task_weights: how often each of `captions.TASKS` comes up; equally often when None.
+    """
+
+    def __init__(
+        self,
+        vae: Any,
+        tokenizer: Any,
+        *,
+        seed: int = 0,
+        pool: int = 4096,
+        split: Split = "train",
+        task_weights: Sequence[float] | None = None,
+    ) -> None:
+        rng = random.Random(f"world {seed} {split}")
+        prompts = [sample_prompt(rng, split, task_weights) for _ in range(pool)]
+        scenes = [sample_scene(prompt, rng) for prompt in prompts]
+        self._captions = [prompt.text for prompt in prompts]
+        scene_rows = {scene: row for row, scene in enumerate(dict.fromkeys(scenes))}
+        caption_rows = {text: row for row, text in enumerate(dict.fromkeys(self._captions))}
+        images = torch.from_numpy(np.stack([draw(scene) for scene in scene_rows]))
+        pixels = images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        self._latents = encode_images(vae, pixels)
+        self._scene_row = torch.tensor([scene_rows[scene] for scene in scenes])
+        self._input_ids = tokenize(tokenizer, list(caption_rows))
+        self._caption_row = torch.tensor([caption_rows[text] for text in self._captions])
+        self._seed = seed
+        settings = {"world": 1, "seed": seed, "pool": pool, "split": split}
+        self._fingerprint = sha256_json({**settings, "weights": list(task_weights or ())})
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the settings the pool is drawn by."""
+        return self._fingerprint
+
+    def batch(self, step: int, rank: int, world_size: int, size: int) -> Batch:
+        """`size` scenes drawn from the pool with replacement; `world_size` does not matter."""
+        rng = np.random.default_rng([self._seed, rank, step])
+        chosen = torch.from_numpy(rng.integers(len(self._captions), size=size))
+        return Batch(
+            self._latents[self._scene_row[chosen]],
+            self._input_ids[self._caption_row[chosen]],
+            tuple(self._captions[index] for index in chosen.tolist()),
+        )

@@ -1,0 +1,246 @@
+"""Checkpoints that a killed run resumes from exactly: safetensors and JSON, written whole or not at all.
+
+`checkpoint-{step}/` holds student.safetensors (parameters), ema.safetensors (their averages, if kept),
+optimizer.safetensors (AdamW's moments), student.json (identity: bits, config, data) and state.json (the rest).
+A finished stage leaves student.safetensors and student.json in its own folder. Randomness needs no state: it is
+a function of (seed, rank, step), as is the learning rate of the step.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bitsfusion.errors import BitsFusionError, InputError
+from bitsfusion.files import atomic_folder, atomic_path, read_json, write_json
+from bitsfusion.nn.replace import fake_quantize_model, fake_quantized_layers
+from bitsfusion.training.ema import ExponentialMovingAverage
+from bitsfusion.training.log import Window
+
+SCHEMA_VERSION = 1
+STUDENT_WEIGHTS = "student.safetensors"
+STUDENT_INFO = "student.json"
+_AVERAGES = "ema.safetensors"
+_MOMENTS = "optimizer.safetensors"
+_STATE = "state.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass
+class TrainingState:
+    """All that changes from step to step."""
+
+    student: nn.Module
+    optimizer: torch.optim.Optimizer
+    names: list[str]
+    """Of the parameters, in the optimizer's order."""
+    ema: ExponentialMovingAverage | None
+    scaler: Any = None
+    """torch's GradScaler under fp16."""
+    step: int = 0
+    seconds: float = 0.0
+    window: Window = field(default_factory=Window)
+
+
+def identity(student: Any, config: Mapping[str, Any], data: str, processes: int) -> dict[str, Any]:
+    """What a run is, for student.json: a resumed run must agree in config, data, processes and bits.
+
+    Args:
+        student: a fake-quantized UNet2DConditionModel.
+        config: `TrainingConfig.deciding()`.
+        data: the data's fingerprint.
+        processes: how many train together.
+    """
+    architecture = json.loads(student.to_json_string())
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "config": dict(config),
+        "data": data,
+        "processes": processes,
+        "bits": {name: layer.bits for name, layer in fake_quantized_layers(student).items()},
+        "unet": {key: value for key, value in architecture.items() if not key.startswith("_")},
+    }
+
+
+def check_same_run(folder: Path, wanted: Mapping[str, Any]) -> None:
+    """Raises an `InputError` that names the fields in which `folder`'s student.json differs from `wanted`."""
+    saved = _read_info(folder)
+    flat_saved, flat_wanted = (
+        _flat({k: v for k, v in info.items() if k not in ("unet", "step")}) for info in (saved, wanted)
+    )
+    keys = [key for key in {**flat_saved, **flat_wanted} if flat_saved.get(key) != flat_wanted.get(key)]
+    if keys:
+        shown = ", ".join(f"{key} {flat_saved.get(key)!r} is now {flat_wanted.get(key)!r}" for key in keys[:6])
+        more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
+        raise InputError(
+            f"{folder}: a run resumes only as it was begun, but {shown}{more}; wanted another output folder"
+        )
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat.update(_flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key: item})
+    return flat
+
+
+def _read_info(folder: Path) -> dict[str, Any]:
+    info = read_json(folder / STUDENT_INFO)
+    version = info.get("schema_version") if isinstance(info, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(f"{folder / STUDENT_INFO}: got schema_version {version!r}, wanted {SCHEMA_VERSION}")
+    assert isinstance(info, dict)
+    return info
+
+
+def checkpoints(out_dir: Path) -> list[Path]:
+    """The checkpoint folders in `out_dir`, oldest step first."""
+    steps = {int(match[1]): path for path in out_dir.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))}
+    return [steps[step] for step in sorted(steps)]
+
+
+def find_checkpoint(out_dir: Path, resume: str | None) -> Path | None:
+    """The checkpoint that `resume_from_checkpoint` means; None for a fresh start.
+
+    Raises:
+        InputError: a path that is no checkpoint; or None although `out_dir` already holds a run.
+    """
+    found = checkpoints(out_dir)
+    if resume == "latest":
+        return found[-1] if found else None
+    if resume is None:
+        if found or (out_dir / STUDENT_INFO).exists():
+            raise InputError(
+                f"{out_dir}: holds a run already and resume_from_checkpoint is null, wanted an empty folder"
+            )
+        return None
+    for path in (Path(resume), out_dir / resume):
+        if (path / _STATE).is_file():
+            return path
+    raise InputError(f"resume_from_checkpoint: got {resume}, wanted latest, null or a checkpoint folder")
+
+
+def save_checkpoint(out_dir: Path, state: TrainingState, info: Mapping[str, Any], limit: int | None) -> Path:
+    """Writes `out_dir`/checkpoint-{step} and then deletes the oldest above `limit`.
+
+    Raises:
+        BitsFusionError: it could not be written; the older ones are still there.
+    """
+    path = out_dir / f"checkpoint-{state.step}"
+    with atomic_folder(path) as folder:
+        _save(state.student.state_dict(), folder / STUDENT_WEIGHTS)
+        if state.ema:
+            _save(state.ema.state(), folder / _AVERAGES)
+        moments = state.optimizer.state_dict()["state"]
+        flat = {f"{key}:{state.names[i]}": value for i, entry in moments.items() for key, value in entry.items()}
+        _save(flat, folder / _MOMENTS)
+        write_json(folder / STUDENT_INFO, {**info, "step": state.step})
+        rest = {"schema_version": SCHEMA_VERSION, "step": state.step, "seconds": state.seconds}
+        window = {"sums": state.window.sums, "count": state.window.count}
+        scaler = state.scaler.state_dict() if state.scaler else None
+        write_json(folder / _STATE, {**rest, "window": window, "grad_scaler": scaler})
+    for old in checkpoints(out_dir)[: -limit if limit else 0]:
+        if old != path:
+            shutil.rmtree(old.rename(old.with_name(f".{old.name}.old")))
+    return path
+
+
+def load_checkpoint(path: Path, state: TrainingState, info: Mapping[str, Any]) -> None:
+    """Puts a checkpoint into `state`, which belongs to the same run.
+
+    Raises:
+        InputError: it belongs to another run, or a file is missing or does not fit the model.
+    """
+    check_same_run(path, info)
+    rest = read_json(path / _STATE)
+    _load_into(state.student, _load(path / STUDENT_WEIGHTS), path)
+    if state.ema:
+        state.ema.load(_load(path / _AVERAGES))
+    places = {name: index for index, name in enumerate(state.names)}
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in _load(path / _MOMENTS).items():
+        kind, _, name = key.partition(":")
+        moments.setdefault(places[name], {})[kind] = value
+    state.optimizer.load_state_dict({"state": moments, "param_groups": state.optimizer.state_dict()["param_groups"]})
+    if state.scaler:
+        state.scaler.load_state_dict(rest["grad_scaler"])
+    state.step, state.seconds, state.window = rest["step"], rest["seconds"], Window(**rest["window"])
+
+
+def remove_leftovers(out_dir: Path) -> None:
+    """Deletes what a killed run left half written."""
+    for pattern in (".checkpoint-*", f".{STUDENT_WEIGHTS}.*", f".{STUDENT_INFO}.*"):
+        for path in out_dir.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def save_student(folder: Path, student: nn.Module, info: Mapping[str, Any]) -> None:
+    """Writes a finished stage's weights and, last, the student.json that marks it as finished."""
+    with atomic_path(folder / STUDENT_WEIGHTS) as temporary:
+        _save(student.state_dict(), temporary)
+    write_json(folder / STUDENT_INFO, dict(info))
+
+
+def load_student(folder: Path, unet: UNet2DConditionModel | None = None) -> UNet2DConditionModel:
+    """The fake-quantized UNet of a finished stage or of a checkpoint (its averages, where it kept them).
+
+    Args:
+        folder: a stage's output folder or a checkpoint-{step} in it.
+        unet: a full-precision UNet of the same architecture, changed in place; built from student.json if None.
+
+    Returns:
+        The UNet in eval mode on the CPU (or where `unet` is).
+
+    Raises:
+        InputError: no such folder, or weights that do not fit the architecture.
+    """
+    folder = Path(folder)
+    info = _read_info(folder)
+    averages = folder / _AVERAGES
+    tensors = _load(averages if averages.exists() else folder / STUDENT_WEIGHTS)
+    if unet is None:
+        unet = UNet2DConditionModel.from_config(info["unet"])
+    missing = [name for name in info["bits"] if f"{name}.scale" not in tensors]
+    if missing:
+        raise InputError(f"{folder}: no scale of {missing[0]}")
+    fake_quantize_model(unet, info["bits"], scales={name: tensors[f"{name}.scale"] for name in info["bits"]})
+    _load_into(unet, tensors, folder)
+    unet.eval()
+    return unet
+
+
+def load_finished(folder: Path, student: nn.Module) -> None:
+    """Loads a finished stage's weights into an already fake-quantized student."""
+    _load_into(student, _load(folder / STUDENT_WEIGHTS), folder)
+
+
+def _load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{where}: the weights do not fit the model: {' '.join(str(error).split())[:300]}") from None
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: wanted a safetensors file, got {error}") from None
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        raise BitsFusionError(f"{path}: could not be written ({error})") from error

@@ -1,0 +1,273 @@
+"""The training loop of both stages, on Accelerate (section 4.2)."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from bitsfusion.data.batches import TrainingData, tokenize
+from bitsfusion.errors import BitsFusionError, InputError
+from bitsfusion.nn.replace import fake_quantized_layers
+from bitsfusion.training.checkpoint import (
+    STUDENT_INFO,
+    TrainingState,
+    check_same_run,
+    find_checkpoint,
+    identity,
+    load_checkpoint,
+    load_finished,
+    remove_leftovers,
+    save_checkpoint,
+    save_student,
+)
+from bitsfusion.training.config import TrainingConfig
+from bitsfusion.training.ema import ExponentialMovingAverage
+from bitsfusion.training.log import LOG_NAME, append_log, cut_log, read_log
+from bitsfusion.training.objective import Objective
+from bitsfusion.training.optimizer import build_optimizer, learning_rate_factor
+from bitsfusion.training.samples import Sample, draw_sample
+
+Progress: TypeAlias = Callable[[int, int, dict[str, float]], None]
+"""Called after each step, on the main process: (steps done, steps in all, this step's metrics)."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A finished stage.
+
+    student: fake-quantized, in eval mode, with the averaged weights if an average was kept.
+    loss: the last line's of the log (a mean over logging_steps). seconds: of all sessions together.
+    resumed_from: the step this session began at, 0 for a fresh start.
+    """
+
+    student: UNet2DConditionModel
+    folder: Path
+    steps: int
+    loss: float
+    seconds: float
+    resumed_from: int
+
+
+def train(
+    student: UNet2DConditionModel,
+    teacher: UNet2DConditionModel | None,
+    text_encoder: nn.Module,
+    tokenizer: Any,
+    noise_scheduler: Any,
+    data: TrainingData,
+    config: TrainingConfig,
+    out_dir: Path,
+    progress: Progress | None = None,
+) -> TrainingResult:
+    """Trains one stage and writes checkpoints, log.jsonl and the final student to `out_dir`.
+
+    All of the student's parameters train: weights and scales of the quantized layers, biases, norms and the
+    time layers (their features are cached after training). Dropout is off. The same call after a kill goes on
+    from the latest checkpoint and ends, on the same machine and number of processes, with the same bits; after
+    the end it loads the result.
+
+    Args:
+        student: a fake-quantized UNet, trained in place.
+        teacher: the full-precision UNet, sharing no parameter with the student; Stage I only. Gets frozen.
+        text_encoder: gives [n, tokens, width] hidden states as its first output. Gets frozen.
+        tokenizer: the text encoder's.
+        noise_scheduler: gives add_noise, alphas_cumprod and config.
+        data: where batches come from.
+        config: options; Stage I distils (Eqs. 6, 7), Stage II predicts the noise.
+        out_dir: is made; one stage per folder.
+        progress: see `Progress`.
+
+    Raises:
+        InputError: models, data and config that do not go together, or a checkpoint of another run.
+        BitsFusionError: a loss or gradient that is not finite; names the step and the samples. Nothing of the
+            failed step is kept.
+    """
+    _check(student, teacher, config)
+    accelerator = _accelerator(config)
+    out_dir = Path(out_dir)
+    info = identity(student, config.deciding(), data.fingerprint, accelerator.num_processes)
+    checkpoint = find_checkpoint(out_dir, config.resume_from_checkpoint)
+    if (out_dir / STUDENT_INFO).exists() and config.resume_from_checkpoint == "latest":
+        check_same_run(out_dir, info)
+        load_finished(out_dir, student)
+        return _result(student.eval(), out_dir, config.max_train_steps)
+
+    for frozen in (text_encoder, teacher):
+        if frozen is not None:
+            frozen.requires_grad_(False).eval().to(accelerator.device)
+    student.requires_grad_(True).eval().to(accelerator.device)
+    if config.gradient_checkpointing:
+        student.enable_gradient_checkpointing()
+    optimizer, names = build_optimizer(student, config, accelerator.device)
+    named = dict(student.named_parameters())
+    parameters = [named[name] for name in names]
+    ema = ExponentialMovingAverage(named.items(), config.ema_decay) if config.ema_decay else None
+    model, stepper = accelerator.prepare(student, optimizer)
+    state = TrainingState(student, optimizer, names, ema, accelerator.scaler)
+    if checkpoint:
+        load_checkpoint(checkpoint, state, info)
+    resumed_from = state.step
+    if accelerator.is_main_process:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(out_dir)
+        cut_log(out_dir / LOG_NAME, state.step)
+    accelerator.wait_for_everyone()
+
+    factor = learning_rate_factor(config)
+    base_rates = [group["lr"] for group in optimizer.param_groups]
+    null_ids = tokenize(tokenizer, [""])[0]
+    total_time_steps = int(noise_scheduler.config.num_train_timesteps)
+    size = config.train_batch_size * config.gradient_accumulation_steps
+    micro_steps = config.gradient_accumulation_steps
+    began = time.monotonic() - state.seconds
+
+    with contextlib.ExitStack() as stack:
+        losses = Objective(student, teacher, text_encoder, noise_scheduler, config, accelerator, stack)
+        while state.step < config.max_train_steps:
+            batch = data.batch(state.step, accelerator.process_index, accelerator.num_processes, size)
+            sample = draw_sample(batch, null_ids, config, accelerator.process_index, state.step, total_time_steps)
+            for group, base in zip(optimizer.param_groups, base_rates, strict=True):
+                group["lr"] = base * factor(state.step)
+            parts = sample.split(config.train_batch_size)
+            measured: list[Tensor] = []
+            errors: list[Tensor] = []
+            for index, part in enumerate(parts):
+                more = index + 1 < micro_steps
+                with accelerator.no_sync(model) if more else contextlib.nullcontext():
+                    loss, values, sample_errors = losses(model, part)
+                    accelerator.backward(loss / micro_steps)
+                measured.append(values)
+                errors.append(sample_errors)
+            metrics = _metrics(accelerator, measured, config)
+            norm = None
+            if config.max_grad_norm is not None:
+                norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
+            # A gradient that overflows fp16 is the loss scaler's to handle: it skips the step.
+            if not all(map(math.isfinite, metrics.values())) or not (
+                norm is None or math.isfinite(norm) or state.scaler
+            ):
+                raise BitsFusionError(_not_finite(state.step, accelerator.process_index, metrics, norm, errors, sample))
+            stepper.step()
+            stepper.zero_grad()
+            state.step += 1
+            if ema:
+                ema.update(state.step)
+            if norm is not None and math.isfinite(norm):
+                metrics["grad_norm"] = norm
+            state.seconds = time.monotonic() - began
+            if accelerator.is_main_process:
+                _after_step(state, metrics, config, out_dir, progress)
+                every = config.checkpointing_steps
+                if every and state.step % every == 0 and state.step < config.max_train_steps:
+                    save_checkpoint(out_dir, state, info, config.checkpoints_total_limit)
+
+    accelerator.wait_for_everyone()
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    if ema:
+        ema.copy_to_parameters()
+    if config.gradient_checkpointing:
+        student.disable_gradient_checkpointing()
+    if accelerator.is_main_process:
+        save_student(out_dir, student, {**info, "step": state.step})
+    accelerator.wait_for_everyone()
+    accelerator.free_memory()
+    return _result(student, out_dir, state.step, state.seconds, resumed_from)
+
+
+def _check(student: UNet2DConditionModel, teacher: UNet2DConditionModel | None, config: TrainingConfig) -> None:
+    if not fake_quantized_layers(student):
+        raise InputError("student: got a UNet without fake-quantized layers, wanted one after fake_quantize_model")
+    if student.config.get("addition_embed_type") is not None:
+        raise InputError(
+            f"student: got addition_embed_type {student.config['addition_embed_type']!r}, "
+            "wanted a UNet conditioned on one text encoder alone"
+        )
+    if config.stage == 1:
+        if teacher is None:
+            raise InputError("teacher: got none, wanted the full-precision UNet in Stage I")
+        own = {parameter.data_ptr() for parameter in student.parameters()}
+        if any(parameter.data_ptr() in own for parameter in teacher.parameters()):
+            raise InputError("teacher: shares weights with the student, wanted a deep copy taken before quantizing")
+
+
+def _accelerator(config: TrainingConfig) -> Accelerator:
+    try:
+        accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    except ValueError as error:
+        raise InputError(f"mixed_precision: got {config.mixed_precision}: {error}") from None
+    supported = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    if accelerator.distributed_type not in supported:
+        raise InputError(
+            f"accelerate: got {accelerator.distributed_type.value}, wanted one process or DDP (MULTI_GPU, MULTI_CPU)"
+        )
+    accelerator.gradient_accumulation_steps = 1  # the loop divides by its own, whatever `accelerate launch` was told
+    return accelerator
+
+
+def _metrics(accelerator: Accelerator, measured: Sequence[Tensor], config: TrainingConfig) -> dict[str, float]:
+    """Losses averaged over micro-batches and processes."""
+    mean = torch.stack(list(measured)).mean(0)
+    loss, noise_loss, feature_loss = accelerator.gather(mean[None]).mean(0).tolist()
+    metrics = {"loss": loss, "noise_loss": noise_loss}
+    if config.stage == 1:
+        metrics["feature_loss"] = feature_loss
+    return metrics
+
+
+def _not_finite(
+    step: int, rank: int, metrics: dict[str, float], norm: float | None, errors: Sequence[Tensor], sample: Sample
+) -> str:
+    what = next(
+        (f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)), f"gradient is {norm}"
+    )
+    finite = torch.cat(list(errors)).isfinite().tolist()
+    bad = [
+        f"{name!r} at t={int(t)}"
+        for name, t, fine in zip(sample.names or ("?",) * len(finite), sample.timesteps, finite, strict=True)
+        if not fine
+    ]
+    where = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "") if bad else "no single sample"
+    return f"training stopped at step {step + 1}: {what}; rank {rank}, of {len(finite)} samples not finite: {where}"
+
+
+def _after_step(
+    state: TrainingState, metrics: dict[str, float], config: TrainingConfig, out_dir: Path, progress: Progress | None
+) -> None:
+    state.window.add(metrics)
+    rates = {"learning_rate": state.optimizer.param_groups[0]["lr"]}
+    if config.scale_learning_rate:
+        rates["scale_learning_rate"] = state.optimizer.param_groups[1]["lr"]
+    if state.step % config.logging_steps == 0 or state.step == config.max_train_steps:
+        means = state.window.means()
+        append_log(out_dir / LOG_NAME, {"step": state.step, **means, **rates, "seconds": round(state.seconds, 3)})
+    if progress:
+        progress(state.step, config.max_train_steps, {**metrics, **rates})
+
+
+def _result(
+    student: UNet2DConditionModel,
+    out_dir: Path,
+    steps: int,
+    seconds: float | None = None,
+    resumed_from: int | None = None,
+) -> TrainingResult:
+    last = (read_log(out_dir / LOG_NAME) or [{}])[-1]
+    return TrainingResult(
+        student=student,
+        folder=out_dir,
+        steps=steps,
+        loss=last.get("loss", math.nan),
+        seconds=last.get("seconds", math.nan) if seconds is None else seconds,
+        resumed_from=steps if resumed_from is None else resumed_from,
+    )

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from bitsfusion.errors import BitsFusionError, InputError
+from bitsfusion.nn.replace import fake_quantized_layers
+from bitsfusion.training.checkpoint import load_student
+from bitsfusion.training.config import TimeStepConfig, TrainingConfig
+from bitsfusion.training.loop import train
+from bitsfusion.training.losses import noise_distillation
+from bitsfusion.training.stages import stage_one, stage_two
+
+SHORT = TrainingConfig(
+    train_batch_size=8, learning_rate=1e-3, max_train_steps=3, checkpointing_steps=None, logging_steps=1
+)
+
+
+def distance(tiny, student, teacher, parts) -> float:
+    batch = tiny.RandomData().batch(10_000, 0, 1, 32)
+    timesteps = torch.arange(32) * 31
+    noise = torch.randn(32, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    noisy = parts["noise_scheduler"].add_noise(batch.latents, noise, timesteps)
+    with torch.no_grad():
+        states = parts["text_encoder"](batch.input_ids)[0]
+        outputs = [unet(noisy, timesteps, states).sample for unet in (student, teacher)]
+    return noise_distillation(*outputs).mean().item()
+
+
+def test_stage_one_brings_the_student_to_its_teacher_and_moves_weights_and_scales(tiny, tmp_path):
+    teacher, parts = tiny.build_unet(), tiny.parts()
+    student = tiny.build_student(teacher, bits=1)
+    before = distance(tiny, student, teacher, parts)
+    start = {name: value.clone() for name, value in student.state_dict().items()}
+    kept = {name: value.clone() for name, value in teacher.state_dict().items()}
+    seen = []
+
+    config = SHORT.model_copy(update={"max_train_steps": 30, "lr_scheduler": "cosine"})
+    result = stage_one(
+        student, teacher, config=config, out_dir=tmp_path, progress=lambda *args: seen.append(args), **parts
+    )
+
+    assert distance(tiny, result.student, teacher, parts) < 0.7 * before
+    for name, layer in fake_quantized_layers(student).items():
+        assert not torch.equal(layer.scale, start[f"{name}.scale"]), name
+        assert not torch.equal(layer.weight, start[f"{name}.weight"]), name
+    assert all(torch.equal(value, kept[name]) for name, value in teacher.state_dict().items())
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 31))
+    assert lines[0]["loss"] == pytest.approx(lines[0]["noise_loss"] + 0.01 * lines[0]["feature_loss"], rel=1e-5)
+    assert [step for step, _, _ in seen] == list(range(1, 31))
+    assert seen[0][1] == 30 and seen[0][2]["loss"] == lines[0]["loss"]
+
+
+def test_the_final_folder_gives_the_same_student_from_its_files_alone(tiny, tmp_path):
+    teacher = tiny.build_unet()
+    config = SHORT.model_copy(update={"ema_decay": 0.5})
+    result = train(tiny.build_student(teacher), teacher, config=config, out_dir=tmp_path, **tiny.parts())
+    loaded = load_student(tmp_path)
+    saved = result.student.state_dict()
+    assert loaded.state_dict().keys() == saved.keys()
+    assert all(torch.equal(value, saved[name]) for name, value in loaded.state_dict().items())
+    assert {n: layer.bits for n, layer in fake_quantized_layers(loaded).items()}["conv_in"] == 8
+    again = train(tiny.build_student(teacher), teacher, config=config, out_dir=tmp_path, **tiny.parts())
+    assert again.resumed_from == 3 and again.loss == result.loss
+    assert all(torch.equal(value, saved[name]) for name, value in again.student.state_dict().items())
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_stage_two_needs_no_teacher(tiny, tmp_path, prediction_type):
+    parts = tiny.parts()
+    parts["noise_scheduler"].register_to_config(prediction_type=prediction_type)
+    config = SHORT.model_copy(update={"stage": 2, "gradient_checkpointing": True})
+    result = stage_two(tiny.build_student(tiny.build_unet()), config=config, out_dir=tmp_path, **parts)
+    assert math.isfinite(result.loss) and result.steps == 3
+    assert "feature_loss" not in (tmp_path / "log.jsonl").read_text()
+
+
+def test_gradient_checkpointing_changes_memory_not_results(tiny, tmp_path):
+    teacher, losses = tiny.build_unet(), []
+    for on in (False, True):
+        config = SHORT.model_copy(update={"gradient_checkpointing": on})
+        result = train(tiny.build_student(teacher), teacher, config=config, out_dir=tmp_path / str(on), **tiny.parts())
+        losses.append(result.loss)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_accumulation_of_two_times_four_equals_one_batch_of_eight(tiny, tmp_path):
+    teacher, seen = tiny.build_unet(), []
+    for count in (1, 2):
+        config = SHORT.model_copy(update={"train_batch_size": 8 // count, "gradient_accumulation_steps": count})
+        train(tiny.build_student(teacher), teacher, config=config, out_dir=tmp_path / str(count), **tiny.parts())
+        seen.append([json.loads(line) for line in (tmp_path / str(count) / "log.jsonl").read_text().splitlines()])
+    for one, two in zip(*seen, strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+        assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_sample(tiny, tmp_path):
+    teacher, parts = tiny.build_unet(), tiny.parts()
+    student = tiny.build_student(teacher)
+    parts["data"] = tiny.RandomData(broken=(1,))
+    with pytest.raises(BitsFusionError, match=r"step 2: loss is nan; rank 0, .*'sample 1\.1' at t=") as caught:
+        train(student, teacher, config=SHORT, out_dir=tmp_path, **parts)
+    assert "sample 1.0" not in str(caught.value)
+    assert all(value.isfinite().all() for value in student.state_dict().values())
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
+
+
+def test_without_dropping_text_the_null_prompt_is_not_seen(tiny, tmp_path):
+    """p = 1 makes every caption the null prompt: the two runs' losses differ from the first step."""
+    teacher, losses = tiny.build_unet(), []
+    for p in (0.0, 1.0):
+        config = SHORT.model_copy(update={"text_dropout": p, "max_train_steps": 1})
+        result = train(tiny.build_student(teacher), teacher, config=config, out_dir=tmp_path / str(p), **tiny.parts())
+        losses.append(result.loss)
+    assert losses[0] != losses[1]
+
+
+def test_bfloat16_trains_close_to_float32(tiny, tmp_path):
+    from accelerate.state import AcceleratorState
+
+    teacher, losses = tiny.build_unet(), []
+    try:
+        for precision in ("no", "bf16"):
+            AcceleratorState._reset_state()
+            config = SHORT.model_copy(update={"mixed_precision": precision})
+            student = tiny.build_student(teacher)
+            losses.append(train(student, teacher, config=config, out_dir=tmp_path / precision, **tiny.parts()).loss)
+            assert student.conv_in.weight.dtype == torch.float32
+    finally:
+        AcceleratorState._reset_state()
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+
+
+class TestRefuses:
+    def test_a_student_that_is_not_quantized(self, tiny, tmp_path):
+        with pytest.raises(InputError, match="without fake-quantized layers"):
+            train(tiny.build_unet(), tiny.build_unet(), config=SHORT, out_dir=tmp_path, **tiny.parts())
+
+    def test_a_teacher_that_shares_weights(self, tiny, tmp_path):
+        student = tiny.build_student(tiny.build_unet())
+        with pytest.raises(InputError, match="shares weights"):
+            train(student, student, config=SHORT, out_dir=tmp_path, **tiny.parts())
+
+    def test_stage_one_without_teacher(self, tiny, tmp_path):
+        with pytest.raises(InputError, match="teacher: got none"):
+            train(tiny.build_student(tiny.build_unet()), None, config=SHORT, out_dir=tmp_path, **tiny.parts())
+
+    def test_the_wrong_stage(self, tiny, tmp_path):
+        with pytest.raises(InputError, match="stage: got 1, wanted 2"):
+            stage_two(tiny.build_student(tiny.build_unet()), config=SHORT, out_dir=tmp_path, **tiny.parts())
+
+
+def test_uniform_time_steps_train_too(tiny, tmp_path):
+    teacher = tiny.build_unet()
+    config = SHORT.model_copy(update={"timesteps": TimeStepConfig(kind="uniform"), "feature_weight": 0.0})
+    result = train(tiny.build_student(teacher), teacher, config=config, out_dir=tmp_path, **tiny.parts())
+    assert math.isfinite(result.loss)

@@ -1,0 +1,156 @@
+"""Config, time steps, losses, samples, learning rates and the average, each alone."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from bitsfusion.data.batches import Batch
+from bitsfusion.errors import InputError
+from bitsfusion.training.config import PAPER_STAGE1, PAPER_STAGE2, TimeStepConfig, TrainingConfig
+from bitsfusion.training.ema import ExponentialMovingAverage
+from bitsfusion.training.losses import BlockFeatures, feature_distillation, noise_prediction
+from bitsfusion.training.optimizer import build_optimizer, learning_rate_factor
+from bitsfusion.training.samples import draw_sample
+from bitsfusion.training.time_steps import sample_time_steps
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"learning_rates": 1e-4}, r"training\.learning_rates: Extra inputs are not permitted"),
+        ({"timesteps": {"kind": "beta", "gamma": 1}}, r"training\.timesteps\.gamma: Extra inputs"),
+        ({"text_dropout": 1.5}, r"training\.text_dropout: .* got 1\.5"),
+        ({"lr_warmup_steps": 10}, "constant_with_warmup"),
+        ({"lr_scheduler": "cosine", "lr_warmup_steps": 10, "max_train_steps": 10}, "leaves none of 10"),
+    ],
+)
+def test_a_wrong_config_is_one_line(values, message):
+    with pytest.raises(InputError, match=message) as caught:
+        TrainingConfig.parse(values)
+    assert "\n" not in str(caught.value)
+
+
+def test_presets_are_the_papers():
+    for preset, total, steps in ((PAPER_STAGE1, 256, 20_000), (PAPER_STAGE2, 1024, 50_000)):
+        assert preset.train_batch_size * preset.gradient_accumulation_steps == total
+        assert (preset.max_train_steps, preset.learning_rate, preset.lr_scheduler) == (steps, 1e-5, "constant")
+        assert preset.timesteps == TimeStepConfig(kind="beta", alpha=3, beta=1)
+        assert preset.text_dropout == 0.1
+    assert PAPER_STAGE1.feature_weight == 0.01
+    assert PAPER_STAGE1.for_processes(8).gradient_accumulation_steps == 1
+    with pytest.raises(InputError, match="multiple of 3"):
+        PAPER_STAGE1.for_processes(3)
+
+
+@pytest.mark.parametrize("alpha", [1.5, 2.0, 3.0])
+def test_beta_time_steps_follow_their_distribution(alpha):
+    t = sample_time_steps(TimeStepConfig(alpha=alpha), 100_000, np.random.default_rng(0))
+    assert t.dtype == torch.int64 and t.min() >= 0 and t.max() == 999
+    seen = np.array([(t < edge).float().mean().item() for edge in range(100, 1000, 100)])
+    wanted = (np.arange(100, 1000, 100) / 1000) ** alpha  # the distribution function of Beta(alpha, 1)
+    assert np.abs(seen - wanted).max() < 1.63 / math.sqrt(100_000)  # Kolmogorov's 1 % bound
+
+
+def test_uniform_time_steps_are_uniform():
+    t = sample_time_steps(TimeStepConfig(kind="uniform"), 100_000, np.random.default_rng(0), total=10)
+    counts = torch.bincount(t, minlength=10).numpy()
+    assert ((counts - 10_000) ** 2 / 10_000).sum() < 21.7  # chi-squared, 9 degrees of freedom, 1 %
+
+
+def batch(n: int = 64) -> Batch:
+    return Batch(torch.zeros(n, 2, 2, 2), torch.ones(n, 5, dtype=torch.int64))
+
+
+def test_samples_depend_on_seed_stage_rank_and_step_alone():
+    config, null = TrainingConfig(), torch.zeros(5, dtype=torch.int64)
+    first = draw_sample(batch(), null, config, 0, 7, 1000)
+    again = draw_sample(batch(), null, config, 0, 7, 1000)
+    assert torch.equal(first.noise, again.noise) and torch.equal(first.timesteps, again.timesteps)
+    others = [
+        draw_sample(batch(), null, config, 1, 7, 1000),
+        draw_sample(batch(), null, config, 0, 8, 1000),
+        draw_sample(batch(), null, config.model_copy(update={"seed": 1}), 0, 7, 1000),
+        draw_sample(batch(), null, config.model_copy(update={"stage": 2}), 0, 7, 1000),
+    ]
+    assert not any(torch.equal(first.noise, other.noise) for other in others)
+
+
+def test_a_tenth_of_the_prompts_is_dropped():
+    sample = draw_sample(batch(20_000), torch.zeros(5, dtype=torch.int64), TrainingConfig(), 0, 0, 1000)
+    rows = sample.input_ids.float()
+    assert set(rows.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(rows.mean(1), rows[:, 0]), "a prompt is dropped whole"
+    assert (rows[:, 0] == 0).float().mean().item() == pytest.approx(0.1, abs=0.008)
+
+
+def test_block_features_are_the_down_and_up_blocks_outputs(tiny):
+    unet = tiny.build_unet()
+    inputs = torch.randn(2, 4, 4, 4), torch.tensor([1, 2]), torch.randn(2, 8, 16)
+    with BlockFeatures(unet) as features, torch.no_grad():
+        unet(*inputs)
+        caught = features.take()
+        assert [tuple(f.shape) for f in caught] == [(2, 16, 2, 2), (2, 32, 2, 2), (2, 32, 4, 4), (2, 16, 4, 4)]
+        assert features.take() == []
+    unet(*inputs)
+    assert features.take() == [], "hooks are gone"
+
+
+def test_feature_distillation_is_the_mean_over_blocks_of_the_mean_squared_error():
+    ours, theirs = [torch.full((1, 2), 3.0), torch.full((1, 8), 1.0)], [torch.zeros(1, 2), torch.zeros(1, 8)]
+    assert feature_distillation(ours, theirs).item() == pytest.approx((9 + 1) / 2)
+
+
+def test_noise_prediction_by_prediction_type():
+    latents, noise, t = torch.randn(4, 2, 2, 2), torch.randn(4, 2, 2, 2), torch.tensor([0, 1, 2, 1])
+    abar = torch.tensor([0.9, 0.5, 0.1])
+
+    def scheduler(kind):
+        return SimpleNamespace(config=SimpleNamespace(prediction_type=kind), alphas_cumprod=abar)
+
+    assert noise_prediction(noise, latents, noise, t, scheduler("epsilon")).abs().max() == 0
+    a = abar[t][:, None, None, None]
+    v = a.sqrt() * noise - (1 - a).sqrt() * latents
+    assert noise_prediction(v, latents, noise, t, scheduler("v_prediction")).abs().max() < 1e-12
+    assert noise_prediction(v, latents, noise, t, scheduler("v_prediction")).shape == (4,)
+    with pytest.raises(InputError, match="'sample', wanted epsilon or v_prediction"):
+        noise_prediction(noise, latents, noise, t, scheduler("sample"))
+
+
+@pytest.mark.parametrize(
+    ("name", "warmup", "wanted"),
+    [
+        ("constant", 0, {0: 1.0, 99: 1.0}),
+        ("constant_with_warmup", 10, {0: 0.0, 5: 0.5, 10: 1.0, 99: 1.0}),
+        ("linear", 10, {5: 0.5, 10: 1.0, 55: 0.5}),
+        ("cosine", 0, {0: 1.0, 50: 0.5, 99: 0.5 * (1 + math.cos(math.pi * 0.99))}),
+    ],
+)
+def test_learning_rates(name, warmup, wanted):
+    factor = learning_rate_factor(TrainingConfig(lr_scheduler=name, lr_warmup_steps=warmup, max_train_steps=100))
+    assert {step: factor(step) for step in wanted} == pytest.approx(wanted, abs=1e-9)
+
+
+def test_scales_have_their_own_rate_and_no_decay(tiny):
+    student = tiny.build_student(tiny.build_unet())
+    config = TrainingConfig(learning_rate=1e-4, scale_learning_rate=1e-5)
+    optimizer, names = build_optimizer(student, config, torch.device("cpu"))
+    weights, scales = optimizer.param_groups
+    assert (weights["lr"], scales["lr"], weights["weight_decay"], scales["weight_decay"]) == (1e-4, 1e-5, 1e-2, 0.0)
+    assert len(weights["params"]) + len(scales["params"]) == len(names) == len(list(student.parameters()))
+    assert all(name.endswith(".scale") for name in names[len(weights["params"]) :])
+
+
+def test_the_average_warms_up_and_is_put_back():
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    ema = ExponentialMovingAverage([("w", parameter)], 0.999)
+    with torch.no_grad():
+        parameter.fill_(1.0)
+    ema.update(1)
+    assert ema.state()["w"].tolist() == pytest.approx([9 / 11] * 2)
+    ema.copy_to_parameters()
+    assert parameter.tolist() == pytest.approx([9 / 11] * 2)

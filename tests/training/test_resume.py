@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bitsfusion.errors import InputError
+from bitsfusion.training.checkpoint import checkpoints, load_student
+from bitsfusion.training.log import read_log
+from bitsfusion.training.loop import train
+
+
+def run(tiny, out_dir, teacher=None, **changes):
+    teacher = teacher or tiny.build_unet()
+    parts = tiny.parts()
+    parts.update({key: changes.pop(key) for key in ("data", "progress") if key in changes})
+    config = tiny.KILL_CONFIG.model_copy(update=changes)
+    return train(tiny.build_student(teacher), teacher, config=config, out_dir=out_dir, **parts)
+
+
+def without_seconds(out_dir: Path) -> list[dict[str, float]]:
+    lines = read_log(out_dir / "log.jsonl")
+    for line in lines:
+        del line["seconds"]
+    return lines
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory) -> Path:
+    """The run that nobody killed."""
+    out_dir = tmp_path_factory.mktemp("whole")
+    run(tiny, out_dir)
+    return out_dir
+
+
+@pytest.mark.parametrize(("where", "resumes_at"), [("step 5", 3), ("saving", 3), ("step 9", 6)])
+def test_a_killed_run_ends_with_the_same_bits(tiny, whole, tmp_path, where, resumes_at):
+    script = Path(__file__).with_name("tiny.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    killed = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), where], env=environment, timeout=120, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "student.json").exists()
+
+    result = run(tiny, tmp_path)
+
+    assert result.resumed_from == resumes_at
+    ours, theirs = load_file(tmp_path / "student.safetensors"), load_file(whole / "student.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert without_seconds(tmp_path) == without_seconds(whole)
+    assert not list(tmp_path.glob(".*")), "leftovers of the killed run"
+
+
+def test_log_and_checkpoints_of_a_whole_run(whole):
+    assert [line["step"] for line in read_log(whole / "log.jsonl")] == [2, 4, 6, 8, 9]
+    assert [path.name for path in checkpoints(whole)] == ["checkpoint-3", "checkpoint-6"]
+    assert not [path for path in whole.rglob("*") if path.suffix in (".pt", ".bin", ".pkl")]
+    rates = [line["learning_rate"] for line in read_log(whole / "log.jsonl")]
+    assert rates[0] == pytest.approx(5e-4)  # half way through the warm-up
+    assert rates[1] > rates[2] > rates[3] > rates[4]
+
+
+def test_every_interruption_resumes_exactly(tiny, whole, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop_at(wanted):
+        def progress(step, total, metrics):
+            if step == wanted:
+                raise Stop
+
+        return progress
+
+    for step in range(1, 9):
+        with pytest.raises(Stop):
+            run(tiny, tmp_path, checkpointing_steps=1, checkpoints_total_limit=1, progress=stop_at(step + 1))
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-8"]
+    run(tiny, tmp_path, checkpointing_steps=1)
+    ours, theirs = load_file(tmp_path / "student.safetensors"), load_file(whole / "student.safetensors")
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert without_seconds(tmp_path) == without_seconds(whole)
+
+
+def test_a_checkpoint_holds_the_averaged_student(tiny, whole):
+    path = whole / "checkpoint-6"
+    averaged, trained = load_file(path / "ema.safetensors"), load_file(path / "student.safetensors")
+    student = load_student(path, tiny.build_unet())
+    assert averaged.keys() == trained.keys()
+    assert all(torch.equal(value, averaged[name]) for name, value in student.state_dict().items())
+    assert not torch.equal(averaged["conv_in.weight"], trained["conv_in.weight"])
+
+
+def test_resumes_from_a_named_checkpoint(tiny, whole, tmp_path):
+    result = run(tiny, tmp_path, resume_from_checkpoint=str(whole / "checkpoint-3"))
+    assert result.resumed_from == 3
+    ours, theirs = load_file(tmp_path / "student.safetensors"), load_file(whole / "student.safetensors")
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+class TestRefuses:
+    def test_another_config(self, tiny, whole):
+        with pytest.raises(InputError, match=r"config\.learning_rate 0\.001 is now 0\.002, config\.max_train_steps 9"):
+            run(tiny, whole, learning_rate=2e-3, max_train_steps=10)
+
+    def test_other_data(self, tiny, whole):
+        data = tiny.RandomData()
+        data.fingerprint = "other"
+        with pytest.raises(InputError, match="data 'random' is now 'other'"):
+            run(tiny, whole, data=data)
+
+    def test_other_bits(self, tiny, whole):
+        teacher = tiny.build_unet()
+        with pytest.raises(InputError, match=r"bits\..* 2 is now 3"):
+            train(tiny.build_student(teacher, 3), teacher, config=tiny.KILL_CONFIG, out_dir=whole, **tiny.parts())
+
+    def test_a_fresh_start_in_a_used_folder(self, tiny, whole):
+        with pytest.raises(InputError, match="resume_from_checkpoint is null"):
+            run(tiny, whole, resume_from_checkpoint=None)
+
+    def test_a_path_that_is_no_checkpoint(self, tiny, tmp_path):
+        with pytest.raises(InputError, match="got nowhere, wanted latest, null or a checkpoint folder"):
+            run(tiny, tmp_path, resume_from_checkpoint="nowhere")
+
+    def test_a_folder_without_a_student(self, tmp_path):
+        with pytest.raises(InputError, match=r"student\.json: no such file"):
+            load_student(tmp_path)
+
+    def test_a_damaged_checkpoint(self, tiny, whole, tmp_path):
+        (tmp_path / "student.json").write_text((whole / "student.json").read_text())
+        (tmp_path / "student.safetensors").write_bytes((whole / "student.safetensors").read_bytes()[:1000])
+        with pytest.raises(InputError, match=r"student\.safetensors: wanted a safetensors file"):
+            load_student(tmp_path)
+
+
+def test_changes_that_do_not_matter_may_be_made(tiny, whole, tmp_path):
+    for path in whole.glob("checkpoint-6/*"):
+        (tmp_path / "checkpoint-6").mkdir(exist_ok=True)
+        (tmp_path / "checkpoint-6" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "log.jsonl").write_text((whole / "log.jsonl").read_text() + '{"step": 9, "lo')
+    result = run(tiny, tmp_path, checkpointing_steps=2, checkpoints_total_limit=None)
+    assert result.resumed_from == 6
+    assert without_seconds(tmp_path) == without_seconds(whole)
+    assert json.loads((tmp_path / "student.json").read_text())["step"] == 9
