@@ -1,0 +1,125 @@
+"""What a packed folder says about itself: `quantization_config` of its config.json. Specified in docs/format.md."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bitsfusion.errors import ArtifactError
+from bitsfusion.packing.accounting import LayerSize, average_bits
+
+QUANT_METHOD = "bitsfusion"
+FORMAT_VERSION = 1
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+CONFIG_FILE = "config.json"
+PACKED_SUFFIX = ".packed"
+ROWS_TENSOR = "time_proj.rows"
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Shape = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2, max_length=4)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class PackedEntry(_Frozen):
+    """One packed layer: b, the weight's shape, and the SHA-256 of its buffer as in memory (scales, radix bytes)."""
+
+    bits: Annotated[int, Field(ge=1, le=8)]
+    shape: Shape
+    sha256: Sha256
+
+    @property
+    def size(self) -> LayerSize:
+        return LayerSize(self.bits, math.prod(self.shape), self.shape[0])
+
+
+class SamplerEntry(_Frozen):
+    """A sampler whose steps are covered."""
+
+    name: str
+    steps: Annotated[int, Field(ge=1)]
+
+
+class TimeFeaturesEntry(_Frozen):
+    """How the time step reaches the blocks: cached rows, or time layers packed at 8 bits for any step."""
+
+    kind: Literal["cached", "layers_8bit"]
+    steps: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    samplers: tuple[SamplerEntry, ...] = ()
+    channels: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TimeFeaturesEntry:
+        cached = self.kind == "cached"
+        if cached != bool(self.steps) or cached != bool(self.channels) or (self.samplers and not cached):
+            raise ValueError("steps and channels belong to cached time features, and to them only")
+        if len(set(self.steps)) != len(self.steps):
+            raise ValueError("a time step is listed twice")
+        return self
+
+
+class PackedConfig(_Frozen):
+    """The whole `quantization_config`.
+
+    Fields:
+        layers: every Linear and Conv2d that is kept, in module order.
+        removed: the time layers that cached rows stand for, with their weights' shapes; empty without them.
+        others_sha256: over every tensor that is no packed layer (see `payload.others_hash`).
+        source_sha256: of what the model was made from, where known.
+        provenance: anything the writer wants to say; not interpreted.
+    """
+
+    quant_method: Literal["bitsfusion"] = "bitsfusion"
+    format_version: Literal[1] = 1
+    layers: dict[str, PackedEntry]
+    removed: dict[str, Shape] = {}
+    time_features: TimeFeaturesEntry
+    others_sha256: Sha256
+    source_sha256: Sha256 | None = None
+    provenance: dict[str, Any] = {}
+
+    @property
+    def bits(self) -> dict[str, int]:
+        """layer -> b."""
+        return {name: entry.bits for name, entry in self.layers.items()}
+
+    @property
+    def weights(self) -> dict[str, int]:
+        """layer -> number of weights, the removed layers included: the paper's N_w is their sum."""
+        kept = {name: entry.size.weights for name, entry in self.layers.items()}
+        return kept | {name: math.prod(shape) for name, shape in self.removed.items()}
+
+    @property
+    def feature_values(self) -> int:
+        """The number of cached values, N_tf."""
+        return len(self.time_features.steps) * self.time_features.channels
+
+    @property
+    def average_bits(self) -> float:
+        """Appendix H's average."""
+        return average_bits(self.weights, self.bits, self.feature_values)
+
+
+def parse_config(values: Any) -> PackedConfig:
+    """Checks a `quantization_config` read from a file.
+
+    Keys that begin with an underscore are diffusers' own notes and are passed over.
+
+    Raises:
+        ArtifactError: another method or version, a key that is not known, or a value out of range.
+    """
+    if not isinstance(values, dict) or values.get("quant_method") != QUANT_METHOD:
+        got = values.get("quant_method") if isinstance(values, dict) else None
+        raise ArtifactError(f"quantization_config: got quant_method {got!r}, wanted {QUANT_METHOD!r}")
+    if values.get("format_version") != FORMAT_VERSION:
+        raise ArtifactError(f"quantization_config: got format_version {values.get('format_version')!r}, this reader knows {FORMAT_VERSION}")
+    try:
+        return PackedConfig.model_validate({key: value for key, value in values.items() if not key.startswith("_")})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"quantization_config: {place}: {first['msg']}") from None
