@@ -67,7 +67,14 @@ def test_float16_rows_are_within_their_rounding(unet: UNet2DConditionModel) -> N
 
 @pytest.mark.parametrize(
     "step",
-    [981, 981.0, torch.tensor(981), torch.tensor(981.0), torch.tensor([981, 981]), torch.tensor([981.0, 981.0], dtype=torch.float16)],
+    [
+        981,
+        981.0,
+        torch.tensor(981),
+        torch.tensor(981.0),
+        torch.tensor([981, 981]),
+        torch.tensor([981.0, 981.0], dtype=torch.float16),
+    ],
     ids=["int", "float", "0-d", "0-d float", "batch", "batch half"],
 )
 def test_forms_of_a_time_step(unet: UNet2DConditionModel, step: object) -> None:
@@ -91,7 +98,10 @@ def test_layers_are_gone_and_the_table_is_small(unet: UNet2DConditionModel) -> N
     assert time_layers(cached) == []
     gone = {name for name in unet.state_dict() if name not in cached.state_dict()}
     assert gone == {f"{name}.{part}" for name in removed for part in ("weight", "bias")}
-    assert cached.state_dict()["time_proj.rows"].shape == (3, sum(unet.get_submodule(n).out_features for n in removed[2:]))
+    assert cached.state_dict()["time_proj.rows"].shape == (
+        3,
+        sum(unet.get_submodule(n).out_features for n in removed[2:]),
+    )
 
 
 def test_uncovered_step_names_the_samplers(unet: UNet2DConditionModel) -> None:

@@ -6,7 +6,9 @@ from diffusers import PNDMScheduler
 from bitsfusion.errors import InputError
 from bitsfusion.time_features import Coverage, SamplerSteps, cover, sampler_timesteps
 
-CONFIG = PNDMScheduler(beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1, timestep_spacing="leading").config
+CONFIG = PNDMScheduler(
+    beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1, timestep_spacing="leading"
+).config
 
 
 def test_pndm_50_of_stable_diffusion_has_50_different_steps() -> None:

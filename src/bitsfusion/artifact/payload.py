@@ -72,7 +72,9 @@ def decode_layer(name: str, payload: Tensor, entry: PackedEntry) -> Tensor:
     if payload.dtype != torch.uint8 or payload.dim() != 1:
         raise ArtifactError(f"{name}: got {payload.dtype} {list(payload.shape)}, wanted one-dimensional torch.uint8")
     if payload.numel() <= size.scale_bytes:
-        raise ArtifactError(f"{name}: got {payload.numel()} bytes, wanted more than the {size.scale_bytes} of its scales")
+        raise ArtifactError(
+            f"{name}: got {payload.numel()} bytes, wanted more than the {size.scale_bytes} of its scales"
+        )
     data = tensor_bytes(payload)
     try:
         radix = decompress(data[size.scale_bytes :], size.code_bytes)

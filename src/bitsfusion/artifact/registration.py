@@ -29,7 +29,9 @@ def _register() -> None:
 class _RegistryFinder(MetaPathFinder):
     """Finds diffusers' registry as everyone else does, and registers right after it has run."""
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if fullname != _REGISTRY:
             return None
         if self in sys.meta_path:

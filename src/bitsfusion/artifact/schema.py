@@ -116,7 +116,9 @@ def parse_config(values: Any) -> PackedConfig:
         got = values.get("quant_method") if isinstance(values, dict) else None
         raise ArtifactError(f"quantization_config: got quant_method {got!r}, wanted {QUANT_METHOD!r}")
     if values.get("format_version") != FORMAT_VERSION:
-        raise ArtifactError(f"quantization_config: got format_version {values.get('format_version')!r}, this reader knows {FORMAT_VERSION}")
+        raise ArtifactError(
+            f"quantization_config: got format_version {values.get('format_version')!r}, this reader knows {FORMAT_VERSION}"
+        )
     try:
         return PackedConfig.model_validate({key: value for key, value in values.items() if not key.startswith("_")})
     except ValidationError as error:

@@ -31,7 +31,9 @@ def empty_model(model_config: Mapping[str, Any]) -> nn.Module:
 
     kind = getattr(diffusers, str(model_config.get("_class_name")), None)
     if not (isinstance(kind, type) and issubclass(kind, nn.Module) and hasattr(kind, "from_config")):
-        raise ArtifactError(f"config.json: got _class_name {model_config.get('_class_name')!r}, wanted a model of diffusers")
+        raise ArtifactError(
+            f"config.json: got _class_name {model_config.get('_class_name')!r}, wanted a model of diffusers"
+        )
     plain = {key: value for key, value in model_config.items() if key != "quantization_config"}
     try:
         with torch.device("meta"):
@@ -53,19 +55,27 @@ def make_packed(model: nn.Module, config: PackedConfig) -> None:
         if name not in dense:
             raise ArtifactError(f"{name}: got a layer that the model does not have")
         if tuple(dense[name].weight.shape) != tuple(shape):
-            raise ArtifactError(f"{name}: got shape {list(shape)}, wanted {list(dense[name].weight.shape)} as in the model")
+            raise ArtifactError(
+                f"{name}: got shape {list(shape)}, wanted {list(dense[name].weight.shape)} as in the model"
+            )
     unnamed = [name for name in dense if name not in shapes]
     if unnamed:
-        raise ArtifactError(f"{unnamed[0]}: got no bits for this layer, wanted every Linear and Conv2d packed or removed")
+        raise ArtifactError(
+            f"{unnamed[0]}: got no bits for this layer, wanted every Linear and Conv2d packed or removed"
+        )
     cached = config.time_features.kind == "cached"
     expected = set(time_layers(model)) if cached else set()
     if set(config.removed) != expected or set(config.layers) & set(config.removed):
         wrong = sorted(set(config.removed) ^ expected) or sorted(set(config.layers) & set(config.removed))
-        raise ArtifactError(f"{wrong[0]}: got removed and packed layers that do not fit {config.time_features.kind} time features")
+        raise ArtifactError(
+            f"{wrong[0]}: got removed and packed layers that do not fit {config.time_features.kind} time features"
+        )
     for name, entry in config.layers.items():
         replace_module(model, name, packed_layer(dense[name], entry.bits))
     if cached:
-        rows = torch.empty(len(config.time_features.steps), config.time_features.channels, dtype=torch.float16, device="meta")
+        rows = torch.empty(
+            len(config.time_features.steps), config.time_features.channels, dtype=torch.float16, device="meta"
+        )
         try:
             place_time_features(model, rows, coverage_of(config))
         except InputError as error:

@@ -120,7 +120,9 @@ def _readable_json(value: Any, depth: int = 0) -> str:
     """Objects over lines, one layer a line; lists and what lies deeper on one line."""
     if not isinstance(value, dict) or not value or depth > 2:
         return json.dumps(value, allow_nan=False)
-    inner = ",\n".join(f"{' ' * (depth + 1)}{json.dumps(key)}: {_readable_json(item, depth + 1)}" for key, item in value.items())
+    inner = ",\n".join(
+        f"{' ' * (depth + 1)}{json.dumps(key)}: {_readable_json(item, depth + 1)}" for key, item in value.items()
+    )
     return "{\n" + inner + "\n" + " " * depth + "}"
 
 
@@ -143,7 +145,9 @@ def _packed_tensors(
         if owner in removed or (owner in layers and leaf != "bias") or name == ROWS_TENSOR:
             continue
         if not tensor.is_floating_point():
-            raise InputError(f"{name}: got a tensor of {tensor.dtype}, wanted only floating parameters beside the packed layers")
+            raise InputError(
+                f"{name}: got a tensor of {tensor.dtype}, wanted only floating parameters beside the packed layers"
+            )
         tensors[name] = _finite(name, tensor.detach().float().cpu().contiguous())
     if rows is not None:
         tensors[ROWS_TENSOR] = rows
@@ -169,7 +173,9 @@ def _time_rows(unet: nn.Module, coverage: Coverage | None) -> tuple[Tensor | Non
         missing = [] if coverage is None else [step for step in coverage.steps if step not in cached.coverage.steps]
         if coverage is None or missing:
             wanted = "time layers" if coverage is None else f"time step {missing[0]}"
-            raise InputError(f"time features: got a UNet cached for {cached.coverage}, wanted its {wanted}: pack it from before caching")
+            raise InputError(
+                f"time features: got a UNet cached for {cached.coverage}, wanted its {wanted}: pack it from before caching"
+            )
         picked = [cached.coverage.steps.index(step) for step in coverage.steps]
         return cached.rows[picked].to("cpu", torch.float16), coverage
     if coverage is None:
@@ -188,7 +194,9 @@ def _buffer(name: str, layer: nn.Module, is_time: bool) -> tuple[int, Tensor]:
         weight, bits = _finite(name, layer.weight.detach()), TIME_LAYER_BITS
         scale = initial_scale(weight, bits, ScaleInit.EXACT)
     else:
-        raise InputError(f"{name}: got a dense {type(layer).__name__}, wanted every layer quantized: give it bits in the recipe")
+        raise InputError(
+            f"{name}: got a dense {type(layer).__name__}, wanted every layer quantized: give it bits in the recipe"
+        )
     return bits, packed_buffer(quantize(weight, scale, bits), scale, bits)
 
 

@@ -20,7 +20,9 @@ def compress(data: bytes) -> bytes:
     """
     levels = _LEVELS if len(data) < _ALL_LEVELS_BELOW else _LEVELS[:1]
     frames = (
-        zstandard.ZstdCompressor(level=level, write_content_size=True, write_checksum=False, write_dict_id=False).compress(data)
+        zstandard.ZstdCompressor(
+            level=level, write_content_size=True, write_checksum=False, write_dict_id=False
+        ).compress(data)
         for level in levels
     )
     return min(frames, key=len)

@@ -56,7 +56,9 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     half, count, per_byte = half_levels(bits), level_count(bits), symbols_per_byte(bits)
     flat = codes.flatten()
     if flat.numel() and int(flat.abs().max()) > half:
-        raise ValueError(f"codes: got {int(flat.abs().max())} as the largest magnitude, wanted at most {half} for b = {bits}")
+        raise ValueError(
+            f"codes: got {int(flat.abs().max())} as the largest magnitude, wanted at most {half} for b = {bits}"
+        )
     symbols = flat.to(torch.int16) + half
     if bits == _WIDE:
         low = (symbols & 255).to(torch.uint8)
@@ -109,7 +111,9 @@ def check_range(packed: Tensor, numel: int, bits: int) -> None:
             unused places that are not level 0. The message does not name the layer: the caller does.
     """
     if packed.numel() != packed_size(numel, bits):
-        raise ArtifactError(f"got {packed.numel()} packed bytes, wanted {packed_size(numel, bits)} for {numel} weights of b = {bits}")
+        raise ArtifactError(
+            f"got {packed.numel()} packed bytes, wanted {packed_size(numel, bits)} for {numel} weights of b = {bits}"
+        )
     if numel == 0:
         return
     per_byte, count = symbols_per_byte(bits), level_count(bits)

@@ -38,7 +38,9 @@ class TimeFeatureRows(nn.Module):
         found = hits.any(1)
         if not bool(found.all()):
             step = timesteps[~found][0].item()
-            raise InputError(f"time step {step:g} is not cached: this model covers {self.coverage}; use one of these or pack it again")
+            raise InputError(
+                f"time step {step:g} is not cached: this model covers {self.coverage}; use one of these or pack it again"
+            )
         return self.rows[hits.int().argmax(1).to(self.rows.device)]
 
 
@@ -76,7 +78,9 @@ def _blocks(unet: nn.Module) -> list[tuple[str, nn.Module]]:
     config = getattr(unet, "config", None)
     for key in ("addition_embed_type", "class_embed_type", "num_class_embeds", "time_cond_proj_dim"):
         if getattr(config, key, None) is not None:
-            raise InputError(f"time features: got a UNet with {key}, whose features depend on more than the time step; keep its time layers at 8 bits")
+            raise InputError(
+                f"time features: got a UNet with {key}, whose features depend on more than the time step; keep its time layers at 8 bits"
+            )
     blocks = []
     for name, module in unet.named_modules():
         if isinstance(getattr(module, "time_emb_proj", None), nn.Linear):
@@ -84,7 +88,9 @@ def _blocks(unet: nn.Module) -> list[tuple[str, nn.Module]]:
                 raise InputError(f"{name}: got a time projection in {type(module).__name__}, wanted a ResnetBlock2D")
             blocks.append((name, module))
     if not blocks or not isinstance(getattr(unet, "time_embedding", None), nn.Module):
-        raise InputError(f"time features: got a {type(unet).__name__} without time layers, wanted a UNet not cached before")
+        raise InputError(
+            f"time features: got a {type(unet).__name__} without time layers, wanted a UNet not cached before"
+        )
     return blocks
 
 
@@ -118,7 +124,9 @@ def time_feature_rows(unet: nn.Module, timesteps: Sequence[int], dtype: torch.dt
         rows.append(torch.cat(parts, dim=1))
     table = torch.cat(rows).to(dtype)
     if not bool(torch.isfinite(table).all()):
-        raise InputError(f"time features: got values that are NaN, infinite or too large for {dtype}, wanted finite ones")
+        raise InputError(
+            f"time features: got values that are NaN, infinite or too large for {dtype}, wanted finite ones"
+        )
     return table
 
 
@@ -138,7 +146,9 @@ def place_time_features(unet: nn.Module, rows: Tensor, coverage: Coverage) -> No
     unet.time_embed_act = None  # type: ignore[assignment]
 
 
-def cache_time_features(unet: nn.Module, timesteps: Sequence[int] | Coverage, dtype: torch.dtype = torch.float16) -> None:
+def cache_time_features(
+    unet: nn.Module, timesteps: Sequence[int] | Coverage, dtype: torch.dtype = torch.float16
+) -> None:
     """Section 4.1: computes the features of `timesteps` once and drops the time layers, in place.
 
     Args:

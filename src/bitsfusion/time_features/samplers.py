@@ -43,7 +43,9 @@ class Coverage:
 
     def __post_init__(self) -> None:
         if not self.steps or len(set(self.steps)) != len(self.steps):
-            raise InputError(f"time steps: got {len(self.steps)} with {len(set(self.steps))} different, wanted one or more, none twice")
+            raise InputError(
+                f"time steps: got {len(self.steps)} with {len(set(self.steps))} different, wanted one or more, none twice"
+            )
 
     def __str__(self) -> str:
         if self.samplers:

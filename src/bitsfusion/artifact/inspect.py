@@ -1,0 +1,145 @@
+"""Where every byte of a packed model is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bitsfusion.artifact.payload import decode_layer
+from bitsfusion.artifact.reader import open_folder
+from bitsfusion.artifact.schema import PACKED_SUFFIX, ROWS_TENSOR, PackedEntry
+from bitsfusion.numerics import level_count
+from bitsfusion.packing.accounting import FileBytes
+from bitsfusion.packing.entropy import entropy_bits
+from bitsfusion.packing.radix import unpack
+
+
+@dataclass(frozen=True)
+class LayerInspection:
+    """One packed layer.
+
+    Fields:
+        bits, levels: b and 2^b + 1.
+        shape, weights: of the weight tensor.
+        entropy: of its levels, order 0, in bits a weight.
+        bytes_on_disk: its tensor in the file, scales included.
+        bytes_in_memory: its buffer, scales included.
+        scale_bytes: of either, the part that is scales.
+    """
+
+    name: str
+    bits: int
+    levels: int
+    shape: tuple[int, ...]
+    weights: int
+    entropy: float
+    bytes_on_disk: int
+    bytes_in_memory: int
+    scale_bytes: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A packed model.
+
+    Fields:
+        path: the model's folder.
+        average_bits: by the paper's formula (Appendix H): levels and time features, over all weights.
+        true_bits: the same things as they lie on disk: 8 (zstd frames + time features) / all weights.
+        file_bits: 8 x the weight file, scales, biases, norms and header included, / all weights.
+        entropy_bits: order-0 entropy of all levels + 16 bits a time feature, / all weights.
+        weights: of all Linear and Conv2d layers, the removed time layers included.
+        removed_weights: of the time layers that are gone.
+        bytes_on_disk: where every byte of the weight file is.
+        bytes_in_memory: packed buffers, time features (16 bits) and other parameters (32 bits).
+        bytes_fp16: what all weights and other parameters would take in 16 bits.
+        time_features: `cached` or `layers_8bit`, with steps, samplers and channels.
+        fallbacks: tensors of two and more dimensions that are kept dense, by name and bytes; none is silent.
+        layers: in module order.
+    """
+
+    path: str
+    average_bits: float
+    true_bits: float
+    file_bits: float
+    entropy_bits: float
+    weights: int
+    removed_weights: int
+    bytes_on_disk: FileBytes
+    bytes_in_memory: int
+    bytes_fp16: int
+    time_features: dict[str, Any]
+    fallbacks: dict[str, int]
+    layers: tuple[LayerInspection, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON; `bytes_on_disk` gains `total`."""
+        values = asdict(self)
+        values["bytes_on_disk"]["total"] = self.bytes_on_disk.total
+        values["layers"] = [{**layer, "shape": list(layer["shape"])} for layer in values["layers"]]
+        return values
+
+
+def inspect_folder(path: Path | str) -> Inspection:
+    """Reads a packed model or pipeline folder and counts; of a pipeline, the packed model alone.
+
+    Raises:
+        InputError: no packed folder.
+        ArtifactError: a layer that cannot be decoded, by name. Hashes are not checked: see `verify_folder`.
+    """
+    folder = open_folder(path)
+    config = folder.config
+    layers: list[LayerInspection] = []
+    others: dict[str, int] = {}
+    fallbacks: dict[str, int] = {}
+    with folder.tensors() as tensors:
+        for name, entry in config.layers.items():
+            payload = tensors.stored(name + PACKED_SUFFIX)
+            buffer = decode_layer(name, payload, entry)
+            codes = unpack(buffer[entry.size.scale_bytes :], entry.size.weights, entry.bits)
+            layers.append(_layer(name, entry, payload.numel(), entropy_bits(codes, entry.bits)))
+        for name in tensors.names:
+            if not name.endswith(PACKED_SUFFIX):
+                tensor = tensors.stored(name)
+                others[name] = tensor.nbytes
+                if tensor.dim() > 1 and name != ROWS_TENSOR:
+                    fallbacks[name] = tensor.nbytes
+    features = others.pop(ROWS_TENSOR, 0)
+    scales = sum(layer.scale_bytes for layer in layers)
+    frames = sum(layer.bytes_on_disk for layer in layers) - scales
+    rest = sum(others.values())
+    size = folder.weights_file.stat().st_size
+    on_disk = FileBytes(frames, scales, features, rest, header=size - frames - scales - features - rest)
+    weights = sum(config.weights.values())
+    removed = weights - sum(layer.weights for layer in layers)
+    return Inspection(
+        path=str(folder.path),
+        average_bits=config.average_bits,
+        true_bits=8 * (frames + features) / weights,
+        file_bits=8 * size / weights,
+        entropy_bits=(sum(layer.entropy * layer.weights for layer in layers) + 8 * features) / weights,
+        weights=weights,
+        removed_weights=removed,
+        bytes_on_disk=on_disk,
+        bytes_in_memory=sum(layer.bytes_in_memory for layer in layers) + features + rest,
+        bytes_fp16=2 * weights + rest // 2,
+        time_features=config.time_features.model_dump(mode="json"),
+        fallbacks=fallbacks,
+        layers=tuple(layers),
+    )
+
+
+def _layer(name: str, entry: PackedEntry, bytes_on_disk: int, entropy: float) -> LayerInspection:
+    size = entry.size
+    return LayerInspection(
+        name=name,
+        bits=entry.bits,
+        levels=level_count(entry.bits),
+        shape=entry.shape,
+        weights=size.weights,
+        entropy=entropy / size.weights,
+        bytes_on_disk=bytes_on_disk,
+        bytes_in_memory=size.bytes_in_memory,
+        scale_bytes=size.scale_bytes,
+    )
