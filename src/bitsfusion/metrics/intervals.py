@@ -1,0 +1,64 @@
+"""Confidence intervals of the scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+from bitsfusion.errors import InputError
+
+
+def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion, within [0, 1]; honest at 0 % and 100 % where the plain one is not.
+
+    Raises:
+        InputError: no trials, or successes outside 0..trials.
+    """
+    if trials < 1 or not 0 <= successes <= trials:
+        raise InputError(f"proportion: got {successes} of {trials}, wanted 0 <= successes <= trials and trials >= 1")
+    z = _normal_quantile(confidence)
+    share = successes / trials
+    center = share + z * z / (2 * trials)
+    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    scale = 1 + z * z / trials
+    low = 0.0 if successes == 0 else (center - spread) / scale
+    high = 1.0 if successes == trials else (center + spread) / scale
+    return low, high
+
+
+def bootstrap_mean_interval(
+    values: Sequence[float] | npt.NDArray[np.floating], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of `values` ([n], independent); the same for the same seed.
+
+    For two models on the same prompts and seeds, pass the differences of their paired scores.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.ndim != 1 or sample.size == 0:
+        raise InputError(f"bootstrap: got values of shape {list(sample.shape)}, wanted [n] with n >= 1")
+    rng = np.random.default_rng(seed)
+    means = np.fromiter(
+        (sample[rng.integers(sample.size, size=sample.size)].mean() for _ in range(resamples)), np.float64, resamples
+    )
+    return quantile_interval(means, confidence)
+
+
+def quantile_interval(statistics: npt.NDArray[np.float64], confidence: float) -> tuple[float, float]:
+    """The central interval that holds a share `confidence` of resampled `statistics` ([resamples])."""
+    _check_confidence(confidence)
+    low, high = np.quantile(statistics, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _normal_quantile(confidence: float) -> float:
+    _check_confidence(confidence)
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence: got {confidence}, wanted a number between 0 and 1")
