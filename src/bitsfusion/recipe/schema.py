@@ -1,0 +1,95 @@
+"""The recipe file: bits per layer, and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from bitsfusion.errors import InputError
+from bitsfusion.files import read_json, sha256_json, write_json
+from bitsfusion.models.unet import LayerInfo, LayerRole
+from bitsfusion.numerics import MAX_BITS, MIN_BITS
+from bitsfusion.packing.accounting import average_bits
+from bitsfusion.sensitivity.table import named, parse
+
+Bits = Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS, strict=True)]
+
+
+class Recipe(BaseModel):
+    """Bits for every Linear and Conv2d that stays, and the time layers that go.
+
+    Every layer of `weights` is either in `bits` (conv_in and conv_out are, with 8) or in `removed`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    model: str
+    source_sha256: str | None
+    """Of the sensitivity table it was made from; None for a published or uniform recipe."""
+    strategy: str
+    target_bits: float | None
+    average_bits: float
+    """By Appendix H: cached time features at 16 bits each, over the weights of all layers, removed ones included."""
+    feature_values: int = Field(ge=0)
+    bits: dict[str, Bits]
+    removed: list[str]
+    weights: dict[str, int]
+    """Number of weights of every layer, removed ones included."""
+    provenance: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        both = [name for name in self.removed if name in self.bits]
+        given = self.bits.keys() | set(self.removed)
+        for wrong, text in (
+            (both, "got bits for removed layers"),
+            (sorted(given - self.weights.keys()), "got layers that weights does not know"),
+            (sorted(self.weights.keys() - given), "got neither bits nor removal for"),
+        ):
+            if wrong:
+                raise ValueError(f"{text}: {named(wrong)}")
+        counted = average_bits(self.weights, self.bits, self.feature_values)
+        if abs(counted - self.average_bits) > 1e-6:
+            raise ValueError(f"got average_bits {self.average_bits}, wanted {counted:.6f} as the layers add up to")
+        return self
+
+    def sha256(self) -> str:
+        """Names the content, whatever file it is in."""
+        return sha256_json(self.model_dump(mode="json"))
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a file.
+
+    Raises:
+        InputError: there is none, bits outside 1..8, unknown fields, or layers and averages that contradict.
+    """
+    return parse(Recipe, read_json(path), str(path))
+
+
+def write_recipe(path: Path, recipe: Recipe) -> None:
+    """Writes the file, whole or not at all."""
+    write_json(path, recipe.model_dump(mode="json"))
+
+
+def check_fits(recipe: Recipe, layers: Mapping[str, LayerInfo], where: str = "recipe") -> None:
+    """Passes if the recipe is for a UNet with exactly these `layers` (`models.unet.unet_layers`).
+
+    Raises:
+        InputError: unknown layers, layers left out, removed layers that are no time layers, or other shapes.
+    """
+    _none([name for name in recipe.weights if name not in layers], f"{where}: got layers that the model does not have")
+    _none([name for name in layers if name not in recipe.weights], f"{where}: leaves out layers of the model")
+    permanent = [name for name in recipe.removed if layers[name].role is not LayerRole.TIME]
+    _none(permanent, f"{where}: removes layers that are no time layers")
+    other = [name for name, numel in recipe.weights.items() if layers[name].numel != numel]
+    _none(other, f"{where}: got another number of weights than the model has in")
+
+
+def _none(names: list[str], message: str) -> None:
+    if names:
+        raise InputError(f"{message}: {named(names)}")

@@ -1,0 +1,128 @@
+"""The sensitivity file: for each layer and bit width, what quantizing that layer alone costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bitsfusion.errors import InputError
+from bitsfusion.files import read_json, sha256_json, write_json
+
+MEASURED_BITS = (1, 2, 3)
+"""The bit widths measured (section 3.2)."""
+
+Numel = dict[str, int]
+
+
+class SensitivityRow(BaseModel):
+    """One layer quantized alone to one bit width."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    layer: str
+    bits: int = Field(ge=1, le=8)
+    mse: float = Field(ge=0)
+    """Mean squared error against the full-precision model: of its images in [0, 1], or of its predicted noise."""
+    psnr: float | None = None
+    """Of the images, dB."""
+    lpips: float | None = None
+    clip_drop: float | None = None
+    """CLIP score of the full-precision model's images less that of the quantized model's."""
+    seconds: float = Field(ge=0)
+
+
+class SensitivityTable(BaseModel):
+    """What `bitsfusion analyze` writes; names are of the UNet's layers, numbers beside them their weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    model: str
+    source_sha256: str | None
+    method: str
+    settings: dict[str, Any]
+    layers: Numel
+    removed: Numel
+    first_last: Numel
+    feature_values: int = Field(ge=0)
+    rows: list[SensitivityRow]
+
+    @model_validator(mode="after")
+    def _check_rows(self) -> SensitivityTable:
+        seen: set[tuple[str, int]] = set()
+        for row in self.rows:
+            if row.layer not in self.layers:
+                raise ValueError(f"got a row of {row.layer}, which is not among the layers")
+            if (row.layer, row.bits) in seen:
+                raise ValueError(f"got two rows of {row.layer} at {row.bits} bits, wanted one")
+            seen.add((row.layer, row.bits))
+        for name, numel in (self.layers | self.removed | self.first_last).items():
+            if numel < 1:
+                raise ValueError(f"got {numel} weights in {name}, wanted at least 1")
+        return self
+
+    def row(self, layer: str, bits: int) -> SensitivityRow:
+        """The row of a layer and bit width.
+
+        Raises:
+            InputError: it was not measured.
+        """
+        for row in self.rows:
+            if row.layer == layer and row.bits == bits:
+                return row
+        raise InputError(f"sensitivity of {self.model}: got no row of {layer} at {bits} bits, wanted one")
+
+    def column(self, metric: Literal["mse", "psnr", "lpips", "clip_drop"], bits: int) -> dict[str, float] | None:
+        """A metric of every layer at one bit width, in the order of `layers`; None where one of them has none.
+
+        Raises:
+            InputError: a layer has no row at that bit width.
+        """
+        rows = {row.layer: row for row in self.rows if row.bits == bits}
+        missing = [name for name in self.layers if name not in rows]
+        if missing:
+            raise InputError(f"sensitivity of {self.model}: got no row at {bits} bits of {named(missing)}")
+        values = {name: getattr(rows[name], metric) for name in self.layers}
+        return None if any(value is None for value in values.values()) else values
+
+    def sha256(self) -> str:
+        """Names the content, whatever file it is in."""
+        return sha256_json(self.model_dump(mode="json"))
+
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+def parse(schema: type[Schema], value: Any, where: str) -> Schema:
+    """`value`, as read from a JSON or YAML file, as a `schema`.
+
+    Raises:
+        InputError: it does not fit; one line with the field, what was wanted there and what was got.
+    """
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        got = repr(first["input"])
+        message = first["msg"].removeprefix("Value error, ")
+        shown = "" if not field or len(got) > 60 else f", got {got}"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise InputError(f"{where}: {field + ': ' if field else ''}{message}{shown}{more}") from None
+
+
+def named(names: list[str], limit: int = 5) -> str:
+    """Up to `limit` names, and how many more there are."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def read_table(path: Path) -> SensitivityTable:
+    """The table in a sensitivity file; `InputError` if there is none."""
+    return parse(SensitivityTable, read_json(path), str(path))
+
+
+def write_table(path: Path, table: SensitivityTable) -> None:
+    """Writes the file, whole or not at all."""
+    write_json(path, table.model_dump(mode="json"))
