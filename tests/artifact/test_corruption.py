@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import zstandard
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
@@ -42,7 +43,18 @@ def change_config(folder: Path, change: Callable[[dict[str, Any]], None]) -> Non
 
 
 def with_scale(payload: torch.Tensor, scale: float) -> torch.Tensor:
-    return torch.cat([torch.frombuffer(bytearray(struct.pack("<f", scale)), dtype=torch.uint8), payload[4:]])
+    """The first of the scales changed, everything else as it was."""
+    data = payload.numpy().tobytes()
+    end = 4 + int.from_bytes(data[:4], "little")
+    planes = bytearray(zstandard.decompress(data[4:end]))
+    for index, byte in enumerate(struct.pack("<f", scale)):
+        planes[index * len(planes) // 4] = byte
+    frame = zstandard.compress(bytes(planes))
+    return torch.frombuffer(bytearray(struct.pack("<I", len(frame)) + frame + data[end:]), dtype=torch.uint8)
+
+
+def with_length(payload: torch.Tensor, length: int) -> torch.Tensor:
+    return torch.cat([torch.frombuffer(bytearray(struct.pack("<I", length)), dtype=torch.uint8), payload[4:]])
 
 
 def test_whole_folder_passes(folder: Path) -> None:
@@ -61,7 +73,11 @@ def all_bytes(config: dict[str, Any], value: int) -> torch.Tensor:
     ("change", "says"),
     [
         (lambda t: t.update({PACKED: t[PACKED][:-1].clone()}), "broken zstd frame"),
-        (lambda t: t.update({PACKED: t[PACKED][:7].clone()}), "wanted more than the 128 of its scales"),
+        (lambda t: t.update({PACKED: t[PACKED][:7].clone()}), "got 7 bytes, wanted more than"),
+        (lambda t: t.update({PACKED: t[PACKED][:2].clone()}), "got 2 bytes, wanted more than"),
+        (lambda t: t.update({PACKED: with_length(t[PACKED], 0xFFFFFFFF)}), "wanted more than .* 4294967295 bytes"),
+        (lambda t: t.update({PACKED: with_length(t[PACKED], 20)}), "broken zstd frame"),
+        (lambda t: t.update({PACKED: with_length(t[PACKED], 0)}), "zstd frame"),
         (lambda t: t.update({PACKED: torch.cat([t[PACKED], torch.zeros(1, dtype=torch.uint8)])}), "broken zstd frame"),
         (lambda t: t.update({PACKED: torch.cat([t[PACKED][:128], t[PACKED][128:].flip(0)])}), "broken zstd frame"),
         (lambda t: t.update({PACKED: encode_layer(torch.zeros(1000, dtype=torch.uint8), 32)}), "declares 872 bytes"),
@@ -115,7 +131,7 @@ def test_changed_bias(copied: Path) -> None:
         (lambda c: c["layers"].pop(LAYER), f"^{LAYER}: got no bits"),
         (lambda c: c["removed"].pop("time_embedding.linear_1"), "^time_embedding.linear_1: got no bits"),
         (lambda c: c.update(new_key=1), "new_key: Extra inputs"),
-        (lambda c: c.update(format_version=2), "got format_version 2, this reader knows 1"),
+        (lambda c: c.update(format_version=2), "got format_version 2, wanted 1"),
         (lambda c: c["time_features"].update(channels=3), "^time_proj: .*wanted"),
         (lambda c: c["time_features"].update(steps=[]), "time_features: .*belong to cached"),
         (lambda c: c["time_features"].update(kind="basis"), "time_features.kind"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import zstandard
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 
@@ -75,19 +76,18 @@ def test_rows_and_golden_layer(student: UNet2DConditionModel, tmp_path: Path) ->
     write_model(student, tmp_path / "out", COVERAGE)
     tensors = load_file(tmp_path / "out" / "diffusion_pytorch_model.safetensors")
     assert torch.equal(tensors["time_proj.rows"], time_feature_rows(student, COVERAGE.steps))
-    import zstandard
-
     layer = student.conv_out  # 8 bits: low bytes, then the ninth-bit plane
     payload = tensors["conv_out.packed"].numpy().tobytes()
+    end = 4 + int.from_bytes(payload[:4], "little")
     scales = layer.scale.detach().numpy().astype("<f4").tobytes()
-    assert payload[: len(scales)] == scales
+    assert zstandard.decompress(payload[4:end]) == b"".join(scales[byte::4] for byte in range(4))
     symbols = (layer.quantized_weight() / layer.scale.view(-1, 1, 1, 1)).round().int().flatten() + 128
     assert int(symbols.max()) == 256 or int(symbols.min()) == 0  # the largest weight sits on an outer level
     low = bytes(int(symbol) & 255 for symbol in symbols)
     plane = bytearray(-(-len(low) // 8))
     for index, symbol in enumerate(symbols):
         plane[index // 8] |= (int(symbol) >> 8) << (index % 8)
-    assert zstandard.decompress(payload[len(scales) :]) == low + bytes(plane)
+    assert zstandard.decompress(payload[end:]) == low + bytes(plane)
 
 
 def test_dense_layer_is_refused(student: UNet2DConditionModel, tmp_path: Path) -> None:
@@ -112,6 +112,9 @@ def test_a_folder_with_other_things_is_left_alone(student: UNet2DConditionModel,
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="got a folder with other files"):
         write_model(student, tmp_path, COVERAGE)
+    student.save_pretrained(tmp_path / "dense")
+    with pytest.raises(InputError, match="got a folder with other files"):
+        write_model(student, tmp_path / "dense", COVERAGE)
     with pytest.raises(InputError, match="got a file"):
         write_model(student, tmp_path / "thesis.txt", COVERAGE)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"

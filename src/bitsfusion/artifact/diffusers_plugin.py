@@ -27,7 +27,7 @@ class BitsFusionMethod(str, Enum):
     BITSFUSION = QUANT_METHOD
 
 
-class BitsFusionConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class BitsFusionConfig(QuantizationConfigMixin):
     """`quantization_config` as diffusers hands it round; `content` is the checked one."""
 
     def __init__(self, **values: Any) -> None:
@@ -48,7 +48,7 @@ class BitsFusionConfig(QuantizationConfigMixin):  # type: ignore[misc]
         return self.to_dict()
 
 
-class BitsFusionQuantizer(DiffusersQuantizer):  # type: ignore[misc]
+class BitsFusionQuantizer(DiffusersQuantizer):
     """Loads and saves packed models; it does not pack dense ones (that is `bitsfusion pack`)."""
 
     required_packages = ["accelerate", "zstandard"]  # noqa: RUF012
@@ -73,7 +73,7 @@ class BitsFusionQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         return max(1, self.dtype.itemsize)
 
     def maybe_update_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Decodes the layers one by one; a decoded layer takes its payload's place, so that both exist for one layer only.
+        """Decodes layer by layer; the decoded one takes its payload's place, so that both exist for one layer only.
 
         Raises:
             ArtifactError: names the layer.

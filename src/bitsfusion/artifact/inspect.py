@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bitsfusion.artifact.payload import decode_layer
+from torch import Tensor
+
+from bitsfusion.artifact.payload import decode_layer, scale_frame_bytes
 from bitsfusion.artifact.reader import open_folder
 from bitsfusion.artifact.schema import PACKED_SUFFIX, ROWS_TENSOR, PackedEntry
 from bitsfusion.numerics import level_count
@@ -25,7 +27,8 @@ class LayerInspection:
         entropy: of its levels, order 0, in bits a weight.
         bytes_on_disk: its tensor in the file, scales included.
         bytes_in_memory: its buffer, scales included.
-        scale_bytes: of either, the part that is scales.
+        scale_bytes_on_disk: the part of `bytes_on_disk` that is scales.
+        scale_bytes_in_memory: the part of `bytes_in_memory` that is scales, 4 an output channel.
     """
 
     name: str
@@ -36,7 +39,8 @@ class LayerInspection:
     entropy: float
     bytes_on_disk: int
     bytes_in_memory: int
-    scale_bytes: int
+    scale_bytes_on_disk: int
+    scale_bytes_in_memory: int
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ def inspect_folder(path: Path | str) -> Inspection:
             payload = tensors.stored(name + PACKED_SUFFIX)
             buffer = decode_layer(name, payload, entry)
             codes = unpack(buffer[entry.size.scale_bytes :], entry.size.weights, entry.bits)
-            layers.append(_layer(name, entry, payload.numel(), entropy_bits(codes, entry.bits)))
+            layers.append(_layer(name, entry, payload, entropy_bits(codes, entry.bits)))
         for name in tensors.names:
             if not name.endswith(PACKED_SUFFIX):
                 tensor = tensors.stored(name)
@@ -106,7 +110,7 @@ def inspect_folder(path: Path | str) -> Inspection:
                 if tensor.dim() > 1 and name != ROWS_TENSOR:
                     fallbacks[name] = tensor.nbytes
     features = others.pop(ROWS_TENSOR, 0)
-    scales = sum(layer.scale_bytes for layer in layers)
+    scales = sum(layer.scale_bytes_on_disk for layer in layers)
     frames = sum(layer.bytes_on_disk for layer in layers) - scales
     rest = sum(others.values())
     size = folder.weights_file.stat().st_size
@@ -130,7 +134,7 @@ def inspect_folder(path: Path | str) -> Inspection:
     )
 
 
-def _layer(name: str, entry: PackedEntry, bytes_on_disk: int, entropy: float) -> LayerInspection:
+def _layer(name: str, entry: PackedEntry, payload: Tensor, entropy: float) -> LayerInspection:
     size = entry.size
     return LayerInspection(
         name=name,
@@ -139,7 +143,8 @@ def _layer(name: str, entry: PackedEntry, bytes_on_disk: int, entropy: float) ->
         shape=entry.shape,
         weights=size.weights,
         entropy=entropy / size.weights,
-        bytes_on_disk=bytes_on_disk,
+        bytes_on_disk=payload.numel(),
         bytes_in_memory=size.bytes_in_memory,
-        scale_bytes=size.scale_bytes,
+        scale_bytes_on_disk=scale_frame_bytes(payload),
+        scale_bytes_in_memory=size.scale_bytes,
     )

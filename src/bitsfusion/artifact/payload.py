@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Mapping
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from bitsfusion.artifact.schema import PACKED_SUFFIX, PackedEntry
 from bitsfusion.errors import ArtifactError
-from bitsfusion.packing.accounting import LayerSize
+from bitsfusion.packing.accounting import SCALE_BYTES, LayerSize
 from bitsfusion.packing.entropy import compress, decompress
 from bitsfusion.packing.radix import check_range
 
@@ -41,7 +42,10 @@ def others_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def encode_layer(buffer: Tensor, out_channels: int) -> Tensor:
-    """A layer's buffer as it goes to disk: [4 * out bytes of scales as they are][one zstd frame of the radix bytes].
+    """A layer's buffer as it goes to disk: [4 bytes: n][n bytes: zstd frame of the scales][zstd frame of the radix].
+
+    The scales' frame holds their lowest bytes first, then their second bytes, and so on: signs and exponents, which
+    differ little, lie together.
 
     Args:
         buffer: uint8 [4 * out + radix bytes], see `bitsfusion.nn.packed.packed_buffer`.
@@ -49,9 +53,16 @@ def encode_layer(buffer: Tensor, out_channels: int) -> Tensor:
     Returns:
         uint8, 1-D.
     """
-    scales = LayerSize(1, 0, out_channels).scale_bytes
-    data = tensor_bytes(buffer)
-    return torch.frombuffer(bytearray(data[:scales] + compress(data[scales:])), dtype=torch.uint8)
+    scales = SCALE_BYTES * out_channels
+    planes = buffer[:scales].cpu().view(out_channels, SCALE_BYTES).T
+    frame = compress(tensor_bytes(planes))
+    stored = struct.pack("<I", len(frame)) + frame + compress(tensor_bytes(buffer[scales:]))
+    return torch.frombuffer(bytearray(stored), dtype=torch.uint8)
+
+
+def scale_frame_bytes(payload: Tensor) -> int:
+    """How many bytes of a layer's tensor on disk are scales: their frame and its length."""
+    return SCALE_BYTES + int.from_bytes(tensor_bytes(payload[:4]), "little")
 
 
 def decode_layer(name: str, payload: Tensor, entry: PackedEntry) -> Tensor:
@@ -66,22 +77,24 @@ def decode_layer(name: str, payload: Tensor, entry: PackedEntry) -> Tensor:
         uint8 [4 * out + packed_size].
 
     Raises:
-        ArtifactError: names the layer and what is wrong: type, size, scales, zstd frame or range.
+        ArtifactError: names the layer and what is wrong: type, size, zstd frame, scales or range.
     """
-    size = entry.size
     if payload.dtype != torch.uint8 or payload.dim() != 1:
         raise ArtifactError(f"{name}: got {payload.dtype} {list(payload.shape)}, wanted one-dimensional torch.uint8")
-    if payload.numel() <= size.scale_bytes:
-        raise ArtifactError(
-            f"{name}: got {payload.numel()} bytes, wanted more than the {size.scale_bytes} of its scales"
-        )
-    data = tensor_bytes(payload)
     try:
-        radix = decompress(data[size.scale_bytes :], size.code_bytes)
-        buffer = torch.frombuffer(bytearray(data[: size.scale_bytes] + radix), dtype=torch.uint8)
-        check_range(buffer[size.scale_bytes :], size.weights, entry.bits)
+        return _decode(tensor_bytes(payload), entry.size)
     except ArtifactError as error:
         raise ArtifactError(f"{name}: {error}") from None
-    if not bool(torch.isfinite(buffer[: size.scale_bytes].view(torch.float32)).all()):
-        raise ArtifactError(f"{name}: got a scale that is NaN or infinite, wanted finite scales")
-    return buffer
+
+
+def _decode(data: bytes, size: LayerSize) -> Tensor:
+    end = 4 + int.from_bytes(data[:4], "little")
+    if len(data) < 4 or len(data) <= end:
+        raise ArtifactError(f"got {len(data)} bytes, wanted more than the length and the {end - 4} bytes of the scales")
+    planes = torch.frombuffer(bytearray(decompress(data[4:end], size.scale_bytes)), dtype=torch.uint8)
+    radix = torch.frombuffer(bytearray(decompress(data[end:], size.code_bytes)), dtype=torch.uint8)
+    scales = planes.view(SCALE_BYTES, size.out_channels).T.flatten()
+    if not bool(torch.isfinite(scales.view(torch.float32)).all()):
+        raise ArtifactError("got a scale that is NaN or infinite, wanted finite scales")
+    check_range(radix, size.weights, size.bits)
+    return torch.cat([scales, radix])

@@ -1,4 +1,4 @@
-"""A packed folder opened for looking: config checked, tensors on request. Loading a model to run it is diffusers' job."""
+"""A packed folder opened for looking: config checked, tensors on request. Loading to run is diffusers' job."""
 
 from __future__ import annotations
 

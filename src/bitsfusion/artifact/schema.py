@@ -117,7 +117,8 @@ def parse_config(values: Any) -> PackedConfig:
         raise ArtifactError(f"quantization_config: got quant_method {got!r}, wanted {QUANT_METHOD!r}")
     if values.get("format_version") != FORMAT_VERSION:
         raise ArtifactError(
-            f"quantization_config: got format_version {values.get('format_version')!r}, this reader knows {FORMAT_VERSION}"
+            f"quantization_config: got format_version {values.get('format_version')!r}, wanted {FORMAT_VERSION}: "
+            "a newer bitsfusion may read it"
         )
     try:
         return PackedConfig.model_validate({key: value for key, value in values.items() if not key.startswith("_")})

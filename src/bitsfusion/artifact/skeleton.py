@@ -44,7 +44,7 @@ def empty_model(model_config: Mapping[str, Any]) -> nn.Module:
 
 
 def make_packed(model: nn.Module, config: PackedConfig) -> None:
-    """Turns a model on meta into its packed form, in place: every buffer has the shape that the file's tensor decodes to.
+    """Turns a model on meta into its packed form, in place; each buffer has the shape that the file's decodes to.
 
     Raises:
         ArtifactError: names a layer that the config and the model do not agree on, or that neither packs nor removes.

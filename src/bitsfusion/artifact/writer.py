@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bitsfusion.artifact.payload import buffer_hash, encode_layer, others_hash
+from bitsfusion.artifact.reader import open_folder
 from bitsfusion.artifact.schema import (
     CONFIG_FILE,
     PACKED_SUFFIX,
@@ -24,7 +25,7 @@ from bitsfusion.artifact.schema import (
     TimeFeaturesEntry,
 )
 from bitsfusion.artifact.skeleton import empty_model
-from bitsfusion.errors import InputError
+from bitsfusion.errors import ArtifactError, InputError
 from bitsfusion.files import atomic_folder
 from bitsfusion.nn.fake_quantized import FakeQuantizedConv2d, FakeQuantizedLinear
 from bitsfusion.nn.packed import PackedConv2d, PackedLinear, packed_buffer
@@ -100,12 +101,16 @@ def write_model(
 
 
 def _check_target(folder: Path) -> None:
-    """A typing slip must not replace someone's home."""
-    if folder.is_dir() and any(folder.iterdir()):
-        if not any((folder / name).is_file() for name in ("model_index.json", CONFIG_FILE)):
-            raise InputError(f"{folder}: got a folder with other files in it, wanted a new, empty or packed one")
-    elif folder.exists() and not folder.is_dir():
+    """A typing slip must not replace someone's home, nor the model that is being packed."""
+    if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: got a file, wanted a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        try:
+            open_folder(folder)
+        except ArtifactError:
+            pass  # packed but broken: may be replaced
+        except InputError:
+            raise InputError(f"{folder}: got a folder with other files, wanted a new, empty or packed one") from None
 
 
 def _write(folder: Path, unet: nn.Module, tensors: Mapping[str, Tensor], config: PackedConfig) -> None:
@@ -174,7 +179,7 @@ def _time_rows(unet: nn.Module, coverage: Coverage | None) -> tuple[Tensor | Non
         if coverage is None or missing:
             wanted = "time layers" if coverage is None else f"time step {missing[0]}"
             raise InputError(
-                f"time features: got a UNet cached for {cached.coverage}, wanted its {wanted}: pack it from before caching"
+                f"time features: got a UNet cached for {cached.coverage}, wanted its {wanted}: pack from before caching"
             )
         picked = [cached.coverage.steps.index(step) for step in coverage.steps]
         return cached.rows[picked].to("cpu", torch.float16), coverage

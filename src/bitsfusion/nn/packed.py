@@ -135,7 +135,7 @@ def _prepare(made: nn.Module, layer: nn.Module, names: tuple[str, ...], bits: in
     made.train(layer.training)
 
 
-class PackedLinear(_Packed, nn.Linear):
+class PackedLinear(_Packed, nn.Linear):  # type: ignore[override]
     """A linear layer on packed bits. Buffer: packed uint8; parameter: bias [out] or None; no weight parameter.
 
     `weight` is a property that unpacks, so that adapters (LoRA) which look at it find what they expect.
@@ -149,7 +149,7 @@ class PackedLinear(_Packed, nn.Linear):
         return functional.linear(input, self._serving_weight(input), self.bias)
 
 
-class PackedConv2d(_Packed, nn.Conv2d):
+class PackedConv2d(_Packed, nn.Conv2d):  # type: ignore[override]
     """A 2-d convolution on packed bits. Buffer: packed uint8; parameter: bias [out] or None; no weight parameter."""
 
     def __init__(self, layer: nn.Conv2d, bits: int, packed: Tensor | None = None) -> None:

@@ -49,7 +49,7 @@ class LayerSize:
 
     @property
     def scale_bytes(self) -> int:
-        """float32 scales: 4 bytes an output channel, in memory and on disk."""
+        """float32 scales: 4 bytes an output channel, as in memory and as inside their zstd frame."""
         return SCALE_BYTES * self.out_channels
 
     @property
@@ -73,8 +73,8 @@ class FileBytes:
     """Where every byte of a packed model's weight file is; `total` is the file's size on disk.
 
     Fields:
-        weights: the layers' zstd frames.
-        scales: the layers' float32 scales.
+        weights: the zstd frames of the layers' radix bytes.
+        scales: the zstd frames of the layers' float32 scales, and 4 bytes each for their length.
         time_features: the cached rows, 16 bits a value.
         other: biases, norms and the like.
         header: the container's own: names, shapes, offsets.

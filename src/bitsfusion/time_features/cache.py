@@ -39,7 +39,7 @@ class TimeFeatureRows(nn.Module):
         if not bool(found.all()):
             step = timesteps[~found][0].item()
             raise InputError(
-                f"time step {step:g} is not cached: this model covers {self.coverage}; use one of these or pack it again"
+                f"time step {step:g} is not cached: this model covers {self.coverage}; use these or pack again"
             )
         return self.rows[hits.int().argmax(1).to(self.rows.device)]
 
@@ -79,7 +79,8 @@ def _blocks(unet: nn.Module) -> list[tuple[str, nn.Module]]:
     for key in ("addition_embed_type", "class_embed_type", "num_class_embeds", "time_cond_proj_dim"):
         if getattr(config, key, None) is not None:
             raise InputError(
-                f"time features: got a UNet with {key}, whose features depend on more than the time step; keep its time layers at 8 bits"
+                f"time features: got a UNet with {key}, so that they depend on more than the step; "
+                "keep the time layers at 8 bits instead"
             )
     blocks = []
     for name, module in unet.named_modules():

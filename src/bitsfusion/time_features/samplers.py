@@ -44,7 +44,7 @@ class Coverage:
     def __post_init__(self) -> None:
         if not self.steps or len(set(self.steps)) != len(self.steps):
             raise InputError(
-                f"time steps: got {len(self.steps)} with {len(set(self.steps))} different, wanted one or more, none twice"
+                f"time steps: got {len(self.steps)}, {len(set(self.steps))} different; wanted one or more, none twice"
             )
 
     def __str__(self) -> str:
