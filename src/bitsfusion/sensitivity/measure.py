@@ -1,0 +1,137 @@
+"""Measures every layer at 1, 2 and 3 bits and writes the table; resumes where it was stopped."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitsfusion.data.batches import TrainingData
+from bitsfusion.errors import BitsFusionError, InputError
+from bitsfusion.files import sha256_json
+from bitsfusion.models.unet import LayerRole, feature_width, unet_layers
+from bitsfusion.sensitivity.journal import Journal
+from bitsfusion.sensitivity.noise import NoiseError
+from bitsfusion.sensitivity.paper import ImageDistance, PaperMethod, TextImageScorer
+from bitsfusion.sensitivity.settings import PaperSettings, Settings
+from bitsfusion.sensitivity.table import MEASURED_BITS, SensitivityRow, SensitivityTable, read_table, write_table
+from bitsfusion.time_features.samplers import cover
+
+Progress = Callable[[int, int], None]
+"""Called with the rows done and the rows in all."""
+
+PNDM_50 = (("pndm", 50),)
+
+
+def analyze(
+    pipeline: Any,
+    settings: Settings,
+    out_path: Path,
+    data: TrainingData,
+    *,
+    model: str,
+    source_sha256: str | None,
+    samplers: Sequence[tuple[str, int]] = PNDM_50,
+    scorer: TextImageScorer | None = None,
+    lpips: ImageDistance | None = None,
+    progress: Progress | None = None,
+) -> SensitivityTable:
+    """The sensitivity table of `pipeline`'s UNet, written to `out_path`.
+
+    Rows are kept in a journal beside `out_path` as they are measured. Called again with the same model, settings
+    and data, it measures only what is missing; a row does not depend on which rows were measured before it.
+
+    Args:
+        pipeline: a StableDiffusionPipeline (full precision, float32); its UNet is as before afterwards.
+        settings: of the method wanted, `NoiseErrorSettings` or `PaperSettings`.
+        data: latents and captions that the candidates are measured or trained on.
+        model, source_sha256: name and hash of the pipeline, as the table records them.
+        samplers: (name, steps) whose time features a recipe is to count.
+        scorer: for the CLIP drop, of the paper's method; none means null.
+        lpips: of the paper's method; none means null.
+
+    Raises:
+        InputError: weights that are not finite (names them), or nothing to quantize.
+        BitsFusionError: a measured error is not finite (names the layer), or the disk is full.
+    """
+    layers = unet_layers(pipeline.unet)
+    by_role = {role: {n: info.numel for n, info in layers.items() if info.role is role} for role in LayerRole}
+    if not by_role[LayerRole.QUANTIZED]:
+        raise InputError(f"{model}: got a UNet without layers to quantize, wanted Linear or Conv2d layers")
+    for name, parameter in pipeline.unet.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise InputError(f"{model}: got NaN or infinite values in {name}, wanted finite weights")
+    table = SensitivityTable(
+        model=model,
+        source_sha256=source_sha256,
+        method=settings.method,
+        settings={
+            **settings.model_dump(mode="json"),
+            "samplers": [list(sampler) for sampler in samplers],
+            "data": data.fingerprint,
+            "clip_scorer": scorer is not None,
+            "lpips": lpips is not None,
+        },
+        layers=by_role[LayerRole.QUANTIZED],
+        removed=by_role[LayerRole.TIME],
+        first_last=by_role[LayerRole.FIRST_LAST],
+        feature_values=feature_width(pipeline.unet) * len(cover(samplers, pipeline.scheduler.config).steps),
+        rows=[],
+    )
+    wanted = [(name, bits) for name in table.layers for bits in MEASURED_BITS]
+    finished = _finished(out_path, table, wanted)
+    if finished is not None:
+        _report(progress, len(wanted), len(wanted))
+        return finished
+
+    journal = Journal(out_path.with_name(out_path.name + ".journal"), table.sha256())
+    rows = {(row.layer, row.bits): row for row in journal.rows if (row.layer, row.bits) in set(wanted)}
+    _report(progress, len(rows), len(wanted))
+    missing = [key for key in wanted if key not in rows]
+    if missing:
+        method: NoiseError | PaperMethod = (
+            PaperMethod(pipeline, settings, data, scorer, lpips)
+            if isinstance(settings, PaperSettings)
+            else NoiseError(pipeline, settings, data)
+        )
+        for name, bits in missing:
+            started = time.perf_counter()
+            values = method.measure(name, bits)
+            for metric, value in values.items():
+                if value is not None and not math.isfinite(value):
+                    raise BitsFusionError(f"{name}: got {metric} {value} at {bits} bits, wanted a finite number")
+            row = SensitivityRow.model_validate(
+                {"layer": name, "bits": bits, **values, "seconds": round(time.perf_counter() - started, 4)}
+            )
+            journal.append(row)
+            rows[name, bits] = row
+            _report(progress, len(rows), len(wanted))
+    table = table.model_copy(update={"rows": [rows[key] for key in wanted]})
+    write_table(out_path, table)
+    journal.remove()
+    return table
+
+
+def _finished(path: Path, empty: SensitivityTable, wanted: list[tuple[str, int]]) -> SensitivityTable | None:
+    """The table in `path`, if it is the whole result of the same measurement."""
+    if not path.exists():
+        return None
+    try:
+        table = read_table(path)
+    except InputError:
+        return None
+    same = sha256_json(_identity(table)) == sha256_json(_identity(empty))
+    return table if same and [(row.layer, row.bits) for row in table.rows] == wanted else None
+
+
+def _identity(table: SensitivityTable) -> Any:
+    return table.model_copy(update={"rows": []}).model_dump(mode="json")
+
+
+def _report(progress: Progress | None, done: int, total: int) -> None:
+    if progress is not None:
+        progress(done, total)

@@ -1,0 +1,56 @@
+"""What a sensitivity measurement is asked to do; saved whole in its table."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bitsfusion.numerics import ScaleInit
+from bitsfusion.time_features.samplers import Sampler
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class NoiseErrorSettings(BaseModel):
+    """The cheap measurement: no training, no images; the error of the predicted noise.
+
+    Differs from the paper, which trains each candidate and compares images (`PaperSettings`).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Literal["noise_error"] = "noise_error"
+    seed: int = Field(0, ge=0)
+    samples: Positive = 64
+    """Noisy latents, their time steps spread evenly over the noise schedule."""
+    batch_size: Positive = 64
+    scale_init: ScaleInit = ScaleInit.EXACT
+
+
+class PaperSettings(BaseModel):
+    """The paper's measurement (section 3.2, Appendix B): each candidate trained, then compared by its images.
+
+    The paper's K is 100 PartiPrompts; it publishes neither T nor the other training settings.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Literal["paper"] = "paper"
+    seed: int = Field(0, ge=0)
+    scale_init: ScaleInit = ScaleInit.ALTERNATING
+    iterations: int = Field(100, ge=0)
+    """T, training steps of each candidate."""
+    train_batch_size: Positive = 32
+    learning_rate: float = Field(1e-5, gt=0)
+    prompts: Annotated[tuple[str, ...], Field(min_length=1)]
+    """K prompts, one image each."""
+    first_image_seed: int = Field(1024, ge=0)
+    """Image k has this seed plus k."""
+    sampler: Sampler = Sampler.PNDM
+    steps: Positive = 50
+    guidance: float = 7.5
+    image_batch_size: Positive = 16
+
+
+Settings = NoiseErrorSettings | PaperSettings
