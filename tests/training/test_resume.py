@@ -150,3 +150,26 @@ def test_changes_that_do_not_matter_may_be_made(tiny, whole, tmp_path):
     assert result.resumed_from == 6
     assert without_seconds(tmp_path) == without_seconds(whole)
     assert json.loads((tmp_path / "student.json").read_text())["step"] == 9
+
+
+@pytest.mark.slow
+def test_two_processes_resume_exactly_and_log_once(tiny, tmp_path):
+    script = str(Path(__file__).with_name("tiny.py"))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
+    def launched(name: str, where: str) -> int:
+        return subprocess.run(
+            [*launch, str(tmp_path / name), where], env=environment, timeout=240, check=False
+        ).returncode
+
+    assert launched("whole", "never") == 0
+    assert launched("killed", "step 5") != 0
+    assert [path.name for path in checkpoints(tmp_path / "killed")] == ["checkpoint-3"]
+    assert launched("killed", "never") == 0
+    ours, theirs = (load_file(tmp_path / name / "student.safetensors") for name in ("killed", "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert without_seconds(tmp_path / "killed") == without_seconds(tmp_path / "whole")
+    assert json.loads((tmp_path / "whole" / "student.json").read_text())["processes"] == 2
+    with pytest.raises(InputError, match="processes 2 is now 1"):
+        run(tiny, tmp_path / "whole")

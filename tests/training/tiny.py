@@ -119,4 +119,4 @@ if __name__ == "__main__":
         if where == f"step {step}":
             die()
 
-    train(build_student(teacher), teacher, config=KILL_CONFIG, out_dir=out_dir, progress=watch, **parts())
+    result = train(build_student(teacher), teacher, config=KILL_CONFIG, out_dir=out_dir, progress=watch, **parts())

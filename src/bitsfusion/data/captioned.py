@@ -131,12 +131,14 @@ class CaptionedData:
         )
 
     def _encoded(self, chosen: list[int]) -> Tensor:
-        kept = self._latents if self._latents is not None else {}
-        missing = [index for index in dict.fromkeys(chosen) if index not in kept]
-        fresh: dict[int, Tensor] = {}
-        if missing:
-            pixels = torch.stack([load_pixels(self.images[index].path, self._resolution) for index in missing])
-            fresh = dict(zip(missing, encode_images(self._vae, pixels), strict=True))
-            if self._latents is not None:
-                self._latents.update(fresh)
-        return torch.stack([fresh[index] if index in fresh else kept[index] for index in chosen])
+        if self._latents is None:
+            return encode_images(self._vae, torch.stack([self._pixels(index) for index in chosen]))
+        # One at a time: in a batch the last bits could depend on which images were still missing, and a resumed
+        # run has another history.
+        for index in chosen:
+            if index not in self._latents:
+                self._latents[index] = encode_images(self._vae, self._pixels(index)[None])[0]
+        return torch.stack([self._latents[index] for index in chosen])
+
+    def _pixels(self, index: int) -> Tensor:
+        return load_pixels(self.images[index].path, self._resolution)

@@ -147,7 +147,7 @@ def save_checkpoint(out_dir: Path, state: TrainingState, info: Mapping[str, Any]
         _save(flat, folder / _MOMENTS)
         write_json(folder / STUDENT_INFO, {**info, "step": state.step})
         rest = {"schema_version": SCHEMA_VERSION, "step": state.step, "seconds": state.seconds}
-        window = {"sums": state.window.sums, "count": state.window.count}
+        window = {"sums": state.window.sums, "counts": state.window.counts}
         scaler = state.scaler.state_dict() if state.scaler else None
         write_json(folder / _STATE, {**rest, "window": window, "grad_scaler": scaler})
     for old in checkpoints(out_dir)[: -limit if limit else 0]:

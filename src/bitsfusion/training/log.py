@@ -38,18 +38,18 @@ def append_log(path: Path, line: Mapping[str, float]) -> None:
 class Window:
     """Sums of the values since the last log line; part of a checkpoint, so that a resumed log is the same."""
 
-    def __init__(self, sums: Mapping[str, float] | None = None, count: int = 0) -> None:
+    def __init__(self, sums: Mapping[str, float] | None = None, counts: Mapping[str, int] | None = None) -> None:
         self.sums: dict[str, float] = dict(sums or {})
-        self.count = count
+        self.counts: dict[str, int] = dict(counts or {})
 
     def add(self, values: Mapping[str, float]) -> None:
         """Counts one step's values in."""
-        self.count += 1
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
 
     def means(self) -> dict[str, float]:
-        """Their means; starts anew."""
-        means = {name: value / self.count for name, value in self.sums.items()}
-        self.sums, self.count = {}, 0
+        """The mean of each value over the steps that had it; starts anew."""
+        means = {name: value / self.counts[name] for name, value in self.sums.items()}
+        self.sums, self.counts = {}, {}
         return means

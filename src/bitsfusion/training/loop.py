@@ -78,7 +78,8 @@ def train(
     the end it loads the result.
 
     Args:
-        student: a fake-quantized UNet, trained in place.
+        student: a fake-quantized UNet, trained in place; a full-precision one in Stage II is the control, what
+            training on is worth without quantization.
         teacher: the full-precision UNet, sharing no parameter with the student; Stage I only. Gets frozen.
         text_encoder: gives [n, tokens, width] hidden states as its first output. Gets frozen.
         tokenizer: the text encoder's.
@@ -129,42 +130,27 @@ def train(
     null_ids = tokenize(tokenizer, [""])[0]
     total_time_steps = int(noise_scheduler.config.num_train_timesteps)
     size = config.train_batch_size * config.gradient_accumulation_steps
-    micro_steps = config.gradient_accumulation_steps
     began = time.monotonic() - state.seconds
 
     with contextlib.ExitStack() as stack:
-        losses = Objective(student, teacher, text_encoder, noise_scheduler, config, accelerator, stack)
+        objective = Objective(student, teacher, text_encoder, noise_scheduler, config, accelerator, stack)
         while state.step < config.max_train_steps:
             batch = data.batch(state.step, accelerator.process_index, accelerator.num_processes, size)
             sample = draw_sample(batch, null_ids, config, accelerator.process_index, state.step, total_time_steps)
             for group, base in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = base * factor(state.step)
-            parts = sample.split(config.train_batch_size)
-            measured: list[Tensor] = []
-            errors: list[Tensor] = []
-            for index, part in enumerate(parts):
-                more = index + 1 < micro_steps
-                with accelerator.no_sync(model) if more else contextlib.nullcontext():
-                    loss, values, sample_errors = losses(model, part)
-                    accelerator.backward(loss / micro_steps)
-                measured.append(values)
-                errors.append(sample_errors)
-            metrics = _metrics(accelerator, measured, config)
-            norm = None
+            metrics, errors = _accumulate(accelerator, model, objective, sample.split(config.train_batch_size))
             if config.max_grad_norm is not None:
-                norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
-            # A gradient that overflows fp16 is the loss scaler's to handle: it skips the step.
-            if not all(map(math.isfinite, metrics.values())) or not (
-                norm is None or math.isfinite(norm) or state.scaler
-            ):
-                raise BitsFusionError(_not_finite(state.step, accelerator.process_index, metrics, norm, errors, sample))
+                metrics["grad_norm"] = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
+                if state.scaler and not math.isfinite(metrics["grad_norm"]):
+                    del metrics["grad_norm"]  # fp16 overflowed: the loss scaler skips this step and mends itself
+            if not all(map(math.isfinite, metrics.values())):
+                raise BitsFusionError(_not_finite(state.step, accelerator.process_index, metrics, errors, sample))
             stepper.step()
             stepper.zero_grad()
             state.step += 1
             if ema:
                 ema.update(state.step)
-            if norm is not None and math.isfinite(norm):
-                metrics["grad_norm"] = norm
             state.seconds = time.monotonic() - began
             if accelerator.is_main_process:
                 _after_step(state, metrics, config, out_dir, progress)
@@ -186,7 +172,7 @@ def train(
 
 
 def _check(student: UNet2DConditionModel, teacher: UNet2DConditionModel | None, config: TrainingConfig) -> None:
-    if not fake_quantized_layers(student):
+    if config.stage == 1 and not fake_quantized_layers(student):
         raise InputError("student: got a UNet without fake-quantized layers, wanted one after fake_quantize_model")
     if student.config.get("addition_embed_type") is not None:
         raise InputError(
@@ -215,23 +201,27 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
     return accelerator
 
 
-def _metrics(accelerator: Accelerator, measured: Sequence[Tensor], config: TrainingConfig) -> dict[str, float]:
-    """Losses averaged over micro-batches and processes."""
-    mean = torch.stack(list(measured)).mean(0)
-    loss, noise_loss, feature_loss = accelerator.gather(mean[None]).mean(0).tolist()
-    metrics = {"loss": loss, "noise_loss": noise_loss}
-    if config.stage == 1:
-        metrics["feature_loss"] = feature_loss
-    return metrics
+def _accumulate(
+    accelerator: Accelerator, model: nn.Module, objective: Objective, parts: Sequence[Sample]
+) -> tuple[dict[str, float], Tensor]:
+    """Gradients of all micro-batches; their losses averaged over them and over processes, and each own sample's."""
+    losses: list[dict[str, Tensor]] = []
+    errors: list[Tensor] = []
+    for part in parts:
+        more = part is not parts[-1]
+        with accelerator.no_sync(model) if more else contextlib.nullcontext():
+            measured, sample_errors = objective(model, part)
+            accelerator.backward(measured["loss"] / len(parts))
+        losses.append({name: value.detach() for name, value in measured.items()})
+        errors.append(sample_errors)
+    means = torch.stack([torch.stack(list(values.values())) for values in losses]).mean(0)
+    means = accelerator.gather(means[None]).mean(0)
+    return dict(zip(losses[0], means.tolist(), strict=True)), torch.cat(errors)
 
 
-def _not_finite(
-    step: int, rank: int, metrics: dict[str, float], norm: float | None, errors: Sequence[Tensor], sample: Sample
-) -> str:
-    what = next(
-        (f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)), f"gradient is {norm}"
-    )
-    finite = torch.cat(list(errors)).isfinite().tolist()
+def _not_finite(step: int, rank: int, metrics: dict[str, float], errors: Tensor, sample: Sample) -> str:
+    what = next(f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value))
+    finite = errors.isfinite().tolist()
     bad = [
         f"{name!r} at t={int(t)}"
         for name, t, fine in zip(sample.names or ("?",) * len(finite), sample.timesteps, finite, strict=True)

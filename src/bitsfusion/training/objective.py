@@ -38,8 +38,8 @@ class Objective:
                 stack.enter_context(BlockFeatures(self._teacher)),
             )
 
-    def __call__(self, model: nn.Module, part: Sample) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss to go back from, [3] loss / noise loss / feature loss, [n] noise loss of each sample)."""
+    def __call__(self, model: nn.Module, part: Sample) -> tuple[dict[str, Tensor], Tensor]:
+        """The scalar losses, "loss" among them with its gradient, and each sample's noise loss ([n], detached)."""
         device = self._accelerator.device
         latents, noise = part.latents.to(device), part.noise.to(device)
         timesteps = part.timesteps.to(device)
@@ -56,9 +56,9 @@ class Objective:
         else:
             errors = noise_distillation(output, targets)
         noise_loss = errors.mean()
-        feature_loss = noise_loss.new_zeros(())
+        losses = {"loss": noise_loss, "noise_loss": noise_loss}
         if self._features:
             ours, theirs = self._features
-            feature_loss = feature_distillation(ours.take(), theirs.take())
-        loss = noise_loss + self._feature_weight * feature_loss if self._features else noise_loss
-        return loss, torch.stack([loss, noise_loss, feature_loss]).detach(), errors.detach()
+            losses["feature_loss"] = feature_distillation(ours.take(), theirs.take())
+            losses["loss"] = noise_loss + self._feature_weight * losses["feature_loss"]
+        return losses, errors.detach()
