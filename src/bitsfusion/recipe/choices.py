@@ -16,7 +16,11 @@ Floats = npt.NDArray[np.float64]
 Bits = npt.NDArray[np.int64]
 
 ERROR_PER_EXTRA_BIT = 0.25
-"""One more bit halves the step between levels, hence quarters the squared error: used above the measured bits."""
+"""Used above the measured bits: one more bit halves the step between levels, hence quarters the squared error.
+
+Measured on 27 layers of the embedded model, noise error from 3 to 8 bits: a factor of 0.23 to 0.28 a bit on
+(geometric) average, 0.16 to 0.40 for single layers.
+"""
 
 _ROUNDING = 1e-12  # relative: a target that is exactly an assignment's average admits that assignment
 
