@@ -98,6 +98,13 @@ def test_gradients_reach_the_input_through_two_layers() -> None:
     assert torch.equal(value.grad, expected.grad)
 
 
+def test_adapters_find_what_they_build_on() -> None:
+    conv = pack_layer(trained("conv", 2))
+    low_rank = type(conv)(6, 2, 3, padding=1, bias=False)
+    assert type(low_rank) is nn.Conv2d and low_rank.weight.requires_grad
+    assert conv.weight.shape == (9, 6, 3, 3) and isinstance(copy.deepcopy(conv), PackedConv2d)
+
+
 def test_wrong_buffer() -> None:
     with pytest.raises(InputError, match=r"wanted torch.uint8 \[9\]"):
         packed_layer(nn.Linear(13, 1), 2, torch.zeros(3, dtype=torch.uint8))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from functools import cache
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -151,6 +151,10 @@ class PackedLinear(_Packed, nn.Linear):  # type: ignore[override]
 
 class PackedConv2d(_Packed, nn.Conv2d):  # type: ignore[override]
     """A 2-d convolution on packed bits. Buffer: packed uint8; parameter: bias [out] or None; no weight parameter."""
+
+    def __new__(cls, layer: nn.Conv2d | int | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Adapters (PEFT) build their own convolution by calling the type of the one they adapt: that one is dense."""
+        return nn.Conv2d(layer, *args, **kwargs) if isinstance(layer, int) else super().__new__(cls)
 
     def __init__(self, layer: nn.Conv2d, bits: int, packed: Tensor | None = None) -> None:
         """Takes over `layer`'s geometry and bias; `packed` (see `packed_buffer`) is on meta where not given."""
