@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import struct
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 import bitsfusion  # noqa: F401  registers with diffusers
-from bitsfusion.artifact.payload import encode_layer
+from bitsfusion.artifact.payload import encode_layer, tensor_bytes
+from bitsfusion.artifact.reader import open_folder
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.errors import ArtifactError, InputError
 
@@ -195,3 +197,31 @@ def test_not_a_packed_folder(copied: Path, tmp_path: Path) -> None:
     shutil.rmtree(copied / "unet")
     with pytest.raises(InputError, match="got no packed model"):
         verify_folder(copied)
+
+
+def decoded(folder: Path) -> dict[str, bytes]:
+    """Everything that a file says, as bytes."""
+    opened = open_folder(folder)
+    with opened.tensors() as tensors:
+        layers = {name: tensor_bytes(tensors.buffer(name)) for name in opened.config.layers}
+        others = [name for name in tensors.names if not name.endswith(".packed")]
+        return layers | {name: tensor_bytes(tensors.stored(name)) for name in others}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_flipped_bits_are_found_or_change_nothing(folder: Path, copied: Path, seed: int) -> None:
+    whole, rng = (copied / WEIGHTS).read_bytes(), random.Random(seed)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    found = 0
+    for trial in range(12):
+        data = bytearray(whole)
+        place = rng.randrange(header) if trial % 4 == 0 else rng.randrange(header, len(data))
+        data[place] ^= 1 << rng.randrange(8)
+        (copied / WEIGHTS).write_bytes(data)
+        try:
+            verify_folder(copied)
+        except ArtifactError:
+            found += 1
+        else:
+            assert decoded(copied) == decoded(folder)
+    assert found >= 9
