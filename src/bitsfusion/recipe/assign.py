@@ -12,7 +12,7 @@ from bitsfusion.errors import InputError
 from bitsfusion.models.unet import FIRST_LAST_BITS
 from bitsfusion.numerics import MAX_BITS, MIN_BITS, check_bits
 from bitsfusion.packing.accounting import average_bits
-from bitsfusion.recipe.choices import Bits, Choices, choices_of
+from bitsfusion.recipe.choices import ROUNDING, Bits, Choices, choices_of
 from bitsfusion.recipe.knapsack import least_error
 from bitsfusion.recipe.schema import Recipe
 from bitsfusion.recipe.threshold import ABOVE_MEASURED, clip_bonus, fill, search
@@ -96,7 +96,7 @@ def _everywhere(choices: Choices, bits: int) -> Bits:
 
 def _check_range(choices: Choices, target: float, lowest: Bits, highest: Bits, strategy: Strategy) -> None:
     low, high = choices.average(lowest), choices.average(highest)
-    if not low <= target <= high:
+    if not low * (1 - ROUNDING) <= target <= high * (1 + ROUNDING):
         raise InputError(
             f"target: got {target} bits on average, wanted {math.ceil(low * 1e4) / 1e4:.4f} to "
             f"{math.floor(high * 1e4) / 1e4:.4f} (what strategy {strategy.value} can reach with this table)"

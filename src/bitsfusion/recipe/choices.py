@@ -22,7 +22,7 @@ Measured on 27 layers of the embedded model, noise error from 3 to 8 bits: a fac
 (geometric) average, 0.16 to 0.40 for single layers.
 """
 
-_ROUNDING = 1e-12  # relative: a target that is exactly an assignment's average admits that assignment
+ROUNDING = 1e-12  # relative: a target that is exactly an assignment's average admits that assignment
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Choices:
 
     def budget(self, average: float) -> float:
         """Bits left for the L layers at a target average."""
-        return average * self.all_weights * (1 + _ROUNDING) - self.fixed_bits
+        return average * self.all_weights * (1 + ROUNDING) - self.fixed_bits
 
     def cost(self, bits: Bits) -> float:
         """Bits of an assignment [L]."""

@@ -47,11 +47,12 @@ def search(choices: Choices, eta: float, bonus: Bits, target: float) -> tuple[Bi
         it is returned all the same: the caller compares.
     """
     table = scores(choices, eta)
+    budget = choices.budget(target)
     thresholds = np.append(np.unique(table), math.inf)
     low, high = 0, len(thresholds) - 1
     while low < high:
         middle = (low + high) // 2
-        if choices.average(bits_at(table, thresholds[middle]) + bonus) <= target:
+        if choices.cost(bits_at(table, thresholds[middle]) + bonus) <= budget:
             high = middle
         else:
             low = middle + 1
