@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
 
 from bitsfusion.runs.progress import ProgressSink
 
 
 class Bars(ProgressSink):
-    """One bar for each step under way."""
+    """One bar for each step under way; a finished step leaves one line."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -26,8 +36,11 @@ class Bars(ProgressSink):
             self._bars[step] = self._progress.add_task(step, total=total, note="")
         self._progress.update(self._bars[step], completed=done, total=total, note=note)
 
-    def say(self, message: str) -> None:
-        self._progress.console.print(message, highlight=False)
+    def finish(self, step: str, seconds: float | None) -> None:
+        if step in self._bars:
+            self._progress.remove_task(self._bars.pop(step))
+        took = "done before" if seconds is None else f"{seconds:.0f} s"
+        self._progress.console.print(f"{step:<24} {took}", highlight=False)
 
 
 @contextmanager
@@ -45,8 +58,7 @@ def progress_bars(quiet: bool) -> Iterator[ProgressSink]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, refresh_per_second=2) as progress:
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=2) as progress:
         yield Bars(progress)
 
 
@@ -54,3 +66,27 @@ def print_json(value: Any) -> None:
     """`value` as JSON on stdout, for scripts."""
     json.dump(value, sys.stdout, indent=1)
     sys.stdout.write("\n")
+
+
+def print_table(columns: list[str], rows: list[list[str]], title: str | None = None) -> None:
+    """A table on stdout; all columns but the first are aligned to the right."""
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def print_ladder(summary: Mapping[str, Any], folder: Path) -> None:
+    """The rungs of a run as a table, then where its page is."""
+    rows = []
+    for rung in summary["rungs"]:
+        score = "" if rung["geneval"] is None else f"{rung['geneval']['overall']:.3f}"
+        figures = [rung[name] for name in ("clip_score", "image_mse", "noise_error", "noise_loss")]
+        rows.append([rung["name"], f"{rung['bits']:.3f}", score, *("" if v is None else f"{v:.4f}" for v in figures)])
+    print_table(["rung", "bits", "GenEval", "CLIP score", "image MSE", "noise error", "noise loss"], rows)
+    bits = summary["bits"]
+    ratio = bits["bytes_fp16"] / bits["bytes_on_disk"]
+    print(f"UNet: {bits['bytes_fp16'] / 1e6:.2f} MB in FP16, {bits['bytes_on_disk'] / 1e6:.2f} MB packed ({ratio:.1f} x smaller)")
+    print(f"Report: {folder / 'report' / 'index.html'}")

@@ -9,5 +9,5 @@ class ProgressSink:
     def update(self, step: str, done: int, total: int, note: str = "") -> None:
         """`step` has done `done` of `total` units; `note` is a short figure to show beside it."""
 
-    def say(self, message: str) -> None:
-        """One line about what happens next."""
+    def finish(self, step: str, seconds: float | None) -> None:
+        """`step` is done: in `seconds`, or None if it was done before."""

@@ -1,0 +1,99 @@
+"""`bitsfusion inspect`, `verify`, `generate`: what can be done with a packed folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitsfusion.artifact.inspect import Inspection, inspect_folder
+from bitsfusion.artifact.verify import verify_folder
+from bitsfusion.cli.console import print_json, print_table, progress_bars
+from bitsfusion.cli.options import Json, Quiet
+from bitsfusion.runs.singles import generate_to_folder
+from bitsfusion.time_features.samplers import Sampler
+
+Folder = Annotated[Path, typer.Argument(help="A packed pipeline or model folder.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    for command in (inspect, verify, generate):
+        app.command()(command)
+
+
+def inspect(folder: Folder, json: Json = False) -> None:
+    """Where every byte is, layer by layer."""
+    inspection = inspect_folder(folder)
+    if json:
+        print_json(inspection.to_dict())
+    else:
+        _print_inspection(inspection)
+
+
+def _print_inspection(inspection: Inspection) -> None:
+    print_table(
+        ["layer", "b", "levels", "weights", "entropy", "on disk", "in memory"],
+        [
+            [
+                layer.name,
+                str(layer.bits),
+                str(layer.levels),
+                str(layer.weights),
+                f"{layer.entropy:.3f}",
+                str(layer.bytes_on_disk),
+                str(layer.bytes_in_memory),
+            ]
+            for layer in inspection.layers
+        ],
+    )
+    disk = inspection.bytes_on_disk
+    rows = [
+        ["weights", disk.weights],
+        ["scales", disk.scales],
+        ["time features", disk.time_features],
+        ["other parameters", disk.other],
+        ["header", disk.header],
+        ["file", disk.total],
+        ["in memory", inspection.bytes_in_memory],
+        ["in FP16", inspection.bytes_fp16],
+    ]
+    print_table(["part", "bytes"], [[str(name), f"{count:,}"] for name, count in rows])
+    print(f"average bits (Appendix H)   {inspection.average_bits:.4f}")
+    print(f"entropy, bits a weight      {inspection.entropy_bits:.4f}")
+    print(f"on disk, bits a weight      {inspection.true_bits:.4f}")
+    kept = ", ".join(inspection.fallbacks) or "none"
+    print(f"layers kept dense           {kept}")
+
+
+def verify(folder: Folder) -> None:
+    """Checks hashes, shapes and ranges; exit code 1 and the layer's name where something is wrong."""
+    verify_folder(folder)
+    print(f"{folder}: every layer is as it was packed")
+
+
+def generate(
+    folder: Annotated[str, typer.Argument(help="A packed folder, or any diffusers pipeline.")],
+    prompts: Annotated[list[str], typer.Argument(help="One image each.")],
+    out: Annotated[Path, typer.Option(help="Folder for the PNG files and metadata.jsonl.")] = Path("images"),
+    sampler: Annotated[Sampler, typer.Option()] = Sampler.PNDM,
+    steps: Annotated[int, typer.Option(min=1)] = 50,
+    guidance: Annotated[float, typer.Option()] = 7.5,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next ones count on.")] = 1024,
+    quiet: Quiet = False,
+) -> None:
+    """Draws images with a packed model."""
+    with progress_bars(quiet) as progress:
+        paths = generate_to_folder(
+            folder,
+            prompts,
+            out,
+            sampler=sampler.value,
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+            progress=lambda done, total: progress.update("generate", done, total),
+        )
+    for path in paths:
+        print(path)

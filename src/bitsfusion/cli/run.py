@@ -1,0 +1,67 @@
+"""`bitsfusion demo` and `bitsfusion run`: the whole method in one run folder."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from bitsfusion.cli.console import print_json, progress_bars, print_ladder
+from bitsfusion.cli.options import Json, Quiet
+from bitsfusion.files import read_json
+from bitsfusion.runs.config import RunConfig, read_config
+from bitsfusion.runs.run import STEPS, Run
+from bitsfusion.sensitivity.table import parse
+
+Until = Annotated[str, typer.Option(help=f"Stop after this step: {', '.join(STEPS)}.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command()(demo)
+    app.command()(run)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder; the same command goes on with it.")] = Path("runs/demo"),
+    until: Until = STEPS[-1],
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """The whole method on the embedded model, in minutes."""
+    preset = resources.files("bitsfusion.runs") / "presets" / "demo.yaml"
+    config = parse(RunConfig, yaml.safe_load(preset.read_text(encoding="utf-8")), "demo.yaml")
+    execute(config, out, until, quiet, json)
+
+
+def run(
+    config: Annotated[Path, typer.Argument(help="YAML file; see configs/.")],
+    out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/ and the config's name.")] = None,
+    until: Until = STEPS[-1],
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """The same steps on any Stable Diffusion pipeline, as a YAML file says."""
+    resolved = read_config(config)
+    if dry_run:
+        print_json(resolved.model_dump(mode="json"))
+        return
+    execute(resolved, out or Path("runs") / config.stem, until, quiet, json)
+
+
+def execute(config: RunConfig, out: Path, until: str, quiet: bool, json: bool) -> None:
+    """Runs `config` in folder `out` up to a step and prints what it came to."""
+    with progress_bars(quiet) as progress:
+        Run(config, out, progress).execute(until)
+    if until != STEPS[-1]:
+        return
+    summary: dict[str, Any] = read_json(out / "summary.json")
+    if json:
+        print_json(summary)
+    else:
+        print_ladder(summary, out)

@@ -1,0 +1,121 @@
+"""Scores of one model of the ladder: the images it draws and the noise it predicts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitsfusion.data.world.captions import TASKS
+from bitsfusion.evaluation.prompts import PromptSet
+from bitsfusion.files import atomic_path, read_json, write_json
+from bitsfusion.metrics.clip_score import ClipScorer
+from bitsfusion.metrics.geneval import GenEvalResult, GenEvalSummary, geneval_summary
+from bitsfusion.metrics.image_error import mse
+from bitsfusion.metrics.intervals import bootstrap_mean_interval
+
+SCHEMA_VERSION = 1
+Images = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class RungScores:
+    """What was measured of one model, trained with one seed.
+
+    Fields:
+        name: full_precision, init, stage1, stage2 or control.
+        seed: of its training; None where nothing was trained.
+        passed: whether each image shows what was asked; None without a checker.
+        clip_score: mean cosine; None without a scorer. image_mse: mean against full precision's images.
+        noise_error: mean squared difference of its predicted noise to full precision's.
+        noise_loss: mean squared difference of its predicted noise to the true noise.
+        seconds: that drawing and scoring took.
+        reload_difference: for a packed model, the largest difference of a pixel (of 255) to the images of the
+            model as trained; None elsewhere.
+    """
+
+    name: str
+    seed: int | None
+    passed: list[bool] | None
+    clip_score: float | None
+    image_mse: float | None
+    noise_error: float
+    noise_loss: float
+    seconds: float
+    reload_difference: int | None = None
+
+    def save(self, folder: Path, images: Images) -> None:
+        """Writes images.npz and, last, scores.json."""
+        with atomic_path(folder / "images.npz") as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, images=images)
+        write_json(folder / "scores.json", {"schema_version": SCHEMA_VERSION, **asdict(self)})
+
+    @classmethod
+    def load(cls, folder: Path) -> RungScores:
+        """Reads scores.json."""
+        values: dict[str, Any] = read_json(folder / "scores.json")
+        values.pop("schema_version")
+        return cls(**values)
+
+
+def load_images(folder: Path) -> Images:
+    """The images of a scored model, [n, h, w, 3] uint8."""
+    with np.load(folder / "images.npz", allow_pickle=False) as stored:
+        images: Images = stored["images"]
+    return images
+
+
+def score_images(
+    images: Images, prompts: PromptSet, reference: Images | None, scorer: ClipScorer | None
+) -> dict[str, Any]:
+    """passed, clip_score and image_mse of `images` ([n, h, w, 3] uint8), one a prompt."""
+    return {
+        "passed": prompts.check(images),
+        "clip_score": None if scorer is None else float(scorer.score(images, prompts.texts).mean()),
+        "image_mse": None if reference is None else float(mse(images, reference).mean()),
+    }
+
+
+def geneval(scores: Sequence[RungScores], prompts: PromptSet) -> GenEvalSummary | None:
+    """GenEval's numbers of one rung, its training seeds pooled; None without a checker or a task without images."""
+    if prompts.world is None or {prompt.tag for prompt in prompts.world} != set(TASKS):
+        return None
+    results = [
+        GenEvalResult(prompt.tag, correct)
+        for score in scores
+        for prompt, correct in zip(prompts.world, score.passed or (), strict=True)
+    ]
+    return geneval_summary(results)
+
+
+def paired_difference(scores: Sequence[RungScores], reference: Sequence[RungScores]) -> dict[str, float] | None:
+    """How much more often than `reference` the images are right: mean and 95 % interval over prompts.
+
+    Each prompt's share over training seeds is compared with the reference's on the same prompt and image
+    seed. The interval speaks of new prompts, not of new training seeds.
+    """
+    ours, theirs = (
+        [np.asarray(score.passed, dtype=np.float64) for score in group if score.passed is not None]
+        for group in (scores, reference)
+    )
+    if not ours or not theirs:
+        return None
+    difference = np.mean(ours, axis=0) - np.mean(theirs, axis=0)
+    low, high = bootstrap_mean_interval(difference)
+    return {"mean": float(difference.mean()), "low": low, "high": high}
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return round(time.monotonic() - self._started, 2)

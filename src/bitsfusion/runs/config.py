@@ -1,0 +1,125 @@
+"""What a run does, as read from a YAML file; every field has a default and unknown ones are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from bitsfusion.embedded import SCORER_FOLDER
+from bitsfusion.errors import InputError
+from bitsfusion.models.pipeline import EMBEDDED
+from bitsfusion.numerics import ScaleInit
+from bitsfusion.recipe.assign import Strategy
+from bitsfusion.sensitivity.settings import NoiseErrorSettings, PaperSettings
+from bitsfusion.sensitivity.table import parse
+from bitsfusion.time_features.samplers import Sampler
+from bitsfusion.training.config import TrainingConfig
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class WorldSource(_Section):
+    """Scenes of the embedded world, drawn on the fly."""
+
+    kind: Literal["world"] = "world"
+    pool: int = Field(8192, ge=1)
+    """How many captioned scenes are drawn and encoded once."""
+    task_weights: tuple[float, float, float, float, float, float] | None = None
+    """How often each of the six tasks comes up; null: equally often."""
+
+
+class FolderSource(_Section):
+    """A Hugging Face imagefolder: images beside a metadata.jsonl with file_name and text."""
+
+    kind: Literal["imagefolder"]
+    train_data_dir: Path
+    resolution: int = Field(512, ge=8)
+
+
+class RecipeSection(_Section):
+    """How bits are assigned (section 3.3)."""
+
+    target_bits: float = Field(1.99, gt=0)
+    strategy: Strategy = Strategy.OPTIMAL
+    eta: float = Field(0.3, ge=0)
+
+
+class ServeSection(_Section):
+    """Which samplers' time steps the packed model covers."""
+
+    samplers: dict[Sampler, Annotated[int, Field(ge=1)]] = {Sampler.PNDM: 50}
+
+
+class EvaluationSection(_Section):
+    """On what the rungs are compared: the same prompts and seeds for all of them."""
+
+    prompts: Path | None = None
+    """A .txt or .jsonl file of prompts; null: the drawn world's test prompts."""
+    per_task: int = Field(100, ge=1)
+    """Prompts of each of the drawn world's six tasks."""
+    split: Literal["validation", "test"] = "test"
+    sampler: Sampler = Sampler.PNDM
+    steps: int = Field(50, ge=1)
+    guidance: float = 7.5
+    seed: int = Field(1024, ge=0)
+    batch_size: int = Field(50, ge=1)
+    clip: str | None = None
+    """CLIP model of the score: a folder or hub id; null: none, or the embedded model's own scorer."""
+    probe_samples: int = Field(512, ge=1)
+    """Noisy latents on which noise error and noise loss are measured."""
+
+
+class RunConfig(_Section):
+    """A whole run."""
+
+    model: str = EMBEDDED
+    """A diffusers folder, a hub id, or "embedded"."""
+    data: Annotated[WorldSource | FolderSource, Field(discriminator="kind")] = WorldSource()
+    analysis: Annotated[NoiseErrorSettings | PaperSettings, Field(discriminator="method")] = NoiseErrorSettings()
+    recipe: RecipeSection = RecipeSection()
+    scale_init: ScaleInit = ScaleInit.EXACT
+    stage1: TrainingConfig = TrainingConfig(stage=1)
+    stage2: TrainingConfig = TrainingConfig(stage=2)
+    seeds: tuple[int, ...] = (0,)
+    """Training seeds; both stages (and the control) are trained once for each, the first is packed."""
+    control: bool = False
+    """Also train full precision on, with Stage II's settings."""
+    serve: ServeSection = ServeSection()
+    evaluation: EvaluationSection = EvaluationSection()
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        if (self.stage1.stage, self.stage2.stage) != (1, 2):
+            raise ValueError("stage1 and stage2: wanted stage 1 and stage 2")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds: got {list(self.seeds)}, wanted one or more, none twice")
+        evaluation = self.evaluation
+        if self.serve.samplers.get(evaluation.sampler) != evaluation.steps:
+            wanted = f"{evaluation.sampler.value}: {evaluation.steps}"
+            raise ValueError(f"serve.samplers: wanted {wanted} among them, which the evaluation uses")
+        if self.model != EMBEDDED and evaluation.prompts is None:
+            raise ValueError("evaluation.prompts: got none, wanted a file of prompts for this model")
+        return self
+
+    @property
+    def scorer(self) -> str | None:
+        """The CLIP model of the score, if there is one."""
+        return self.evaluation.clip or (str(SCORER_FOLDER) if self.model == EMBEDDED else None)
+
+
+def read_config(path: Path) -> RunConfig:
+    """The run described by a YAML file.
+
+    Raises:
+        InputError: there is no such file, it is not YAML, or a field is unknown or out of range.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: wanted a YAML file, got {error}") from None
+    return parse(RunConfig, {} if values is None else values, str(path))
