@@ -208,7 +208,7 @@ def decoded(folder: Path) -> dict[str, bytes]:
         return layers | {name: tensor_bytes(tensors.stored(name)) for name in others}
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_flipped_bits_are_found_or_change_nothing(folder: Path, copied: Path, seed: int) -> None:
     whole, rng = (copied / WEIGHTS).read_bytes(), random.Random(seed)
     header = 8 + int.from_bytes(whole[:8], "little")
