@@ -23,13 +23,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from bitsfusion.data.world.captions import TASKS, Prompt, all_prompts, fits, sample_prompt, sample_scene
-from bitsfusion.data.world.scene import BACKGROUND, CELL_SIZE, COLORS, GRID_SIZE, IMAGE_SIZE, SHAPES, Object, draw, shape_mask
+from bitsfusion.data.world.scene import (
+    BACKGROUND,
+    CELL_SIZE,
+    COLORS,
+    GRID_SIZE,
+    IMAGE_SIZE,
+    SHAPES,
+    Object,
+    draw,
+    shape_mask,
+)
 
 TEXT_LENGTH = 16
 LATENT_CHANNELS = 12
@@ -43,7 +52,9 @@ def build_tokenizer() -> CLIPTokenizer:
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
     special = ["<|startoftext|>", "<|endoftext|>"]
-    trainer = trainers.BpeTrainer(vocab_size=1000, min_frequency=1, special_tokens=special, end_of_word_suffix="</w>", show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000, min_frequency=1, special_tokens=special, end_of_word_suffix="</w>", show_progress=False
+    )
     bpe.train_from_iterator(words, trainer)
     model = json.loads(bpe.to_str())["model"]
     tokenizer = CLIPTokenizer(
@@ -55,7 +66,9 @@ def build_tokenizer() -> CLIPTokenizer:
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
-    return tokenizer(texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt").input_ids
+    return tokenizer(
+        texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
+    ).input_ids
 
 
 class LatentCode:
@@ -67,7 +80,7 @@ class LatentCode:
 
     def __init__(self) -> None:
         masks = np.stack([shape_mask(shape).ravel() for shape in SHAPES], axis=1)
-        basis, triangular = np.linalg.qr(masks)
+        triangular = np.linalg.qr(masks, mode="r")
         tints = (np.asarray(list(COLORS.values()), dtype=np.float64) - BACKGROUND) / 127.5
         sprites = np.stack([np.outer(triangular[:, s], tint).ravel() for s in range(len(SHAPES)) for tint in tints])
         values, vectors = np.linalg.eigh(sprites.T @ sprites / len(sprites))
@@ -145,7 +158,9 @@ class TrainState:
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     tower = dict(hidden_size=96, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4, projection_dim=64)
-    special = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id)
+    special = dict(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id
+    )
     config = CLIPConfig(
         text_config=dict(tower, vocab_size=len(tokenizer), max_position_embeddings=TEXT_LENGTH, **special),
         vision_config=dict(tower, image_size=IMAGE_SIZE, patch_size=CELL_SIZE),
@@ -235,7 +250,9 @@ def train_unet(args: argparse.Namespace) -> None:
     scheduler = DDPMScheduler(**NOISE_SCHEDULE)
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
     weight_at = (1 + 1 / snr).clamp(max=args.max_weight)
-    state = TrainState({"unet": unet, "text_encoder": text_encoder}, args.out, args.lr or 1e-3, args.steps or 20000, 0.999)
+    state = TrainState(
+        {"unet": unet, "text_encoder": text_encoder}, args.out, args.lr or 1e-3, args.steps or 20000, 0.999
+    )
     tokenizer.save_pretrained(args.out / "tokenizer")
     started = time.time()
     running = 0.0

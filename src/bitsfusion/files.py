@@ -67,7 +67,9 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BitsFusionError(f"{path}: could not be written ({error.strerror or error}); nothing was changed") from error
+        raise BitsFusionError(
+            f"{path}: could not be written ({error.strerror or error}); nothing was changed"
+        ) from error
 
 
 def _umask() -> int:
@@ -115,4 +117,6 @@ def sha256_json(value: Any) -> str:
 def sha256_folder(path: Path) -> str:
     """The SHA-256 over the relative names and contents of every file below a folder, in hex."""
     path = Path(path)
-    return sha256_json({file.relative_to(path).as_posix(): sha256_file(file) for file in sorted(path.rglob("*")) if file.is_file()})
+    return sha256_json(
+        {file.relative_to(path).as_posix(): sha256_file(file) for file in sorted(path.rglob("*")) if file.is_file()}
+    )

@@ -49,7 +49,13 @@ def test_what_cannot_be_read_fails_the_check():
 
 @pytest.mark.parametrize(
     ("relation", "slots", "holds"),
-    [("left of", (0, 1), True), ("left of", (1, 0), False), ("above", (0, 2), True), ("below", (0, 2), False), ("right of", (3, 0), True)],
+    [
+        ("left of", (0, 1), True),
+        ("left of", (1, 0), False),
+        ("above", (0, 2), True),
+        ("below", (0, 2), False),
+        ("right of", (3, 0), True),
+    ],
 )
 def test_relations(relation, slots, holds):
     prompt = next(p for p in all_prompts("position", "train") if p.text.endswith(f"a circle {relation} a square"))

@@ -12,7 +12,7 @@ def test_a_folder_that_is_not_there(tmp_path):
 
 
 def test_a_folder_that_is_no_pipeline(tmp_path):
-    with pytest.raises(InputError, match="without model_index.json"):
+    with pytest.raises(InputError, match=r"without model_index\.json"):
         pipeline_folder(str(tmp_path))
 
 

@@ -60,6 +60,6 @@ def test_a_wrong_recipe_leaves_the_model_alone(model, bits, message):
 
 def test_nan_weights_name_the_layer(model):
     model[2].weight.data[0, 0] = torch.nan
-    with pytest.raises(InputError, match="^2: weight: got 1 NaN"):
+    with pytest.raises(InputError, match=r"^2: weight: got 1 NaN"):
         fake_quantize_model(model, {"0": 2, "2": 2})
     assert not fake_quantized_layers(model)

@@ -87,6 +87,6 @@ def print_ladder(summary: Mapping[str, Any], folder: Path) -> None:
         rows.append([rung["name"], f"{rung['bits']:.3f}", score, *("" if v is None else f"{v:.4f}" for v in figures)])
     print_table(["rung", "bits", "GenEval", "CLIP score", "image MSE", "noise error", "noise loss"], rows)
     bits = summary["bits"]
-    ratio = bits["bytes_fp16"] / bits["bytes_on_disk"]
-    print(f"UNet: {bits['bytes_fp16'] / 1e6:.2f} MB in FP16, {bits['bytes_on_disk'] / 1e6:.2f} MB packed ({ratio:.1f} x smaller)")
+    before, after = bits["bytes_fp16"], bits["bytes_on_disk"]
+    print(f"UNet: {before / 1e6:.2f} MB in FP16, {after / 1e6:.2f} MB packed ({before / after:.1f} x smaller)")
     print(f"Report: {folder / 'report' / 'index.html'}")

@@ -4,45 +4,50 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 
 import typer
 
-from bitsfusion.errors import ArtifactError, BitsFusionError, InputError
-
-app = typer.Typer(
-    name="bitsfusion",
-    help="Mixed-precision weight quantization of diffusion models below two bits a weight.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+from bitsfusion.errors import BitsFusionError, InputError
 
 
-def main() -> None:
-    """Runs the command line; a user's mistake is one line and exit code 2, a broken artifact exit code 1."""
-    _settle_environment()
-    from bitsfusion.cli import artifact, run, steps  # imports torch, so after the environment is settled
+def build_app() -> typer.Typer:
+    """All commands; imports torch and diffusers."""
+    from bitsfusion.cli import artifact, run, steps
 
+    app = typer.Typer(
+        name="bitsfusion",
+        help="Mixed-precision weight quantization of diffusion models below two bits a weight.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
     for commands in (run, steps, artifact):
         commands.register(app)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line; a user's mistake is one line and exit code 2, a failed check exit code 1."""
+    _settle_environment()
     try:
-        app()
+        build_app()(args=arguments, prog_name="bitsfusion")
     except InputError as error:
-        _fail(error, 2)
-    except (ArtifactError, BitsFusionError) as error:
-        _fail(error, 1)
+        _fail(str(error), 2)
+    except BitsFusionError as error:
+        _fail(str(error), 1)
     except KeyboardInterrupt:
-        _fail(BitsFusionError("interrupted; the same command goes on from here"), 130)
+        _fail("interrupted; the same command goes on from here", 130)
 
 
-def _fail(error: Exception, code: int) -> None:
-    print(f"bitsfusion: {' '.join(str(error).split())}", file=sys.stderr)
+def _fail(message: str, code: int) -> None:
+    print(f"bitsfusion: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
 
 
 def _settle_environment() -> None:
-    """Chatty libraries keep to warnings, unless the user has said otherwise."""
+    """Chatty libraries keep to errors unless the user has said otherwise; before they are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -13,7 +13,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Cover = Annotated[
     list[str],
-    typer.Option(help="Samplers whose time steps are cached, as NAME:STEPS; repeat for more. `any` keeps the time layers at 8 bits."),
+    typer.Option(
+        help="Samplers whose time steps are cached, as NAME:STEPS; repeat for more. "
+        "`any` keeps the time layers at 8 bits."
+    ),
 ]
 
 

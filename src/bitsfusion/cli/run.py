@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from bitsfusion.cli.console import print_json, progress_bars, print_ladder
+from bitsfusion.cli.console import print_json, print_ladder, progress_bars
 from bitsfusion.cli.options import Json, Quiet
 from bitsfusion.files import read_json
 from bitsfusion.runs.config import RunConfig, read_config

@@ -11,13 +11,14 @@ from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.cli.console import print_json, progress_bars
 from bitsfusion.cli.options import Cover, Json, Quiet, samplers_to_cover
 from bitsfusion.cli.run import execute
-from bitsfusion.evaluation.prompts import file_prompts, world_prompts
 from bitsfusion.errors import InputError
+from bitsfusion.evaluation.prompts import file_prompts, world_prompts
 from bitsfusion.files import sha256_folder
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.models.pipeline import EMBEDDED, load_pipeline, pipeline_folder
 from bitsfusion.numerics import ScaleInit
-from bitsfusion.recipe.assign import Strategy, assign as assign_bits
+from bitsfusion.recipe.assign import Strategy
+from bitsfusion.recipe.assign import assign as assign_bits
 from bitsfusion.recipe.schema import write_recipe
 from bitsfusion.runs.config import FolderSource, RunConfig, WorldSource, read_config
 from bitsfusion.runs.singles import init_model, pack_checkpoint
@@ -38,8 +39,12 @@ def register(app: typer.Typer) -> None:
 def analyze(
     model: Model,
     out: Annotated[Path, typer.Option(help="Sensitivity file to write.")],
-    method: Annotated[str, typer.Option(help="noise_error (minutes) or paper (trains and draws with each candidate).")] = "noise_error",
-    data: Annotated[Path | None, typer.Option(help="Imagefolder of captioned images; the embedded model needs none.")] = None,
+    method: Annotated[
+        str, typer.Option(help="noise_error (minutes) or paper (trains and draws with each candidate).")
+    ] = "noise_error",
+    data: Annotated[
+        Path | None, typer.Option(help="Imagefolder of captioned images; the embedded model needs none.")
+    ] = None,
     resolution: Annotated[int, typer.Option(help="Pixels of the square training images.")] = 512,
     prompts: Annotated[Path | None, typer.Option(help="Prompts of the paper's method, .txt or .jsonl.")] = None,
     images: Annotated[int, typer.Option(help="K, images for each candidate of the paper's method.")] = 100,
@@ -62,7 +67,9 @@ def analyze(
         raise InputError(f"method: got {method!r}, wanted noise_error or paper")
     if data is None and model != EMBEDDED:
         raise InputError("data: got none, wanted --data FOLDER of captioned images for this model")
-    source = WorldSource() if data is None else FolderSource(kind="imagefolder", train_data_dir=data, resolution=resolution)
+    source = (
+        WorldSource() if data is None else FolderSource(kind="imagefolder", train_data_dir=data, resolution=resolution)
+    )
     covered = samplers_to_cover(cover)
     if covered is None:
         raise InputError("cover: got any, wanted the samplers whose time features the recipe shall count")
@@ -87,7 +94,9 @@ def assign(
     sensitivity: Annotated[Path, typer.Argument(help="Sensitivity file.")],
     out: Annotated[Path, typer.Option(help="Recipe file to write.")],
     bits: Annotated[float, typer.Option(help="Average bits a weight, time features counted (Appendix H).")] = 1.99,
-    strategy: Annotated[Strategy, typer.Option(help="The paper's threshold, or the least total error.")] = Strategy.OPTIMAL,
+    strategy: Annotated[
+        Strategy, typer.Option(help="The paper's threshold, or the least total error.")
+    ] = Strategy.OPTIMAL,
     eta: Annotated[float, typer.Option(help="Exponent of the layer size in the paper's strategy.")] = 0.3,
 ) -> None:
     """Bits for each layer from its sensitivity (section 3.3)."""

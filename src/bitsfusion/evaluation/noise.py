@@ -31,9 +31,14 @@ class NoiseProbe:
 
 @torch.no_grad()
 def make_probe(
-    data: TrainingData, text_encoder: Any, noise_scheduler: Any, samples: int, seed: int, timesteps: Tensor | None = None
+    data: TrainingData,
+    text_encoder: Any,
+    noise_scheduler: Any,
+    samples: int,
+    seed: int,
+    timesteps: Tensor | None = None,
 ) -> NoiseProbe:
-    """`samples` noisy latents of `data`, evenly over all time steps unless `timesteps` ([samples] int64) says otherwise."""
+    """`samples` noisy latents of `data`, evenly over all time steps or at `timesteps` ([samples] int64)."""
     batch = data.batch(step=seed, rank=0, world_size=1, size=samples)
     generator = torch.Generator("cpu").manual_seed(seed)
     total = noise_scheduler.config.num_train_timesteps
@@ -55,9 +60,7 @@ def make_probe(
 @torch.no_grad()
 def predict(unet: nn.Module, probe: NoiseProbe) -> Tensor:
     """The UNet's output for every noisy latent of `probe`: [n, c, h, w]."""
-    parts = zip(
-        probe.noisy.split(_BATCH), probe.timesteps.split(_BATCH), probe.context.split(_BATCH), strict=True
-    )
+    parts = zip(probe.noisy.split(_BATCH), probe.timesteps.split(_BATCH), probe.context.split(_BATCH), strict=True)
     return torch.cat([unet(noisy, timesteps, context).sample for noisy, timesteps, context in parts])
 
 
@@ -67,7 +70,12 @@ def mean_squared(left: Tensor, right: Tensor) -> float:
 
 
 def time_step_curve(
-    student: nn.Module, teacher: nn.Module, data: TrainingData, text_encoder: Any, noise_scheduler: Any, points: int = 20
+    student: nn.Module,
+    teacher: nn.Module,
+    data: TrainingData,
+    text_encoder: Any,
+    noise_scheduler: Any,
+    points: int = 20,
 ) -> list[tuple[int, float]]:
     """(t, mean latent error) at evenly spaced steps: (1 - abar_t) / abar_t x ||eps_fp - eps_q||^2 (Eq. 9).
 
@@ -75,7 +83,9 @@ def time_step_curve(
     """
     each, total = 32, noise_scheduler.config.num_train_timesteps
     steps = (torch.arange(points) + 1) * total // points - 1
-    probe = make_probe(data, text_encoder, noise_scheduler, points * each, seed=9, timesteps=steps.repeat_interleave(each))
+    probe = make_probe(
+        data, text_encoder, noise_scheduler, points * each, seed=9, timesteps=steps.repeat_interleave(each)
+    )
     errors = (predict(student, probe) - predict(teacher, probe)).square().mean((1, 2, 3))
     weighted = (errors * probe.latent_weight).view(points, each).mean(1)
     return list(zip(steps.tolist(), weighted.tolist(), strict=True))

@@ -12,15 +12,16 @@ from bitsfusion.errors import InputError
 from bitsfusion.numerics import check_bits, fake_quantize
 
 
-def _take(layer: nn.Module, source: nn.Linear | nn.Conv2d, bits: int, scale: Tensor) -> None:
-    """Moves `source`'s weight and bias into `layer` and adds its scale; nothing is copied."""
-    check_bits(bits)
-    if scale.shape != source.weight.shape[:1]:
-        raise InputError(f"scale: got shape {list(scale.shape)}, wanted [{source.weight.shape[0]}], one per output channel")
-    layer.weight, layer.bias = source.weight, source.bias
-    layer.scale = nn.Parameter(scale.detach().to(source.weight.device, torch.float32))
-    layer.bits = bits
-    layer.train(source.training)
+def _take_over(made: FakeQuantizedLayer, source: nn.Linear | nn.Conv2d, bits: int, scale: Tensor) -> None:
+    """Moves `source`'s weight and bias into `made` and adds its scale; nothing is copied."""
+    outputs = source.weight.shape[0]
+    if scale.shape != (outputs,):
+        raise InputError(f"scale: got shape {list(scale.shape)}, wanted [{outputs}], one per output channel")
+    made.weight = source.weight
+    made.bias = source.bias  # type: ignore[assignment] # torch's stubs say Tensor, at run time it is a Parameter
+    made.scale = nn.Parameter(scale.detach().to(source.weight.device, torch.float32))
+    made.bits = check_bits(bits)
+    made.train(source.training)
 
 
 class FakeQuantizedLinear(nn.Linear):
@@ -38,7 +39,7 @@ class FakeQuantizedLinear(nn.Linear):
         """Takes over `layer`'s own parameters; `scale` is [out] float32."""
         with torch.device("meta"):
             made = cls(layer.in_features, layer.out_features, layer.bias is not None)
-        _take(made, layer, bits, scale)
+        _take_over(made, layer, bits, scale)
         return made
 
     def quantized_weight(self) -> Tensor:
@@ -73,7 +74,7 @@ class FakeQuantizedConv2d(nn.Conv2d):
                 layer.bias is not None,
                 layer.padding_mode,
             )
-        _take(made, layer, bits, scale)
+        _take_over(made, layer, bits, scale)
         return made
 
     def quantized_weight(self) -> Tensor:

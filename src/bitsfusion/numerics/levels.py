@@ -1,14 +1,14 @@
 """Balance-integer levels (section 4.1): b bits stand for the 2^b + 1 integers -2^(b-1) .. 2^(b-1).
 
-    b   levels   integers      counted as log2(levels)
-    1      3     -1 .. 1       1.585
-    2      5     -2 .. 2       2.322
-    3      9     -4 .. 4       3.170
-    4     17     -8 .. 8       4.087
-    5     33    -16 .. 16      5.044
-    6     65    -32 .. 32      6.022
-    7    129    -64 .. 64      7.011
-    8    257   -128 .. 128     8.006
+b   levels   integers      counted as log2(levels)
+1      3     -1 .. 1       1.585
+2      5     -2 .. 2       2.322
+3      9     -4 .. 4       3.170
+4     17     -8 .. 8       4.087
+5     33    -16 .. 16      5.044
+6     65    -32 .. 32      6.022
+7    129    -64 .. 64      7.011
+8    257   -128 .. 128     8.006
 """
 
 from __future__ import annotations

@@ -86,5 +86,5 @@ def fake_quantize(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     Returns:
         float32 of `weight`'s shape.
     """
-    result: Tensor = _FakeQuantize.apply(weight, scale, half_levels(bits))  # type: ignore[no-untyped-call]
+    result: Tensor = _FakeQuantize.apply(weight, scale, half_levels(bits))
     return result

@@ -29,7 +29,7 @@ class RunFolder:
             raise InputError(f"{self.path}: got a file, wanted a run folder or a new name")
         try:
             (self.path / "steps").mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / "steps" / "lock", "w")
+            self._lock = open(self.path / "steps" / "lock", "w")  # noqa: SIM115 (held until close)
         except OSError as error:
             raise BitsFusionError(f"{self.path}: could not be written ({error.strerror})") from error
         try:

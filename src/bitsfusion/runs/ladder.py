@@ -142,7 +142,7 @@ class Ladder:
         return type(self.run.pipeline)(**components, requires_safety_checker=False)
 
     def _curves(self) -> dict[str, RungModel]:
-        first = {}
+        first: dict[str, RungModel] = {}
         for model in self.models:
             if model.name in ("init", "stage1", "stage2"):
                 first.setdefault(model.name, model)
@@ -152,7 +152,9 @@ class Ladder:
         """Eq. 9's curve of each quantized rung."""
         text_encoder, noise_scheduler = self.run.pipeline.text_encoder, self._noise_scheduler
         curves = {
-            name: time_step_curve(self._unet(model), self.run.pipeline.unet, self._held_out, text_encoder, noise_scheduler)
+            name: time_step_curve(
+                self._unet(model), self.run.pipeline.unet, self._held_out, text_encoder, noise_scheduler
+            )
             for name, model in self._curves().items()
         }
         write_json(self.run.path / "time_steps.json", {"schema_version": 1, "latent_error": curves})

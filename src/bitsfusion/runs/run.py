@@ -19,6 +19,7 @@ from bitsfusion.files import sha256_folder, write_json
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.models.pipeline import load_pipeline, pipeline_folder
 from bitsfusion.models.unet import unet_layers
+from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.recipe.assign import assign
 from bitsfusion.recipe.schema import Recipe, check_fits, read_recipe, write_recipe
 from bitsfusion.runs.config import RunConfig
@@ -27,7 +28,6 @@ from bitsfusion.runs.ladder import Ladder
 from bitsfusion.runs.progress import ProgressSink
 from bitsfusion.runs.sources import training_data
 from bitsfusion.runs.summary import write_run_report, write_summary
-from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.sensitivity.measure import analyze
 from bitsfusion.sensitivity.table import read_table
 from bitsfusion.time_features.samplers import SamplerSteps
@@ -213,7 +213,7 @@ class Run:
             for checkpoint in where.glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)  # the finished student is all that the next steps need
 
-        inputs = {"training": config.deciding(), "data": self.config.data}
+        inputs: dict[str, Any] = {"training": config.deciding(), "data": self.config.data}
         if after:
             inputs["made"] = self.folder.made(after)
         self._step(name, inputs, [stage_folder(stage, seed)], work)

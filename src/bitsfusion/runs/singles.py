@@ -67,9 +67,7 @@ def init_model(
     return write_pipeline(pipeline, pipeline.unet, out, samplers, source_sha256=source, provenance=provenance)
 
 
-def pack_checkpoint(
-    checkpoint: Path, model: str, out: Path, samplers: Iterable[SamplerSteps] | None
-) -> PackedConfig:
+def pack_checkpoint(checkpoint: Path, model: str, out: Path, samplers: Iterable[SamplerSteps] | None) -> PackedConfig:
     """A finished stage or a checkpoint of one -> a packed pipeline folder.
 
     Args:
@@ -108,7 +106,14 @@ def generate_to_folder(
     pipeline: Any = DiffusionPipeline.from_pretrained(pipeline_folder(folder))
     seeds = range(seed, seed + len(prompts))
     images = generate_images(
-        pipeline, prompts, seeds, steps=steps, guidance=guidance, sampler=sampler, batch_size=batch_size, progress=progress
+        pipeline,
+        prompts,
+        seeds,
+        steps=steps,
+        guidance=guidance,
+        sampler=sampler,
+        batch_size=batch_size,
+        progress=progress,
     )
     paths, lines = [], []
     for index, (prompt, image) in enumerate(zip(prompts, images, strict=True)):

@@ -101,7 +101,11 @@ def all_prompts(tag: str, split: Split) -> tuple[Prompt, ...]:
     random.Random(f"captions {tag}").shuffle(prompts)
     validation = max(1, len(prompts) // 10)
     test = max(2, len(prompts) // 5)
-    bounds = {"validation": (0, validation), "test": (validation, validation + test), "train": (validation + test, None)}
+    bounds = {
+        "validation": (0, validation),
+        "test": (validation, validation + test),
+        "train": (validation + test, None),
+    }
     return tuple(prompts[slice(*bounds[split])])
 
 

@@ -57,7 +57,8 @@ def read(image: Image) -> Scene:
         core = ndimage.binary_erosion(blob)
         color_seen = np.median(image[core if core.any() else blob].astype(np.float32), axis=0)
         distance, color = min(
-            (float(np.linalg.norm(color_seen - np.asarray(rgb, dtype=np.float32))), name) for name, rgb in COLORS.items()
+            (float(np.linalg.norm(color_seen - np.asarray(rgb, dtype=np.float32))), name)
+            for name, rgb in COLORS.items()
         )
         seen.append(Object(str(shape), color if distance <= _MAX_COLOR_DISTANCE else UNREADABLE, int(slot)))
     return tuple(sorted(seen, key=lambda item: item.slot))

@@ -1,0 +1,189 @@
+"""Commands as users call them: what they print, what they leave behind, how they fail."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bitsfusion.cli.main import main
+from bitsfusion.files import read_json, sha256_folder, write_json
+from bitsfusion.models.pipeline import load_pipeline
+from bitsfusion.models.unet import LayerRole, unet_layers
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """A sensitivity table with made-up errors of the embedded model's layers, and the recipe from it."""
+    folder = tmp_path_factory.mktemp("recipe")
+    layers = unet_layers(load_pipeline("embedded").unet)
+    by_role = {role: {n: layer.numel for n, layer in layers.items() if layer.role is role} for role in LayerRole}
+    rng = np.random.default_rng(0)
+    rows = [
+        {"layer": name, "bits": bits, "mse": float(rng.uniform(1, 2) / 4**bits), "seconds": 0.0}
+        for name in by_role[LayerRole.QUANTIZED]
+        for bits in (1, 2, 3)
+    ]
+    table = {
+        "schema_version": 1,
+        "model": "embedded",
+        "source_sha256": None,
+        "method": "noise_error",
+        "settings": {},
+        "layers": by_role[LayerRole.QUANTIZED],
+        "removed": by_role[LayerRole.TIME],
+        "first_last": by_role[LayerRole.FIRST_LAST],
+        "feature_values": 50 * 832,
+        "rows": rows,
+    }
+    write_json(folder / "sensitivity.json", table)
+    main_ok("assign", folder / "sensitivity.json", "--out", folder / "recipe.json", "--bits", "1.99")
+    return folder / "recipe.json"
+
+
+@pytest.fixture(scope="module")
+def packed(recipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("packed") / "model"
+    main_ok("init", "embedded", "--recipe", recipe, "--out", folder)
+    return folder
+
+
+def main_ok(*arguments):
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    assert ended.value.code == 0
+
+
+def fails(capsys, code, *arguments):
+    """Runs a command that fails; returns its one line."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    error = capsys.readouterr().err
+    assert ended.value.code == code, error
+    lines = error.strip().splitlines()
+    assert len(lines) == 1, error
+    return lines[0]
+
+
+def test_assign_writes_a_recipe_within_the_budget(recipe):
+    written = read_json(recipe)
+    assert 1.9 < written["average_bits"] <= 1.99
+    assert set(written["bits"].values()) <= set(range(1, 9))
+    assert written["bits"]["conv_in"] == written["bits"]["conv_out"] == 8
+
+
+def test_inspect_counts_every_byte(packed, capsys):
+    main_ok("inspect", packed, "--json")
+    counted = json.loads(capsys.readouterr().out)
+    size = (packed / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size
+    assert counted["bytes_on_disk"]["total"] == size
+    assert counted["average_bits"] == pytest.approx(1.99, abs=0.01)
+    assert counted["fallbacks"] == {}
+    main_ok("inspect", packed)
+    assert f"{size:,}" in capsys.readouterr().out
+
+
+def test_generate_draws_and_records(packed, tmp_path, capsys):
+    out = tmp_path / "images"
+    main_ok(
+        "generate", packed, "a red circle", "two squares", "--out", out, "--seed", "7", "--guidance", "2", "--quiet"
+    )
+    assert capsys.readouterr().out.splitlines() == [str(out / "0000.png"), str(out / "0001.png")]
+    lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert [(line["text"], line["seed"]) for line in lines] == [("a red circle", 7), ("two squares", 8)]
+    assert Image.open(out / "0001.png").size == (64, 64)
+
+
+def test_verify_names_the_broken_layer(packed, capsys, tmp_path):
+    main_ok("verify", packed)
+    capsys.readouterr()
+    broken = tmp_path / "broken"
+    subprocess.run(["cp", "-r", packed, broken], check=True)
+    weights = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    name = next(name for name in header if name.endswith("conv_shortcut.packed"))
+    data[8 + length + header[name]["data_offsets"][1] - 3] ^= 0x10
+    weights.write_bytes(data)
+    assert name.removesuffix(".packed") in fails(capsys, 1, "verify", broken)
+
+
+def test_a_step_that_is_not_covered(packed, capsys, tmp_path):
+    line = fails(capsys, 2, "generate", packed, "a red circle", "--steps", "30", "--out", tmp_path, "--quiet")
+    assert "is not cached" in line
+    assert "pndm 50 steps" in line
+
+
+def test_a_recipe_for_another_model(capsys, tmp_path, recipe):
+    line = fails(capsys, 2, "init", "embedded", "--recipe", "sd15", "--out", tmp_path / "x")
+    assert "sd15" in line
+    assert "down_blocks.0.attentions.1" in line
+    values = read_json(recipe)
+    removed = values["bits"].pop("mid_block.attentions.0.proj_in")
+    write_json(tmp_path / "r.json", values)
+    assert removed
+    line = fails(capsys, 2, "init", "embedded", "--recipe", tmp_path / "r.json", "--out", tmp_path / "x")
+    assert "mid_block.attentions.0.proj_in" in line
+    values["bits"]["mid_block.attentions.0.proj_in"] = 9
+    write_json(tmp_path / "r.json", values)
+    line = fails(capsys, 2, "init", "embedded", "--recipe", tmp_path / "r.json", "--out", tmp_path / "x")
+    assert "mid_block.attentions.0.proj_in" in line
+    assert "9" in line
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_average_that_cannot_be_met(capsys, recipe, tmp_path):
+    line = fails(
+        capsys, 2, "assign", recipe.with_name("sensitivity.json"), "--out", tmp_path / "r.json", "--bits", "0.5"
+    )
+    assert "got 0.5 bits on average, wanted 1." in line
+    assert not (tmp_path / "r.json").exists()
+
+
+@pytest.mark.parametrize("command", ["init", "generate", "analyze"])
+def test_a_model_that_is_not_there(command, capsys, tmp_path, recipe):
+    missing = tmp_path / "missing"
+    more = {
+        "init": ["--recipe", recipe, "--out", tmp_path / "x"],
+        "generate": ["a red circle"],
+        "analyze": ["--out", tmp_path / "x", "--data", tmp_path],
+    }[command]
+    assert f"{missing}: no such folder" in fails(capsys, 2, command, missing, *more)
+    assert not (tmp_path / "x").exists()
+
+
+def test_nan_weights_name_the_layer(capsys, tmp_path, recipe):
+    pipeline = load_pipeline("embedded")
+    pipeline.unet.mid_block.resnets[0].conv1.weight.data[0, 0, 0, 0] = float("nan")
+    pipeline.save_pretrained(tmp_path / "model")
+    line = fails(capsys, 2, "init", tmp_path / "model", "--recipe", recipe, "--out", tmp_path / "x")
+    assert "mid_block.resnets.0.conv1: weight: got 1 NaN or infinite values" in line
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_config_with_an_unknown_field(capsys, tmp_path):
+    (tmp_path / "c.yaml").write_text("stage1: {stage: 1, learning_rat: 1.0}\n")
+    line = fails(capsys, 2, "run", tmp_path / "c.yaml", "--out", tmp_path / "run")
+    assert "c.yaml" in line
+    assert "stage1.learning_rat" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_leaves_the_old_folder(packed, recipe):
+    """A file size limit stops the write half way, as a full disk does."""
+    before = sha256_folder(packed)
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000));"
+        "from bitsfusion.cli.main import main; main(sys.argv[1:])"
+    )
+    arguments = ["init", "embedded", "--recipe", str(recipe), "--out", str(packed)]
+    ended = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "could not be written" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert sha256_folder(packed) == before
+    assert [path.name for path in packed.parent.iterdir()] == [packed.name]

@@ -1,0 +1,35 @@
+import pytest
+
+from bitsfusion.data.world.captions import TASKS
+from bitsfusion.errors import InputError
+from bitsfusion.evaluation.prompts import file_prompts, world_prompts
+
+
+def test_world_prompts_have_a_seed_each():
+    prompts = world_prompts("test", 7, 100)
+    assert len(prompts.texts) == 42
+    assert prompts.seeds == tuple(range(100, 142))
+    assert prompts.sha256 != world_prompts("validation", 7, 100).sha256
+    head = prompts.head(2)
+    assert [prompt.tag for prompt in head.world] == [tag for tag in TASKS for _ in range(2)]
+    assert head.seeds[2] == prompts.seeds[7]
+
+
+def test_prompt_files(tmp_path):
+    (tmp_path / "a.txt").write_text("one cat\n\n two dogs \n")
+    (tmp_path / "a.jsonl").write_text('{"prompt": "one cat", "tag": "x"}\n{"prompt": "two dogs"}\n')
+    for name in ("a.txt", "a.jsonl"):
+        prompts = file_prompts(tmp_path / name, 5)
+        assert prompts.texts == ("one cat", "two dogs")
+        assert prompts.seeds == (5, 6)
+        assert prompts.check(None) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.txt", "\n"), ("a.jsonl", "{}"), ("a.jsonl", "x"), ("missing.txt", None)]
+)
+def test_bad_prompt_files(tmp_path, name, text):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match="wanted"):
+        file_prompts(tmp_path / name, 0)

@@ -1,0 +1,67 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from bitsfusion.data.world.captions import sample_scene
+from bitsfusion.data.world.scene import draw
+from bitsfusion.embedded import SCORER_FOLDER
+from bitsfusion.evaluation.prompts import world_prompts
+from bitsfusion.evaluation.rungs import RungScores, geneval, load_images, paired_difference, score_images
+from bitsfusion.metrics.clip_score import ClipScorer
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return world_prompts("test", 10, 0)
+
+
+@pytest.fixture(scope="module")
+def drawings(prompts):
+    import random
+
+    rng = random.Random(0)
+    return np.stack([draw(sample_scene(prompt, rng)) for prompt in prompts.world])
+
+
+def scores(passed, name="stage1", seed=0):
+    return RungScores(name, seed, passed, 0.6, 0.01, 0.001, 0.02, 1.0)
+
+
+def test_drawings_score_full_marks_and_shuffled_ones_do_not(prompts, drawings):
+    scorer = ClipScorer.from_pretrained(SCORER_FOLDER)
+    right = score_images(drawings, prompts, drawings, scorer)
+    assert all(right["passed"])
+    assert right["image_mse"] == 0
+    wrong = score_images(np.roll(drawings, 17, axis=0), prompts, drawings, scorer)
+    assert np.mean(wrong["passed"]) < 0.1
+    assert wrong["clip_score"] < right["clip_score"] - 0.2
+    assert wrong["image_mse"] > 0.001
+
+
+def test_scores_and_images_survive_the_disk(tmp_path, drawings):
+    written = scores([True] * 60)
+    written.save(tmp_path / "rung", drawings)
+    assert RungScores.load(tmp_path / "rung") == written
+    assert np.array_equal(load_images(tmp_path / "rung"), drawings)
+
+
+def test_the_overall_score_is_the_mean_of_the_tasks(prompts):
+    passed = [prompt.tag != "position" for prompt in prompts.world]
+    summary = geneval([scores(passed), scores([True] * 60, seed=1)], prompts)
+    assert summary.tasks["position"].accuracy == 0.5
+    assert summary.tasks["position"].images == 20
+    assert summary.overall == pytest.approx(5.5 / 6)
+
+
+def test_paired_difference_is_exact_where_all_prompts_agree():
+    ours, theirs = [scores([True] * 40 + [False] * 20)], [scores([True] * 40 + [False] * 20, "full_precision", None)]
+    assert paired_difference(ours, theirs) == {"mean": 0, "low": 0, "high": 0}
+    worse = [dataclasses.replace(ours[0], passed=[True] * 10 + [False] * 50)]
+    difference = paired_difference(worse, theirs)
+    assert difference["mean"] == pytest.approx(-0.5)
+    assert difference["low"] < -0.5 < difference["high"] < 0
+
+
+def test_no_checker_no_marks():
+    assert paired_difference([scores(None)], [scores(None)]) is None

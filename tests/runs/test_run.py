@@ -1,0 +1,125 @@
+"""The whole method on the embedded model, with few steps; and the same run killed again and again."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from bitsfusion.artifact.verify import verify_folder
+from bitsfusion.files import read_json
+from bitsfusion.runs.config import RunConfig
+from bitsfusion.runs.run import Run
+
+CONFIG = {
+    "data": {"kind": "world", "pool": 256},
+    "analysis": {"method": "noise_error", "samples": 8},
+    "stage1": {
+        "stage": 1,
+        "train_batch_size": 16,
+        "learning_rate": 1e-4,
+        "max_train_steps": 6,
+        "checkpointing_steps": 2,
+    },
+    "stage2": {"stage": 2, "train_batch_size": 16, "learning_rate": 1e-5, "max_train_steps": 4, "ema_decay": 0.9},
+    "control": True,
+    "serve": {"samplers": {"pndm": 6}},
+    "evaluation": {"per_task": 1, "steps": 6, "guidance": 2.0, "probe_samples": 16},
+}
+TIMES = {"seconds", "training_seconds"}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    Run(RunConfig.model_validate(CONFIG), folder).execute()
+    return folder
+
+
+def without_times(value):
+    if isinstance(value, dict):
+        return {key: without_times(item) for key, item in value.items() if key not in TIMES}
+    return [without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def test_the_summary(done):
+    summary = read_json(done / "summary.json")
+    assert [rung["name"] for rung in summary["rungs"]] == ["full_precision", "init", "stage1", "stage2", "control"]
+    assert 1.5 < summary["bits"]["average"] <= 1.99
+    assert summary["bits"]["bytes_on_disk"] == (done / "packed/unet/diffusion_pytorch_model.safetensors").stat().st_size
+    assert summary["bits"]["bytes_fp16"] > 6 * summary["bits"]["bytes_on_disk"]
+    rungs = {rung["name"]: rung for rung in summary["rungs"]}
+    assert rungs["full_precision"]["noise_error"] == 0
+    assert rungs["stage1"]["noise_error"] > 0
+    assert rungs["full_precision"]["image_mse"] is None
+    for rung in rungs.values():
+        assert set(rung["geneval"]["tasks"]) == set(read_json(done / "summary.json")["rungs"][0]["geneval"]["tasks"])
+        assert rung["images"] == 6
+
+
+def test_the_packed_folder_is_the_trained_model(done):
+    verify_folder(done / "packed")
+    stage2 = next(rung for rung in read_json(done / "summary.json")["rungs"] if rung["name"] == "stage2")
+    assert stage2["reload_difference"] <= 1
+
+
+def test_the_report_stands_alone(done):
+    page = (done / "report" / "index.html").read_text()
+    assert "Stage II" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
+
+
+def test_nothing_is_done_twice(done):
+    records = {path.name: path.stat().st_mtime_ns for path in (done / "steps").glob("*.json")}
+    Run(RunConfig.model_validate(CONFIG), done).execute()
+    assert {path.name: path.stat().st_mtime_ns for path in (done / "steps").glob("*.json")} == records
+
+
+def test_a_changed_setting_repeats_only_what_follows_from_it(done, tmp_path):
+    subprocess.run(["cp", "-rp", done, tmp_path / "run"], check=True)
+    config = RunConfig.model_validate({**CONFIG, "stage2": {**CONFIG["stage2"], "learning_rate": 2e-5}})
+    before = {path.name: path.stat().st_mtime_ns for path in (done / "steps").glob("*.json")}
+    Run(config, tmp_path / "run").execute(until="pack")
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "steps").glob("*.json")}
+    assert {name for name in after if after[name] != before[name]} == {"stage2-0.json", "control-0.json", "pack.json"}
+
+
+def test_killed_at_any_point_it_ends_the_same(done, tmp_path):
+    """SIGKILL at random moments; the same command goes on and ends with the same bits and scores."""
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(CONFIG))
+    command = [
+        sys.executable,
+        "-m",
+        "bitsfusion.cli.main",
+        "run",
+        tmp_path / "c.yaml",
+        "--out",
+        tmp_path / "run",
+        "--quiet",
+    ]
+    rng = random.Random(5)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for _ in range(3):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, env=environment)
+        steps = tmp_path / "run" / "steps"
+        deadline = time.monotonic() + 120
+        while process.poll() is None and not steps.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0.5, 5))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True, env=environment)
+    assert without_times(read_json(tmp_path / "run" / "summary.json")) == without_times(
+        read_json(done / "summary.json")
+    )
+    weights = "packed/unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "run" / weights).read_bytes() == (done / weights).read_bytes()
+    leftovers = [path for path in (tmp_path / "run").rglob(".*") if path.suffix in (".partial", ".old")]
+    assert json.dumps([str(path) for path in leftovers]) == "[]"
