@@ -11,6 +11,7 @@ import torch
 
 from bitsfusion.data.batches import Batch
 from bitsfusion.errors import InputError
+from bitsfusion.schema import parse
 from bitsfusion.training.config import PAPER_STAGE1, PAPER_STAGE2, TimeStepConfig, TrainingConfig
 from bitsfusion.training.ema import ExponentialMovingAverage
 from bitsfusion.training.losses import BlockFeatures, feature_distillation, noise_prediction
@@ -22,16 +23,19 @@ from bitsfusion.training.time_steps import sample_time_steps
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"learning_rates": 1e-4}, r"training\.learning_rates: Extra inputs are not permitted"),
-        ({"timesteps": {"kind": "beta", "gamma": 1}}, r"training\.timesteps\.gamma: Extra inputs"),
-        ({"text_dropout": 1.5}, r"training\.text_dropout: .* got 1\.5"),
+        ({"learning_rates": 1e-4}, r"training: learning_rates: Extra inputs are not permitted"),
+        (
+            {"timesteps": {"kind": "beta", "gamma": 1}},
+            r"training: timesteps\.gamma: Extra inputs",
+        ),
+        ({"text_dropout": 1.5}, r"training: text_dropout: .* got 1\.5"),
         ({"lr_warmup_steps": 10}, "constant_with_warmup"),
         ({"lr_scheduler": "cosine", "lr_warmup_steps": 10, "max_train_steps": 10}, "leaves none of 10"),
     ],
 )
 def test_a_wrong_config_is_one_line(values, message):
     with pytest.raises(InputError, match=message) as caught:
-        TrainingConfig.parse(values)
+        parse(TrainingConfig, values, "training")
     assert "\n" not in str(caught.value)
 
 

@@ -14,7 +14,7 @@ from bitsfusion.cli.options import Json, Quiet
 from bitsfusion.files import read_json
 from bitsfusion.runs.config import RunConfig, read_config
 from bitsfusion.runs.run import STEPS, Run
-from bitsfusion.sensitivity.table import parse
+from bitsfusion.schema import parse
 
 Until = Annotated[str, typer.Option(help=f"Stop after this step: {', '.join(STEPS)}.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")]

@@ -18,7 +18,7 @@ def _take_over(made: FakeQuantizedLayer, source: nn.Linear | nn.Conv2d, bits: in
     if scale.shape != (outputs,):
         raise InputError(f"scale: got shape {list(scale.shape)}, wanted [{outputs}], one per output channel")
     made.weight = source.weight
-    made.bias = source.bias  # type: ignore[assignment] # torch's stubs say Tensor, at run time it is a Parameter
+    made.bias = source.bias
     made.scale = nn.Parameter(scale.detach().to(source.weight.device, torch.float32))
     made.bits = check_bits(bits)
     made.train(source.training)

@@ -13,7 +13,7 @@ from bitsfusion.files import read_json, sha256_json, write_json
 from bitsfusion.models.unet import LayerInfo, LayerRole
 from bitsfusion.numerics import MAX_BITS, MIN_BITS
 from bitsfusion.packing.accounting import average_bits
-from bitsfusion.sensitivity.table import named, parse
+from bitsfusion.schema import named, parse
 
 Bits = Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS, strict=True)]
 

@@ -13,8 +13,8 @@ from bitsfusion.errors import InputError
 from bitsfusion.models.pipeline import EMBEDDED
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.recipe.assign import Strategy
+from bitsfusion.schema import parse
 from bitsfusion.sensitivity.settings import NoiseErrorSettings, PaperSettings
-from bitsfusion.sensitivity.table import parse
 from bitsfusion.time_features.samplers import Sampler
 from bitsfusion.training.config import TrainingConfig
 

@@ -20,7 +20,8 @@ from bitsfusion.models.published import PUBLISHED, published_recipe
 from bitsfusion.models.unet import LayerInfo, LayerRole, unet_layers
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
-from bitsfusion.recipe.schema import check_fits, named, read_recipe
+from bitsfusion.recipe.schema import check_fits, read_recipe
+from bitsfusion.schema import named
 from bitsfusion.time_features.samplers import SamplerSteps
 from bitsfusion.training.checkpoint import load_student
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bitsfusion.errors import InputError
 from bitsfusion.files import read_json, sha256_json, write_json
+from bitsfusion.schema import named, parse
 
 MEASURED_BITS = (1, 2, 3)
 """The bit widths measured (section 3.2)."""
@@ -90,32 +91,6 @@ class SensitivityTable(BaseModel):
     def sha256(self) -> str:
         """Names the content, whatever file it is in."""
         return sha256_json(self.model_dump(mode="json"))
-
-
-Schema = TypeVar("Schema", bound=BaseModel)
-
-
-def parse(schema: type[Schema], value: Any, where: str) -> Schema:
-    """`value`, as read from a JSON or YAML file, as a `schema`.
-
-    Raises:
-        InputError: it does not fit; one line with the field, what was wanted there and what was got.
-    """
-    try:
-        return schema.model_validate(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        got = repr(first["input"])
-        message = first["msg"].removeprefix("Value error, ")
-        shown = "" if not field or len(got) > 60 else f", got {got}"
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise InputError(f"{where}: {field + ': ' if field else ''}{message}{shown}{more}") from None
-
-
-def named(names: list[str], limit: int = 5) -> str:
-    """Up to `limit` names, and how many more there are."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def read_table(path: Path) -> SensitivityTable:

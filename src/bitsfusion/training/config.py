@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bitsfusion.errors import InputError
 
@@ -70,22 +69,6 @@ class TrainingConfig(BaseModel):
                 f"lr_warmup_steps {self.lr_warmup_steps} leaves none of {self.max_train_steps} max_train_steps"
             )
         return self
-
-    @classmethod
-    def parse(cls, values: Mapping[str, Any], where: str = "training") -> TrainingConfig:
-        """The config of plain `values`, as read from YAML.
-
-        Raises:
-            InputError: an unknown key or a value out of range; one line that names `where` and the key.
-        """
-        try:
-            return cls.model_validate(dict(values))
-        except ValidationError as error:
-            parts = []
-            for item in error.errors():
-                key = ".".join([where, *map(str, item["loc"])])
-                parts.append(f"{key}: {item['msg']}" + (f", got {item['input']!r}" if item["loc"] else ""))
-            raise InputError("; ".join(parts)) from None
 
     def for_processes(self, count: int) -> TrainingConfig:
         """The same total batch over `count` processes: fewer accumulation steps in each.
