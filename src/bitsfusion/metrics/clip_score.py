@@ -70,6 +70,14 @@ class ClipScorer:
             scores[batch] = cosines.double().cpu().numpy()
         return scores
 
+    @torch.no_grad()
+    def similarities(self, images: npt.NDArray[np.uint8], prompts: Sequence[str]) -> npt.NDArray[np.float64]:
+        """The cosine of every image ([n, h, w, 3] uint8) with every prompt: [n, m]; small n and m, in one batch."""
+        cosines: npt.NDArray[np.float64] = (
+            (self._image_features(images) @ self._text_features(list(prompts)).T).double().cpu().numpy()
+        )
+        return cosines
+
     def _image_features(self, images: npt.NDArray[np.uint8]) -> torch.Tensor:
         inputs = self.image_processor(images=list(images), input_data_format="channels_last", return_tensors="pt")
         pixels = inputs["pixel_values"].to(self.model.device, self.model.dtype)

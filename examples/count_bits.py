@@ -1,0 +1,14 @@
+"""The published 1.99-bit recipe on SD-v1.5's shapes, counted by Appendix H; no weights are needed."""
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from bitsfusion.models.published import published_recipe
+from bitsfusion.models.unet import feature_width, unet_layers
+from bitsfusion.packing.accounting import average_bits
+
+with torch.device("meta"):
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+weights = {name: layer.numel for name, layer in unet_layers(unet).items()}
+average = average_bits(weights, published_recipe("sd15"), feature_values=50 * feature_width(unet))
+print(f"{len(weights)} layers, {sum(weights.values()) / 1e6:.1f} M weights, {average:.5f} bits on average")

@@ -1,0 +1,51 @@
+"""The shipped model: its size, its parts, and that its scorer measures something."""
+
+import random
+
+import numpy as np
+import pytest
+
+from bitsfusion.data.world.captions import TASKS, fits, sample_prompt, sample_scene
+from bitsfusion.data.world.scene import draw
+from bitsfusion.embedded import PIPELINE_FOLDER, SCORER_FOLDER
+from bitsfusion.evaluation.prompts import world_prompts
+from bitsfusion.evaluation.rungs import RungScores, geneval
+from bitsfusion.metrics.clip_score import ClipScorer
+from bitsfusion.metrics.generation import generate_images
+from bitsfusion.models.pipeline import load_pipeline
+from bitsfusion.models.unet import LayerRole, unet_layers
+
+
+def test_the_pipeline_is_small_and_has_every_kind_of_layer():
+    assert sum(path.stat().st_size for path in PIPELINE_FOLDER.rglob("*") if path.is_file()) <= 12e6
+    layers = unet_layers(load_pipeline("embedded").unet)
+    for kind in ("time_emb_proj", "conv_shortcut", "attn1.to_q", "attn2.to_k", "downsamplers", "upsamplers", "mid_block"):
+        assert any(kind in name for name in layers), kind
+    assert {layer.role for layer in layers.values()} == set(LayerRole)
+
+
+def test_the_scorer_finds_the_caption_among_a_hundred():
+    """100 captions of which only its own is true of each drawing, from the test split."""
+    rng = random.Random(0)
+    pairs = []
+    while len(pairs) < 100:
+        prompt = sample_prompt(rng, "test")
+        scene = sample_scene(prompt, rng)
+        if not any(fits(other, scene) or fits(prompt, drawn) for other, drawn in pairs):
+            pairs.append((prompt, scene))
+    scorer = ClipScorer.from_pretrained(SCORER_FOLDER)
+    images = np.stack([draw(scene) for _, scene in pairs])
+    cosines = scorer.similarities(images, [prompt.text for prompt, _ in pairs])
+    assert np.mean(cosines.argmax(axis=1) == np.arange(100)) >= 0.8
+
+
+@pytest.mark.slow
+def test_full_precision_draws_what_is_asked():
+    """600 held-out prompts, PNDM, 50 steps: 0.80 overall and five of the six tasks at 0.75."""
+    prompts = world_prompts("test", 100, 1024)
+    pipeline = load_pipeline("embedded")
+    images = generate_images(pipeline, prompts.texts, prompts.seeds, steps=50, guidance=2.0, batch_size=50)
+    scores = RungScores("full_precision", None, prompts.check(images), None, None, 0.0, 0.0, 0.0)
+    summary = geneval([scores], prompts)
+    assert summary.overall >= 0.80
+    assert sum(summary.tasks[tag].accuracy >= 0.75 for tag in TASKS) >= 5

@@ -1,0 +1,27 @@
+"""The examples run as they stand."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "printed"),
+    [
+        ("count_bits.py", [], "1.98847 bits on average"),
+        ("compare_scales.py", [], "exact"),
+        ("pack_without_training.py", ["OUT"], "bits on average"),
+    ],
+)
+def test_example(name, arguments, printed, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, *(str(tmp_path) for _ in arguments)])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    assert printed in capsys.readouterr().out
+
+
+def test_no_example_is_left_out():
+    assert len(list(EXAMPLES.glob("*.py"))) == 3
