@@ -44,7 +44,7 @@ class LayerInfo:
 def unet_layers(unet: nn.Module) -> dict[str, LayerInfo]:
     """Every Linear and Conv2d of `unet`, in module order; works on meta tensors too."""
     return {
-        name: LayerInfo(name, _role(name), tuple(module.weight.shape))
+        name: LayerInfo(name, _role(name), getattr(module, "weight_shape", None) or tuple(module.weight.shape))
         for name, module in unet.named_modules()
         if isinstance(module, (nn.Linear, nn.Conv2d))
     }
