@@ -25,5 +25,5 @@ fake_quantize_model(pipeline.unet, recipe.bits)
 write_pipeline(pipeline, pipeline.unet, out / "packed")
 
 packed = StableDiffusionPipeline.from_pretrained(out / "packed")
-packed("a red circle and a blue square", guidance_scale=2.0).images[0].save(out / "image.png")
+packed("a red circle and a blue square").images[0].save(out / "image.png")
 print(f"{recipe.average_bits:.3f} bits on average, image in {out / 'image.png'}")

@@ -1,0 +1,24 @@
+"""The report of a run: one page that needs nothing beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bitsfusion.evaluation.report.page import page
+from bitsfusion.evaluation.report_data import ReportData
+from bitsfusion.files import write_text
+
+__all__ = ["write_report"]
+
+
+def write_report(data: ReportData, folder: Path) -> Path:
+    """Writes `folder`/index.html, whole or not at all, and returns its path.
+
+    The page holds its pictures, charts and style, makes no request, and reads on a phone and in the dark.
+
+    Raises:
+        BitsFusionError: the file could not be written.
+    """
+    path = Path(folder) / "index.html"
+    write_text(path, page(data))
+    return path
