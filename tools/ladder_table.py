@@ -22,7 +22,7 @@ def number(value: float | None, digits: int = 4) -> str:
 def ladder(summary: dict[str, Any]) -> str:
     """A rung a row."""
     lines = [
-        "| rung | bits | GenEval (95 %) | less full precision (95 %) | CLIP score | image MSE | error to teacher | noise loss |",
+        "| rung | bits | GenEval (95 %) | against FP | CLIP score | image MSE | teacher error | noise loss |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for rung in summary["rungs"]:
@@ -48,7 +48,7 @@ def tasks(summary: dict[str, Any]) -> str:
 
 def seeds(summary: dict[str, Any]) -> str:
     """GenEval, error to the teacher and noise loss of each training seed."""
-    lines = ["| rung | seed | GenEval | error to teacher | noise loss |", "|---|---|---|---|---|"]
+    lines = ["| rung | seed | GenEval | teacher error | noise loss |", "|---|---|---|---|---|"]
     for rung in summary["rungs"]:
         for one in rung["per_seed"]:
             figures = f"{one['geneval']:.3f} | {one['noise_error']:.5f} | {one['noise_loss']:.5f}"

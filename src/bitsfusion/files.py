@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from bitsfusion.errors import BitsFusionError, InputError
 
 
@@ -66,10 +68,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def _writing(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        raise BitsFusionError(
-            f"{path}: could not be written ({error.strerror or error}); nothing was changed"
-        ) from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BitsFusionError(f"{path}: could not be written ({reason}); nothing was changed") from error
 
 
 def _umask() -> int:

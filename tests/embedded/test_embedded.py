@@ -19,7 +19,15 @@ from bitsfusion.models.unet import LayerRole, unet_layers
 def test_the_pipeline_is_small_and_has_every_kind_of_layer():
     assert sum(path.stat().st_size for path in PIPELINE_FOLDER.rglob("*") if path.is_file()) <= 12e6
     layers = unet_layers(load_pipeline("embedded").unet)
-    for kind in ("time_emb_proj", "conv_shortcut", "attn1.to_q", "attn2.to_k", "downsamplers", "upsamplers", "mid_block"):
+    for kind in (
+        "time_emb_proj",
+        "conv_shortcut",
+        "attn1.to_q",
+        "attn2.to_k",
+        "downsamplers",
+        "upsamplers",
+        "mid_block",
+    ):
         assert any(kind in name for name in layers), kind
     assert {layer.role for layer in layers.values()} == set(LayerRole)
 

@@ -12,9 +12,14 @@ from bitsfusion.errors import BitsFusionError, InputError
 
 
 def build_app() -> typer.Typer:
-    """All commands; imports torch and diffusers."""
+    """All commands; imports torch, diffusers and transformers, whose own progress bars are off from here on."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
     from bitsfusion.cli import artifact, run, steps
 
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     app = typer.Typer(
         name="bitsfusion",
         help="Mixed-precision weight quantization of diffusion models below two bits a weight.",
@@ -47,11 +52,9 @@ def _fail(message: str, code: int) -> None:
 
 
 def _settle_environment() -> None:
-    """Chatty libraries keep to errors unless the user has said otherwise; before they are imported."""
+    """Libraries keep to errors unless the user has said otherwise; they read this when they are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 if __name__ == "__main__":
