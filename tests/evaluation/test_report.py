@@ -170,6 +170,12 @@ def test_a_clear_loss_is_called_worse(data: ReportData, tmp_path: Path) -> None:
     assert ": worse (−0.39" in text
 
 
+def test_a_paired_difference_is_preferred(data: ReportData, tmp_path: Path) -> None:
+    rungs = [dataclasses.replace(r, paired=(0.021, 0.004, 0.038)) if r.name == "stage2" else r for r in data.rungs]
+    text = write_report(dataclasses.replace(data, rungs=rungs), tmp_path).read_text("utf-8")
+    assert ": better (+0.02, 95 % interval +0.00 to +0.04)" in text
+
+
 def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
     rungs = (Rung("full_precision", "Original"), Rung("init", "Packed", 1.99, image_mse=float("nan")))
     bare = ReportData("T", "m", rungs, "init", Sizes(100, 10))
@@ -224,7 +230,8 @@ def test_data_that_does_not_fit_is_refused(change: dict[str, object], message: s
         (1.9902, "1.99"),
         (32, "32"),
         (0.0153, "0.0153"),
-        (0.00083, "8.3 × 10⁻⁴"),
+        (0.00083, "0.00083"),
+        (0.000083, "8.3 × 10⁻⁵"),
         (1e-5, "10⁻⁵"),
         (12345.6, "12,346"),
         (-0.5, "−0.5"),

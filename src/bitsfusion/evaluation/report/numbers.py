@@ -8,12 +8,12 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """`value` to `digits` significant digits, as a power of ten where it is below .001; a dash for None and NaN."""
+    """`value` to `digits` significant digits, as a power of ten where it is below .0001; a dash for None and NaN."""
     if value is None or not math.isfinite(value):
         return "–"
     if value == 0:
         return "0"
-    if abs(value) < 1e-3:
+    if abs(value) < 1e-4:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         power = "10" + str(int(exponent)).translate(_SUPERSCRIPTS)
         mantissa = _bare(mantissa)

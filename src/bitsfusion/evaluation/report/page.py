@@ -75,7 +75,7 @@ def _first_view(data: ReportData) -> str:
 def _quality(reference: Rung, final: Rung) -> list[tuple[str, str, str]]:
     """How good the result is, by the best measure that both rungs have."""
     if reference.geneval and final.geneval:
-        return [(f"{final.geneval.overall:.2f}", "GenEval", _difference(reference.geneval, final.geneval))]
+        return [(f"{final.geneval.overall:.2f}", "GenEval", _difference(reference, final))]
     if reference.clip_score is not None and final.clip_score is not None:
         return [(f"{final.clip_score:.4f}", "CLIP score", f"the original scores {reference.clip_score:.4f}")]
     if final.image_mse is not None:
@@ -83,14 +83,22 @@ def _quality(reference: Rung, final: Rung) -> list[tuple[str, str, str]]:
     return []
 
 
-def _difference(reference: GenEvalSummary, final: GenEvalSummary) -> str:
-    """The two scores compared; the interval adds the two half widths as independent errors."""
-    change = final.overall - reference.overall
-    low = change - math.hypot(final.overall - final.low, reference.high - reference.overall)
-    high = change + math.hypot(final.high - final.overall, reference.overall - reference.low)
+def _difference(reference: Rung, final: Rung) -> str:
+    """The two scores compared: prompt by prompt where that was measured, else by their intervals."""
+    assert reference.geneval is not None
+    assert final.geneval is not None
+    mean, low, high = final.paired or _independent(reference.geneval, final.geneval)
     verdict = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
-    interval = f"{signed(change)}, 95 % interval {signed(low)} to {signed(high)}"
-    return f"the original scores {reference.overall:.2f}: {verdict} ({interval})"
+    interval = f"{signed(mean)}, 95 % interval {signed(low)} to {signed(high)}"
+    return f"the original scores {reference.geneval.overall:.2f}: {verdict} ({interval})"
+
+
+def _independent(reference: GenEvalSummary, final: GenEvalSummary) -> tuple[float, float, float]:
+    """The difference of two scores; its interval adds the two half widths as independent errors."""
+    change = final.overall - reference.overall
+    below = math.hypot(final.overall - final.low, reference.high - reference.overall)
+    above = math.hypot(final.high - final.overall, reference.overall - reference.low)
+    return change, change - below, change + above
 
 
 def _curves(data: ReportData) -> str:

@@ -38,8 +38,8 @@ def ladder(data: ReportData) -> str:
     columns: list[tuple[str, Callable[[Rung], object], Callable[[Rung], str]]] = [
         ("Bits", lambda r: r.bits, lambda r: number(r.bits)),
         ("GenEval, 95 %", lambda r: r.geneval, geneval),
-        ("Error to the original’s noise", lambda r: r.noise_error, lambda r: number(r.noise_error, 2)),
-        ("Loss on true noise", lambda r: r.noise_loss, lambda r: number(r.noise_loss, 3)),
+        ("Noise error", lambda r: r.noise_error, lambda r: number(r.noise_error, 2)),
+        ("Noise loss", lambda r: r.noise_loss, lambda r: number(r.noise_loss, 3)),
         ("CLIP score", lambda r: r.clip_score, lambda r: number(r.clip_score, 4)),
         ("Image MSE", lambda r: r.image_mse, lambda r: number(r.image_mse)),
         ("Made in", lambda r: r.seconds, lambda r: duration(r.seconds)),
@@ -62,6 +62,14 @@ def ladder(data: ReportData) -> str:
     if line is not None:
         spans = f"from {domain[0]:.2f} to {domain[1]:.2f}"
         lead += f" A dot is a score with its 95 % interval, {spans}; the line marks {escape(reference.label)}."
+    explained = {
+        "Noise error": "Noise error is the mean squared difference to the original’s predicted noise",
+        "Noise loss": "noise loss that to the true noise",
+    }
+    present = [words for name, words in explained.items() if name in dict(kept)]
+    if present:
+        text = ", ".join(present)
+        lead += f" {text[0].upper()}{text[1:]}."
     return section("Step by step", lead, table)
 
 
