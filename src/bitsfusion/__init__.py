@@ -1,5 +1,5 @@
 """BitsFusion: mixed-precision weight quantization of diffusion models below two bits."""
 
-from bitsfusion.artifact import diffusers_plugin as _diffusers_plugin
+from bitsfusion.artifact.registration import register_with_diffusers as _register
 
-_diffusers_plugin.register()
+_register()
