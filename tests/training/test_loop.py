@@ -12,7 +12,6 @@ from bitsfusion.training.checkpoint import load_student
 from bitsfusion.training.config import TimeStepConfig, TrainingConfig
 from bitsfusion.training.loop import train
 from bitsfusion.training.losses import noise_distillation
-from bitsfusion.training.stages import stage_one, stage_two
 
 SHORT = TrainingConfig(
     train_batch_size=8, learning_rate=1e-3, max_train_steps=3, checkpointing_steps=None, logging_steps=1
@@ -39,9 +38,7 @@ def test_stage_one_brings_the_student_to_its_teacher_and_moves_weights_and_scale
     seen = []
 
     config = SHORT.model_copy(update={"max_train_steps": 30, "lr_scheduler": "cosine"})
-    result = stage_one(
-        student, teacher, config=config, out_dir=tmp_path, progress=lambda *args: seen.append(args), **parts
-    )
+    result = train(student, teacher, config=config, out_dir=tmp_path, progress=lambda *args: seen.append(args), **parts)
 
     assert distance(tiny, result.student, teacher, parts) < 0.7 * before
     for name, layer in fake_quantized_layers(student).items():
@@ -74,7 +71,7 @@ def test_stage_two_needs_no_teacher(tiny, tmp_path, prediction_type):
     parts = tiny.parts()
     parts["noise_scheduler"].register_to_config(prediction_type=prediction_type)
     config = SHORT.model_copy(update={"stage": 2, "gradient_checkpointing": True})
-    result = stage_two(tiny.build_student(tiny.build_unet()), config=config, out_dir=tmp_path, **parts)
+    result = train(tiny.build_student(tiny.build_unet()), None, config=config, out_dir=tmp_path, **parts)
     assert math.isfinite(result.loss) and result.steps == 3
     assert "feature_loss" not in (tmp_path / "log.jsonl").read_text()
 
@@ -150,9 +147,16 @@ class TestRefuses:
         with pytest.raises(InputError, match="teacher: got none"):
             train(tiny.build_student(tiny.build_unet()), None, config=SHORT, out_dir=tmp_path, **tiny.parts())
 
-    def test_the_wrong_stage(self, tiny, tmp_path):
-        with pytest.raises(InputError, match="stage: got 1, wanted 2"):
-            stage_two(tiny.build_student(tiny.build_unet()), config=SHORT, out_dir=tmp_path, **tiny.parts())
+
+def test_full_precision_trains_on_in_stage_two(tiny, tmp_path):
+    """The control: the same stage without quantization."""
+    unet = tiny.build_unet()
+    before = {name: value.clone() for name, value in unet.state_dict().items()}
+    config = SHORT.model_copy(update={"stage": 2})
+    result = train(unet, None, config=config, out_dir=tmp_path, **tiny.parts())
+    assert any(not torch.equal(value, before[name]) for name, value in result.student.state_dict().items())
+    loaded = load_student(tmp_path).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in result.student.state_dict().items())
 
 
 def test_uniform_time_steps_train_too(tiny, tmp_path):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from diffusers import DDPMScheduler, StableDiffusionPipeline
@@ -17,13 +16,10 @@ from bitsfusion.evaluation.prompts import PromptSet, file_prompts, world_prompts
 from bitsfusion.evaluation.rungs import RungScores, Stopwatch, load_images, score_images
 from bitsfusion.files import write_json
 from bitsfusion.metrics.generation import generate_images
-from bitsfusion.runs.sources import training_data
+from bitsfusion.runs.workspace import Workspace, stage_folder
 from bitsfusion.time_features.cache import cache_time_features
 from bitsfusion.time_features.samplers import cover
 from bitsfusion.training.checkpoint import load_student
-
-if TYPE_CHECKING:
-    from bitsfusion.runs.run import Run
 
 PROBE_SEED = 77
 RELOAD_CHECK = 24  # images drawn both by the packed folder and by the model as trained
@@ -46,9 +42,9 @@ class RungModel:
 class Ladder:
     """Scores every rung of a run on the same prompts, seeds and noisy latents."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        config = run.config
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        config = workspace.config
         self.models = [RungModel("full_precision", None, None), RungModel("init", None, "init")]
         for stage in ("stage1", "stage2", *(["control"] if config.control else [])):
             self.models += [RungModel(stage, seed, f"{stage}-{seed}") for seed in config.seeds]
@@ -62,55 +58,59 @@ class Ladder:
     @functools.cached_property
     def prompts(self) -> PromptSet:
         """What the images are asked to show."""
-        section = self.run.config.evaluation
+        section = self.workspace.config.evaluation
         if section.prompts is not None:
             return file_prompts(section.prompts, section.seed)
         return world_prompts(section.split, section.per_task, section.seed)
 
     def folder(self, model: RungModel) -> Path:
         """Where its images and scores are."""
-        return self.run.path / "rungs" / model.step
+        return self.workspace.path / "rungs" / model.step
 
     def scores(self, name: str) -> list[RungScores]:
         """The scores of a rung, one a training seed."""
         return [RungScores.load(self.folder(model)) for model in self.models if model.name == name]
 
-    def score_all(self, step: Callable[[str, dict[str, Any], list[str], Callable[[], None]], None]) -> None:
-        """Scores what is not scored yet; `step` is `Run._step`."""
-        section = self.run.config.evaluation
-        common = {"evaluation": section, "prompts_sha256": self.prompts.sha256, "data": self.run.config.data}
+    def score_all(self) -> None:
+        """Scores what is not scored yet."""
+        step = self.workspace.step
+        section = self.workspace.config.evaluation
+        common = {"evaluation": section, "prompts_sha256": self.prompts.sha256, "data": self.workspace.config.data}
         for model in self.models:
             inputs = dict(common)
             if model.made_by is not None:
-                inputs["made"] = self.run.folder.made(model.made_by)
+                inputs["made"] = self.workspace.folder.made(model.made_by)
             if model == self.packed:
-                inputs["packed"] = self.run.folder.made("pack")
-            if model.name != "full_precision":
-                inputs["reference"] = self.run.folder.made("score-full_precision")
+                inputs["packed"] = self.workspace.folder.made("pack")
+            if model != self.models[0]:
+                inputs["reference"] = self.workspace.folder.made("score-full_precision")
             step(f"score-{model.step}", inputs, [f"rungs/{model.step}"], functools.partial(self._score, model))
-        made = {model.step: self.run.folder.made(model.made_by) for model in self._curves().values() if model.made_by}
+        made = {
+            model.step: self.workspace.folder.made(model.made_by) for model in self._curves().values() if model.made_by
+        }
         step("time-steps", {"made": made}, ["time_steps.json"], self._time_steps)
 
     def _score(self, model: RungModel) -> None:
         watch = Stopwatch()
         unet, reload_difference = self._unet(model), None
         if model == self.packed:
-            pipeline = StableDiffusionPipeline.from_pretrained(self.run.path / "packed")
+            pipeline = StableDiffusionPipeline.from_pretrained(self.workspace.path / "packed")
             images = self._draw(pipeline, self.prompts, model)
             trained = copy.deepcopy(unet)
-            samplers = [(name.value, steps) for name, steps in self.run.config.serve.samplers.items()]
-            cache_time_features(trained, cover(samplers, self.run.pipeline.scheduler.config))
+            cache_time_features(trained, cover(self.workspace.samplers, self.workspace.pipeline.scheduler.config))
             few = PromptSet(self.prompts.texts[:RELOAD_CHECK], self.prompts.seeds[:RELOAD_CHECK])
             again = self._draw(self._with_unet(trained), few, model)
             reload_difference = int(np.abs(images[: len(again)].astype(int) - again.astype(int)).max())
         else:
             images = self._draw(self._with_unet(unet), self.prompts, model)
-        reference = None if model.name == "full_precision" else load_images(self.run.path / "rungs" / "full_precision")
+        reference = (
+            None if model.name == "full_precision" else load_images(self.workspace.path / "rungs" / "full_precision")
+        )
         predicted = predict(unet, self._probe)
         scores = RungScores(
             name=model.name,
             seed=model.seed,
-            **score_images(images, self.prompts, reference, self.run.scorer),
+            **score_images(images, self.prompts, reference, self.workspace.scorer),
             noise_error=mean_squared(predicted, self._teacher_prediction),
             noise_loss=mean_squared(predicted, self._probe.target),
             seconds=watch.seconds,
@@ -119,7 +119,7 @@ class Ladder:
         scores.save(self.folder(model), images)
 
     def _draw(self, pipeline: Any, prompts: PromptSet, model: RungModel) -> Any:
-        section = self.run.config.evaluation
+        section = self.workspace.config.evaluation
         return generate_images(
             pipeline,
             prompts.texts,
@@ -128,18 +128,18 @@ class Ladder:
             guidance=section.guidance,
             sampler=section.sampler,
             batch_size=section.batch_size,
-            progress=lambda done, total: self.run.progress.update(f"score-{model.step}", done, total),
+            progress=lambda done, total: self.workspace.progress.update(f"score-{model.step}", done, total),
         )
 
     def _unet(self, model: RungModel) -> Any:
         if model.made_by is None:
-            return self.run.pipeline.unet
-        folder = self.run.path / (model.name if model.seed is None else f"{model.name}/seed-{model.seed}")
-        return load_student(folder)
+            return self.workspace.pipeline.unet
+        folder = model.name if model.seed is None else stage_folder(model.name, model.seed)
+        return load_student(self.workspace.path / folder)
 
     def _with_unet(self, unet: Any) -> Any:
-        components = {**self.run.pipeline.components, "unet": unet}
-        return type(self.run.pipeline)(**components, requires_safety_checker=False)
+        components = {**self.workspace.pipeline.components, "unet": unet}
+        return type(self.workspace.pipeline)(**components, requires_safety_checker=False)
 
     def _curves(self) -> dict[str, RungModel]:
         first: dict[str, RungModel] = {}
@@ -150,28 +150,26 @@ class Ladder:
 
     def _time_steps(self) -> None:
         """Eq. 9's curve of each quantized rung."""
-        text_encoder, noise_scheduler = self.run.pipeline.text_encoder, self._noise_scheduler
+        text_encoder, noise_scheduler = self.workspace.pipeline.text_encoder, self._noise_scheduler
         curves = {
             name: time_step_curve(
-                self._unet(model), self.run.pipeline.unet, self._held_out, text_encoder, noise_scheduler
+                self._unet(model), self.workspace.pipeline.unet, self.workspace.held_out, text_encoder, noise_scheduler
             )
             for name, model in self._curves().items()
         }
-        write_json(self.run.path / "time_steps.json", {"schema_version": 1, "latent_error": curves})
+        write_json(self.workspace.path / "time_steps.json", {"schema_version": 1, "latent_error": curves})
 
     @functools.cached_property
     def _noise_scheduler(self) -> Any:
-        return DDPMScheduler.from_config(self.run.pipeline.scheduler.config)
-
-    @functools.cached_property
-    def _held_out(self) -> Any:
-        return training_data(self.run.config.data, self.run.pipeline, self.run.config.evaluation.split)
+        return DDPMScheduler.from_config(self.workspace.pipeline.scheduler.config)
 
     @functools.cached_property
     def _probe(self) -> Any:
-        count = self.run.config.evaluation.probe_samples
-        return make_probe(self._held_out, self.run.pipeline.text_encoder, self._noise_scheduler, count, PROBE_SEED)
+        count = self.workspace.config.evaluation.probe_samples
+        return make_probe(
+            self.workspace.held_out, self.workspace.pipeline.text_encoder, self._noise_scheduler, count, PROBE_SEED
+        )
 
     @functools.cached_property
     def _teacher_prediction(self) -> Any:
-        return predict(self.run.pipeline.unet, self._probe)
+        return predict(self.workspace.pipeline.unet, self._probe)

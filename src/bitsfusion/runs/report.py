@@ -1,0 +1,137 @@
+"""What a run comes to, for people: the page report/index.html."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from bitsfusion.artifact.inspect import Inspection, inspect_folder
+from bitsfusion.evaluation.report import write_report
+from bitsfusion.evaluation.report_data import Curve, LayerRow, Pictures, ReportData, Rung, Sizes
+from bitsfusion.evaluation.rungs import RungScores, geneval, load_images
+from bitsfusion.files import read_json
+from bitsfusion.runs.ladder import Ladder
+from bitsfusion.runs.summary import fp16_bytes, known_mean, rung_bits, rung_names, training_log, training_seconds
+from bitsfusion.sensitivity.table import read_table
+
+PICTURED_PER_TASK = 4
+LABELS = {
+    "full_precision": ("Full precision", "the original"),
+    "init": ("Init", "quantized, not trained"),
+    "stage1": ("Stage I", "distilled from the original"),
+    "stage2": ("Stage II", "fine-tuned on the true noise"),
+    "control": ("Control", "full precision, trained on with Stage II's budget"),
+}
+
+
+def write_run_report(ladder: Ladder) -> Path:
+    """Writes report/index.html."""
+    inspection = inspect_folder(ladder.workspace.path / "packed")
+    return write_report(
+        ReportData(
+            title="Full precision beside every step down to two bits",
+            model=ladder.workspace.config.model,
+            rungs=[_rung(ladder, name) for name in rung_names(ladder)],
+            final="stage2",
+            sizes=_sizes(ladder, inspection),
+            pictures=_pictures(ladder),
+            layers=_layers(ladder, inspection),
+            step_errors=_time_step_curves(ladder),
+            losses=[
+                Curve(LABELS[name][0], [line["step"] for line in log], [line["loss"] for line in log])
+                for name in ("stage1", "stage2")
+                if (log := training_log(ladder, name))
+            ],
+            settings=_settings(ladder),
+            command=f"bitsfusion run {ladder.workspace.path}/config.json --out {ladder.workspace.path}",
+        ),
+        ladder.workspace.path / "report",
+    )
+
+
+def _rung(ladder: Ladder, name: str) -> Rung:
+    scores = ladder.scores(name)
+    label, note = LABELS[name]
+    return Rung(
+        name=name,
+        label=label,
+        note=note,
+        bits=rung_bits(ladder, name),
+        geneval=geneval(scores, ladder.prompts),
+        clip_score=known_mean([score.clip_score for score in scores]),
+        image_mse=known_mean([score.image_mse for score in scores]),
+        noise_error=known_mean([score.noise_error for score in scores]),
+        noise_loss=known_mean([score.noise_loss for score in scores]),
+        seconds=training_seconds(ladder, name),
+    )
+
+
+def _pictures(ladder: Ladder) -> Pictures:
+    """The first prompts of each task, as every rung (the first seed's) drew them."""
+    prompts = ladder.prompts
+    few = prompts.head(PICTURED_PER_TASK)
+    rows = [prompts.seeds.index(seed) for seed in few.seeds]
+    images, passed = {}, {}
+    for model in ladder.models:
+        if model.name not in images:
+            images[model.name] = load_images(ladder.folder(model))[rows]
+            marks = RungScores.load(ladder.folder(model)).passed
+            if marks is not None:
+                passed[model.name] = [marks[row] for row in rows]
+    return Pictures(few.texts, images, passed)
+
+
+def _layers(ladder: Ladder, inspection: Inspection) -> list[LayerRow]:
+    """Each packed layer with its error alone at the nearest measured bit width."""
+    table = read_table(ladder.workspace.path / "sensitivity.json")
+    errors = {(row.layer, row.bits): row.mse for row in table.rows}
+    return [
+        LayerRow(
+            name=layer.name,
+            kind=_kind(layer.shape),
+            weights=layer.weights,
+            bits=layer.bits,
+            error=errors.get((layer.name, layer.bits)),
+            entropy=layer.entropy,
+        )
+        for layer in inspection.layers
+    ]
+
+
+def _kind(shape: tuple[int, ...]) -> str:
+    return f"conv {shape[2]}x{shape[3]}" if len(shape) == 4 else "linear"
+
+
+def _sizes(ladder: Ladder, inspection: Inspection) -> Sizes:
+    on_disk = inspection.bytes_on_disk
+    stored_as_is = on_disk.scales + on_disk.other
+    return Sizes(
+        fp16_bytes=fp16_bytes(ladder),
+        disk_bytes=on_disk.total,
+        weights=inspection.weights,
+        counted_bytes=round(inspection.average_bits * inspection.weights / 8) + stored_as_is,
+        entropy_bytes=round(inspection.entropy_bits * inspection.weights / 8) + stored_as_is,
+        memory_bytes=inspection.bytes_in_memory,
+        categories=asdict(on_disk),
+    )
+
+
+def _time_step_curves(ladder: Ladder) -> list[Curve]:
+    curves = read_json(ladder.workspace.path / "time_steps.json")["latent_error"]
+    return [Curve(LABELS[name][0], [t for t, _ in points], [e for _, e in points]) for name, points in curves.items()]
+
+
+def _settings(ladder: Ladder) -> dict[str, object]:
+    config = ladder.workspace.config
+    return {
+        "Sampler": f"{config.evaluation.sampler.value.upper()}, {config.evaluation.steps} steps",
+        "Guidance": config.evaluation.guidance,
+        "Prompts": f"{len(ladder.prompts.texts)}, the same and with the same seeds for every rung",
+        "Prompts SHA-256": ladder.prompts.sha256[:16],
+        "Analysis": config.analysis.method,
+        "Assignment": f"{config.recipe.strategy.value}, at most {config.recipe.target_bits} bits",
+        "Scale init": config.scale_init.value,
+        "Stage I": f"{config.stage1.max_train_steps} steps of {config.stage1.train_batch_size}",
+        "Stage II": f"{config.stage2.max_train_steps} steps of {config.stage2.train_batch_size}",
+        "Training seeds": ", ".join(map(str, config.seeds)),
+    }

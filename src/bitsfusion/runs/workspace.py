@@ -1,0 +1,82 @@
+"""What all steps of a run share: its config, its folder, and the models and data loaded once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bitsfusion.data.batches import TrainingData
+from bitsfusion.files import sha256_folder
+from bitsfusion.metrics.clip_score import ClipScorer
+from bitsfusion.models.pipeline import load_pipeline, pipeline_folder
+from bitsfusion.recipe.schema import Recipe, read_recipe
+from bitsfusion.runs.config import RunConfig
+from bitsfusion.runs.folder import RunFolder
+from bitsfusion.runs.progress import ProgressSink
+from bitsfusion.runs.sources import training_data
+
+
+class Workspace:
+    """A config and the folder it works in.
+
+    Args:
+        config: what to do.
+        folder: where; made if it is not there.
+        progress: is told what goes on.
+
+    Raises:
+        InputError: no such model, or another process works in the folder.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, progress: ProgressSink | None = None) -> None:
+        self.config = config
+        self.progress = progress or ProgressSink()
+        self.source_sha256 = sha256_folder(pipeline_folder(config.model))
+        self.folder = RunFolder(folder)
+        self.path = self.folder.path
+
+    def step(self, name: str, inputs: Mapping[str, Any], outputs: list[str], work: Callable[[], None]) -> None:
+        """Runs `work` unless it is done; see `RunFolder.step`. The model itself is an input of every step."""
+        plain = {key: _plain(value) for key, value in inputs.items()}
+        ran = self.folder.step(name, {"source_sha256": self.source_sha256, **plain}, outputs, work)
+        self.progress.finish(name, self.folder.seconds(name) if ran else None)
+
+    @property
+    def samplers(self) -> list[tuple[str, int]]:
+        """(name, steps) of the samplers that the packed model covers."""
+        return [(name.value, steps) for name, steps in self.config.serve.samplers.items()]
+
+    @functools.cached_property
+    def pipeline(self) -> Any:
+        """The full-precision pipeline."""
+        return load_pipeline(self.config.model)
+
+    @functools.cached_property
+    def data(self) -> TrainingData:
+        """What the students train on."""
+        return training_data(self.config.data, self.pipeline, "train")
+
+    @functools.cached_property
+    def held_out(self) -> TrainingData:
+        """What they are measured on."""
+        return training_data(self.config.data, self.pipeline, self.config.evaluation.split)
+
+    @functools.cached_property
+    def scorer(self) -> ClipScorer | None:
+        """The CLIP model of the score."""
+        return None if self.config.scorer is None else ClipScorer.from_pretrained(self.config.scorer)
+
+    def recipe(self) -> Recipe:
+        """The assigned recipe."""
+        return read_recipe(self.path / "recipe.json")
+
+
+def stage_folder(stage: str, seed: int) -> str:
+    """Where a training stage of one seed is, relative to the run folder."""
+    return f"{stage}/seed-{seed}"
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
