@@ -4,7 +4,7 @@ from diffusers import UNet2DConditionModel
 
 from bitsfusion.errors import InputError
 from bitsfusion.models.published import published_recipe
-from bitsfusion.models.unet import FIRST_LAST_BITS, LayerRole, feature_width, layers_to_assign, unet_layers
+from bitsfusion.models.unet import FIRST_LAST_BITS, LayerRole, feature_width, layer_kind, layers_to_assign, unet_layers
 from bitsfusion.packing.accounting import average_bits
 
 
@@ -39,3 +39,12 @@ def test_roles_in_sd15(sd15_unet):
 def test_an_unknown_published_recipe():
     with pytest.raises(InputError, match="got 'sd99', wanted one of sd15"):
         published_recipe("sd99")
+
+
+def test_every_kind_of_layer_has_a_name(sd15_unet):
+    kinds = {name: layer_kind(name) for name in published_recipe("sd15")}
+    assert kinds["conv_in"] == "first and last"
+    assert kinds["down_blocks.1.resnets.0.conv_shortcut"] == "shortcut"
+    assert kinds["mid_block.attentions.0.transformer_blocks.0.attn2.to_k"] == "cross-attention"
+    assert kinds["mid_block.attentions.0.proj_in"] == "projection"
+    assert len(set(kinds.values())) == 8

@@ -56,6 +56,22 @@ def _role(name: str) -> LayerRole:
     return LayerRole.TIME if _TIME.search(name) else LayerRole.QUANTIZED
 
 
+_KINDS = (
+    (re.compile(r"^conv_(in|out)$"), "first and last"),
+    (re.compile(r"\.conv_shortcut$"), "shortcut"),
+    (re.compile(r"\.resnets\.\d+\.conv\d$"), "ResBlock convolution"),
+    (re.compile(r"\.(down|up)samplers\."), "resampling"),
+    (re.compile(r"\.attn1\."), "self-attention"),
+    (re.compile(r"\.attn2\."), "cross-attention"),
+    (re.compile(r"\.ff\."), "feed-forward"),
+)
+
+
+def layer_kind(name: str) -> str:
+    """What a layer is there for, in words: shortcut, cross-attention, feed-forward and so on."""
+    return next((kind for pattern, kind in _KINDS if pattern.search(name)), "projection")
+
+
 def layers_to_assign(unet: nn.Module) -> dict[str, LayerInfo]:
     """The layers that a recipe gives bits to: all but the time layers, conv_in and conv_out (section 3.2)."""
     return {name: layer for name, layer in unet_layers(unet).items() if layer.role is LayerRole.QUANTIZED}

@@ -8,13 +8,16 @@ from pathlib import Path
 from bitsfusion.artifact.inspect import Inspection, inspect_folder
 from bitsfusion.evaluation.report import write_report
 from bitsfusion.evaluation.report_data import Curve, LayerRow, Pictures, ReportData, Rung, Sizes
-from bitsfusion.evaluation.rungs import RungScores, geneval, load_images
+from bitsfusion.evaluation.rungs import RungScores, geneval, load_images, paired_difference
 from bitsfusion.files import read_json
+from bitsfusion.models.pipeline import EMBEDDED
+from bitsfusion.models.unet import layer_kind
 from bitsfusion.runs.ladder import Ladder
 from bitsfusion.runs.summary import fp16_bytes, known_mean, rung_bits, rung_names, training_log, training_seconds
 from bitsfusion.sensitivity.table import read_table
 
 PICTURED_PER_TASK = 4
+MODEL_NAMES = {EMBEDDED: "The embedded model"}
 LABELS = {
     "full_precision": ("Full precision", "the original"),
     "init": ("Init", "quantized, not trained"),
@@ -26,13 +29,13 @@ LABELS = {
 
 def write_run_report(ladder: Ladder) -> Path:
     """Writes report/index.html."""
-    inspection = inspect_folder(ladder.workspace.path / "packed")
+    inspection, model = inspect_folder(ladder.workspace.path / "packed"), ladder.workspace.config.model
     return write_report(
         ReportData(
-            title="Full precision beside every step down to two bits",
-            model=ladder.workspace.config.model,
+            title=f"{MODEL_NAMES.get(model, model)} at {inspection.average_bits:.2f} bits",
+            model=model,
             rungs=[_rung(ladder, name) for name in rung_names(ladder)],
-            final="stage2",
+            final=ladder.packed.name,
             sizes=_sizes(ladder, inspection),
             pictures=_pictures(ladder),
             layers=_layers(ladder, inspection),
@@ -52,6 +55,7 @@ def write_run_report(ladder: Ladder) -> Path:
 def _rung(ladder: Ladder, name: str) -> Rung:
     scores = ladder.scores(name)
     label, note = LABELS[name]
+    paired = None if name == "full_precision" else paired_difference(scores, ladder.scores("full_precision"))
     return Rung(
         name=name,
         label=label,
@@ -63,6 +67,7 @@ def _rung(ladder: Ladder, name: str) -> Rung:
         noise_error=known_mean([score.noise_error for score in scores]),
         noise_loss=known_mean([score.noise_loss for score in scores]),
         seconds=training_seconds(ladder, name),
+        paired=None if paired is None else (paired["mean"], paired["low"], paired["high"]),
     )
 
 
@@ -82,13 +87,13 @@ def _pictures(ladder: Ladder) -> Pictures:
 
 
 def _layers(ladder: Ladder, inspection: Inspection) -> list[LayerRow]:
-    """Each packed layer with its error alone at the nearest measured bit width."""
+    """Each packed layer, with its error alone where that bit width was measured."""
     table = read_table(ladder.workspace.path / "sensitivity.json")
     errors = {(row.layer, row.bits): row.mse for row in table.rows}
     return [
         LayerRow(
             name=layer.name,
-            kind=_kind(layer.shape),
+            kind=layer_kind(layer.name),
             weights=layer.weights,
             bits=layer.bits,
             error=errors.get((layer.name, layer.bits)),
@@ -96,10 +101,6 @@ def _layers(ladder: Ladder, inspection: Inspection) -> list[LayerRow]:
         )
         for layer in inspection.layers
     ]
-
-
-def _kind(shape: tuple[int, ...]) -> str:
-    return f"conv {shape[2]}x{shape[3]}" if len(shape) == 4 else "linear"
 
 
 def _sizes(ladder: Ladder, inspection: Inspection) -> Sizes:
