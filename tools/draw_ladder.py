@@ -25,6 +25,13 @@ ROWS = {
 }
 
 
+def _folded(text: str) -> str:
+    """A caption over several short lines."""
+    for word in (" and ", " left ", " right ", " above ", " below "):
+        text = text.replace(word, f"\n{word.strip()} ")
+    return text.replace("o of ", "o of\n").replace("g of ", "g of\n").replace("e of ", "e of\n")
+
+
 def main(run: Path, out: Path) -> None:
     """Two prompts of each task across, a rung a row; a red frame marks an image that does not show what was asked."""
     section = read_json(run / "config.json")["evaluation"]
@@ -43,7 +50,7 @@ def main(run: Path, out: Path) -> None:
             for spine in axis.spines.values():
                 spine.set(edgecolor="#888888" if right else "#d62728", linewidth=0.5 if right else 2.5)
             if row == 0:
-                axis.set_title(prompts.texts[index].replace(" and ", "\nand ").replace(" of ", " of\n"), fontsize=7)
+                axis.set_title(_folded(prompts.texts[index]), fontsize=7)
             if column == 0:
                 axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
     figure.tight_layout(pad=0.4)
