@@ -72,7 +72,7 @@ def print_table(columns: list[str], rows: list[list[str]], title: str | None = N
     """A table on stdout; all columns but the first are aligned to the right."""
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
     for row in rows:
         table.add_row(*row)
     Console().print(table)
