@@ -1,4 +1,4 @@
-"""A run on what a user brings: a pipeline folder, an image folder and a file of prompts, without a checker or scorer."""
+"""A run on what a user brings: a pipeline folder, an image folder and prompts; no checker, no scorer."""
 
 import json
 import random

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -108,14 +107,3 @@ def paired_difference(scores: Sequence[RungScores], reference: Sequence[RungScor
     difference = np.mean(ours, axis=0) - np.mean(theirs, axis=0)
     low, high = bootstrap_mean_interval(difference)
     return {"mean": float(difference.mean()), "low": low, "high": high}
-
-
-class Stopwatch:
-    """Seconds since it was made."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        return round(time.monotonic() - self._started, 2)

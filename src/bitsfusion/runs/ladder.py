@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 
 from bitsfusion.evaluation.noise import make_probe, mean_squared, predict, time_step_curve
 from bitsfusion.evaluation.prompts import PromptSet, file_prompts, world_prompts
-from bitsfusion.evaluation.rungs import RungScores, Stopwatch, load_images, score_images
+from bitsfusion.evaluation.rungs import RungScores, load_images, score_images
 from bitsfusion.files import write_json
 from bitsfusion.metrics.generation import generate_images
 from bitsfusion.runs.workspace import Workspace, stage_folder
@@ -91,7 +92,7 @@ class Ladder:
         step("time-steps", {"made": made}, ["time_steps.json"], self._time_steps)
 
     def _score(self, model: RungModel) -> None:
-        watch = Stopwatch()
+        started = time.monotonic()
         unet, reload_difference = self._unet(model), None
         if model == self.packed:
             pipeline = StableDiffusionPipeline.from_pretrained(self.workspace.path / "packed")
@@ -113,7 +114,7 @@ class Ladder:
             **score_images(images, self.prompts, reference, self.workspace.scorer),
             noise_error=mean_squared(predicted, self._teacher_prediction),
             noise_loss=mean_squared(predicted, self._probe.target),
-            seconds=watch.seconds,
+            seconds=round(time.monotonic() - started, 2),
             reload_difference=reload_difference,
         )
         scores.save(self.folder(model), images)
