@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import DDPMScheduler
 
 from bitsfusion.evaluation.noise import make_probe, mean_squared, predict, time_step_curve
 from bitsfusion.evaluation.prompts import PromptSet, file_prompts, world_prompts
 from bitsfusion.evaluation.rungs import RungScores, load_images, score_images
 from bitsfusion.files import write_json
 from bitsfusion.metrics.generation import generate_images
+from bitsfusion.models.pipeline import load_pipeline
 from bitsfusion.runs.workspace import Workspace, stage_folder
 from bitsfusion.time_features.cache import cache_time_features
 from bitsfusion.time_features.samplers import cover
@@ -89,13 +90,18 @@ class Ladder:
         made = {
             model.step: self.workspace.folder.made(model.made_by) for model in self._curves().values() if model.made_by
         }
-        step("time-steps", {"made": made}, ["time_steps.json"], self._time_steps)
+        step(
+            "time-steps",
+            {"data": self.workspace.config.data, "split": section.split, "made": made},
+            ["time_steps.json"],
+            self._time_steps,
+        )
 
     def _score(self, model: RungModel) -> None:
         started = time.monotonic()
         unet, reload_difference = self._unet(model), None
         if model == self.packed:
-            pipeline = StableDiffusionPipeline.from_pretrained(self.workspace.path / "packed")
+            pipeline = load_pipeline(str(self.workspace.path / "packed"))
             images = self._draw(pipeline, self.prompts, model)
             trained = copy.deepcopy(unet)
             cache_time_features(trained, cover(self.workspace.samplers, self.workspace.pipeline.scheduler.config))
@@ -104,9 +110,8 @@ class Ladder:
             reload_difference = int(np.abs(images[: len(again)].astype(int) - again.astype(int)).max())
         else:
             images = self._draw(self._with_unet(unet), self.prompts, model)
-        reference = (
-            None if model.name == "full_precision" else load_images(self.workspace.path / "rungs" / "full_precision")
-        )
+        original = self.models[0]
+        reference = None if model == original else load_images(self.folder(original))
         predicted = predict(unet, self._probe)
         scores = RungScores(
             name=model.name,

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from diffusers import DiffusionPipeline
 from PIL import Image
 
 from bitsfusion.artifact.schema import PackedConfig
@@ -104,7 +102,7 @@ def generate_to_folder(
     """
     if not prompts:
         raise InputError("prompts: got none, wanted at least one")
-    pipeline: Any = DiffusionPipeline.from_pretrained(pipeline_folder(folder))
+    pipeline = load_pipeline(folder)
     seeds = range(seed, seed + len(prompts))
     images = generate_images(
         pipeline,
