@@ -2,9 +2,9 @@
 
     python tools/shaped_pipeline.py sd15 OUT          # also sd21, sdxl; --dtype float32
 
-Sizes, bits, speed and memory do not depend on what the weights are, so they can be measured without the real model. Weights are
-Gaussian with standard deviation 1 / sqrt(fan in); norms are 1, biases 0. The tokenizer has CLIP's size and special tokens and
-spells every word by letters. Images mean nothing.
+Bits, speed and memory do not depend on what the weights are, and sizes hardly, so they can be measured without the
+real model. Weights are Gaussian with standard deviation 1 / sqrt(fan in); norms are 1, biases 0. The tokenizer has
+CLIP's size and special tokens and spells every word by letters. Images mean nothing.
 """
 
 from __future__ import annotations
