@@ -16,7 +16,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
-from bitsfusion.artifact.payload import decode_layer, encode_layer
+from bitsfusion.artifact.payload import check_others, decode_layers, encode_layer
 from bitsfusion.artifact.schema import PACKED_SUFFIX, QUANT_METHOD, ROWS_TENSOR, PackedConfig, parse_config
 from bitsfusion.errors import ArtifactError
 
@@ -58,6 +58,8 @@ class BitsFusionQuantizer(DiffusersQuantizer):
         super().__init__(quantization_config, **kwargs)
         self.content = quantization_config.content
         self.dtype = torch.float32
+        self._expected: frozenset[str] = frozenset()
+        self._others: dict[str, Tensor] = {}
 
     def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype:
         """float32 unless asked otherwise: what biases, norms and activations are computed in."""
@@ -73,26 +75,29 @@ class BitsFusionQuantizer(DiffusersQuantizer):
         return max(1, self.dtype.itemsize)
 
     def maybe_update_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Decodes layer by layer; the decoded one takes its payload's place, so that both exist for one layer only.
+        """Decodes a file's layers, a few at a time; each takes its payload's place.
 
         Raises:
             ArtifactError: names the layer.
         """
-        for key in list(state_dict):
-            name = key.removesuffix(PACKED_SUFFIX)
-            if name != key:
-                if name not in self.content.layers:
-                    raise ArtifactError(f"{name}: got a packed layer that quantization_config does not list")
-                state_dict[key] = decode_layer(name, state_dict[key], self.content.layers[name])
-            else:
+        for key in state_dict:
+            if key not in self._expected:
+                name = key.removesuffix(PACKED_SUFFIX)
+                raise ArtifactError(f"{name}: got a tensor {key} that the model does not have")
+            if not key.endswith(PACKED_SUFFIX):
                 # A view would keep the whole file mapped.
-                state_dict[key] = state_dict[key].clone()
+                self._others[key] = state_dict[key] = state_dict[key].clone()
+        names = [key.removesuffix(PACKED_SUFFIX) for key in state_dict if key.endswith(PACKED_SUFFIX)]
+        payloads = ((name, state_dict[name + PACKED_SUFFIX], self.content.layers[name]) for name in names)
+        for name, buffer in decode_layers(payloads):
+            state_dict[name + PACKED_SUFFIX] = buffer
         return state_dict
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         from bitsfusion.artifact.skeleton import make_packed
 
         make_packed(model, self.content)
+        self._expected = frozenset(model.state_dict())
         for name in self.content.layers:
             model.get_submodule(name).compute_dtype = self.dtype  # type: ignore[assignment]
         model.config.quantization_config = self.quantization_config  # type: ignore[union-attr]
@@ -101,6 +106,8 @@ class BitsFusionQuantizer(DiffusersQuantizer):
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if tensor.is_meta:
                 raise ArtifactError(f"{name.removesuffix(PACKED_SUFFIX)}: got no tensor {name} in the file")
+        check_others(self._others, self.content.others_sha256)
+        self._others.clear()
 
     def get_state_dict_and_metadata(
         self, state_dict: Mapping[str, Tensor], safe_serialization: bool = False

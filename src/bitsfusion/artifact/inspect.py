@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from bitsfusion.artifact.payload import decode_layer, scale_frame_bytes
+from bitsfusion.artifact.payload import scale_frame_bytes
 from bitsfusion.artifact.reader import open_folder
 from bitsfusion.artifact.schema import PACKED_SUFFIX, ROWS_TENSOR, PackedEntry
+from bitsfusion.artifact.verify import check_stored
 from bitsfusion.numerics import level_count
 from bitsfusion.packing.accounting import FileBytes
-from bitsfusion.packing.entropy import entropy_bits
-from bitsfusion.packing.radix import unpack
+from bitsfusion.packing.entropy import counted_entropy, level_counts
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Inspection:
         path: the model's folder.
         average_bits: by the paper's formula (Appendix H): levels and time features, over all weights.
         true_bits: the same things as they lie on disk: 8 (zstd frames + time features) / all weights.
-        file_bits: 8 x the weight file, scales, biases, norms and header included, / all weights.
+        file_bits: 8 x the weight files, scales, biases, norms and header included, / all weights.
         entropy_bits: order-0 entropy of all levels + 16 bits a time feature, / all weights.
         weights: of all Linear and Conv2d layers, the removed time layers included.
         removed_weights: of the time layers that are gone.
-        bytes_on_disk: where every byte of the weight file is.
+        bytes_on_disk: where every byte of the weight file, or of all its shards, is.
         bytes_in_memory: packed buffers, time features (16 bits) and other parameters (32 bits).
         bytes_fp16: what all weights and other parameters would take in 16 bits.
         time_features: `cached` or `layers_8bit`, with steps, samplers and channels.
@@ -90,30 +90,31 @@ def inspect_folder(path: Path | str) -> Inspection:
 
     Raises:
         InputError: no packed folder.
-        ArtifactError: a layer that cannot be decoded, by name. Hashes are not checked: see `verify_folder`.
+        ArtifactError: a layer that does not fit the model or cannot be decoded, by name. The values of the tensors
+            beside the layers are not checked: see `verify_folder`.
     """
     folder = open_folder(path)
     config = folder.config
+    expected = folder.expected()
     layers: list[LayerInspection] = []
     others: dict[str, int] = {}
     fallbacks: dict[str, int] = {}
     with folder.tensors() as tensors:
-        for name, entry in config.layers.items():
-            payload = tensors.stored(name + PACKED_SUFFIX)
-            buffer = decode_layer(name, payload, entry)
-            codes = unpack(buffer[entry.size.scale_bytes :], entry.size.weights, entry.bits)
-            layers.append(_layer(name, entry, payload, entropy_bits(codes, entry.bits)))
-        for name in tensors.names:
+        check_stored(expected, tensors)
+        for name, buffer in tensors.buffers():
+            entry = config.layers[name]
+            counts = level_counts(buffer[entry.size.scale_bytes :], entry.size.weights, entry.bits)
+            layers.append(_layer(name, entry, tensors.tensor(name + PACKED_SUFFIX), counted_entropy(counts)))
+        for name, tensor in tensors.stored.items():
             if not name.endswith(PACKED_SUFFIX):
-                tensor = tensors.stored(name)
                 others[name] = tensor.nbytes
-                if tensor.dim() > 1 and name != ROWS_TENSOR:
+                if len(tensor.shape) > 1 and name != ROWS_TENSOR:
                     fallbacks[name] = tensor.nbytes
+    size = sum(file.stat().st_size for file in folder.weight_files())
     features = others.pop(ROWS_TENSOR, 0)
     scales = sum(layer.scale_bytes_on_disk for layer in layers)
     frames = sum(layer.bytes_on_disk for layer in layers) - scales
     rest = sum(others.values())
-    size = folder.weights_file.stat().st_size
     on_disk = FileBytes(frames, scales, features, rest, header=size - frames - scales - features - rest)
     weights = sum(config.weights.values())
     removed = weights - sum(layer.weights for layer in layers)

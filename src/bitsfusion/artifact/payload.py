@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,15 +19,22 @@ from bitsfusion.packing.accounting import SCALE_BYTES, LayerSize
 from bitsfusion.packing.entropy import compress, decompress
 from bitsfusion.packing.radix import check_range
 
+_THREADS = 4  # more wait for memory
+
 
 def tensor_bytes(tensor: Tensor) -> bytes:
     """A tensor's raw little-endian bytes."""
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return _view(tensor).tobytes()
+
+
+def _view(tensor: Tensor) -> memoryview:
+    """The same without a copy, where the tensor lies in one piece on the CPU."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def buffer_hash(buffer: Tensor) -> str:
     """The SHA-256 of a layer's buffer in memory, in hex: it does not depend on how well zstd did."""
-    return hashlib.sha256(tensor_bytes(buffer)).hexdigest()
+    return hashlib.sha256(_view(buffer)).hexdigest()
 
 
 def others_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -37,8 +48,22 @@ def others_hash(tensors: Mapping[str, Tensor]) -> str:
         if not name.endswith(PACKED_SUFFIX):
             tensor = tensors[name]
             digest.update(f"{name} {tensor.dtype} {'x'.join(str(size) for size in tensor.shape)}\n".encode())
-            digest.update(tensor_bytes(tensor))
+            digest.update(_view(tensor))
     return digest.hexdigest()
+
+
+def check_others(tensors: Mapping[str, Tensor], sha256: str) -> None:
+    """Whether the tensors beside the packed layers are finite and those that were written.
+
+    Raises:
+        ArtifactError: names the tensor, where one alone can be blamed.
+    """
+    for name, tensor in tensors.items():
+        if not name.endswith(PACKED_SUFFIX) and not bool(torch.isfinite(tensor).all()):
+            raise ArtifactError(f"{name}: got NaN or infinite values, wanted finite ones")
+    got = others_hash(tensors)
+    if got != sha256:
+        raise ArtifactError(f"tensors beside the packed layers: got SHA-256 {got}, wanted {sha256}")
 
 
 def encode_layer(buffer: Tensor, out_channels: int) -> Tensor:
@@ -56,7 +81,7 @@ def encode_layer(buffer: Tensor, out_channels: int) -> Tensor:
     scales = SCALE_BYTES * out_channels
     planes = buffer[:scales].cpu().view(out_channels, SCALE_BYTES).T
     frame = compress(tensor_bytes(planes))
-    stored = struct.pack("<I", len(frame)) + frame + compress(tensor_bytes(buffer[scales:]))
+    stored = struct.pack("<I", len(frame)) + frame + compress(_view(buffer[scales:]))
     return torch.frombuffer(bytearray(stored), dtype=torch.uint8)
 
 
@@ -66,7 +91,7 @@ def scale_frame_bytes(payload: Tensor) -> int:
 
 
 def decode_layer(name: str, payload: Tensor, entry: PackedEntry) -> Tensor:
-    """The inverse of `encode_layer`; allocates no more than the entry's shape asks for.
+    """The inverse of `encode_layer`; allocates no more than the entry's shape asks for, twice.
 
     Args:
         name: of the layer, for the errors.
@@ -74,27 +99,61 @@ def decode_layer(name: str, payload: Tensor, entry: PackedEntry) -> Tensor:
         entry: what the config says of the layer.
 
     Returns:
-        uint8 [4 * out + packed_size].
+        uint8 [4 * out + packed_size], the very bytes that were written.
 
     Raises:
-        ArtifactError: names the layer and what is wrong: type, size, zstd frame, scales or range.
+        ArtifactError: names the layer and what is wrong: type, size, zstd frame, scales, range or hash.
     """
     if payload.dtype != torch.uint8 or payload.dim() != 1:
         raise ArtifactError(f"{name}: got {payload.dtype} {list(payload.shape)}, wanted one-dimensional torch.uint8")
     try:
-        return _decode(tensor_bytes(payload), entry.size)
+        buffer = _decode(_view(payload), entry.size)
     except ArtifactError as error:
         raise ArtifactError(f"{name}: {error}") from None
+    got = buffer_hash(buffer)
+    if got != entry.sha256:
+        raise ArtifactError(f"{name}: got weights of SHA-256 {got}, wanted {entry.sha256}")
+    return buffer
 
 
-def _decode(data: bytes, size: LayerSize) -> Tensor:
+def decode_layers(layers: Iterable[tuple[str, Tensor, PackedEntry]]) -> Iterator[tuple[str, Tensor]]:
+    """`decode_layer` for many layers, in their order, a few at a time on threads.
+
+    Args:
+        layers: name, payload and entry of each; read as far ahead as there are threads, so that only so many
+            are in memory at a time.
+
+    Yields:
+        name, buffer.
+    """
+    threads = min(_THREADS, os.cpu_count() or 1)
+    waiting: deque[tuple[str, Future[Tensor]]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="bitsfusion") as pool:
+        try:
+            for name, payload, entry in layers:
+                waiting.append((name, pool.submit(decode_layer, name, payload, entry)))
+                if len(waiting) > threads:
+                    first, result = waiting.popleft()
+                    yield first, result.result()
+            while waiting:
+                first, result = waiting.popleft()
+                yield first, result.result()
+        finally:
+            for _, result in waiting:
+                result.cancel()
+
+
+def _decode(data: memoryview, size: LayerSize) -> Tensor:
     end = 4 + int.from_bytes(data[:4], "little")
     if len(data) < 4 or len(data) <= end:
         raise ArtifactError(f"got {len(data)} bytes, wanted more than the length and the {end - 4} bytes of the scales")
-    planes = torch.frombuffer(bytearray(decompress(data[4:end], size.scale_bytes)), dtype=torch.uint8)
-    radix = torch.frombuffer(bytearray(decompress(data[end:], size.code_bytes)), dtype=torch.uint8)
-    scales = planes.view(SCALE_BYTES, size.out_channels).T.flatten()
+    planes = np.frombuffer(decompress(data[4:end], size.scale_bytes), dtype=np.uint8)
+    radix = decompress(data[end:], size.code_bytes)
+    buffer = torch.empty(size.bytes_in_memory, dtype=torch.uint8)
+    scales, codes = buffer[: size.scale_bytes], buffer[size.scale_bytes :]
+    scales.view(size.out_channels, SCALE_BYTES).numpy()[:] = planes.reshape(SCALE_BYTES, size.out_channels).T
+    codes.numpy()[:] = np.frombuffer(radix, dtype=np.uint8)
     if not bool(torch.isfinite(scales.view(torch.float32)).all()):
         raise ArtifactError("got a scale that is NaN or infinite, wanted finite scales")
-    check_range(radix, size.weights, size.bits)
-    return torch.cat([scales, radix])
+    check_range(codes, size.weights, size.bits)
+    return buffer

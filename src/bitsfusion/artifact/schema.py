@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from bitsfusion.artifact.container import NAME, NAME_LENGTH
+from bitsfusion.artifact.limits import JSON_DEPTH, LAYER_WEIGHTS, MODEL_WEIGHTS, shown
 from bitsfusion.errors import ArtifactError
 from bitsfusion.packing.accounting import LayerSize, average_bits
 
@@ -17,8 +19,13 @@ CONFIG_FILE = "config.json"
 PACKED_SUFFIX = ".packed"
 ROWS_TENSOR = "time_proj.rows"
 
+INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
+
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Shape = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2, max_length=4)]
+LayerName = Annotated[str, Field(pattern=NAME, max_length=NAME_LENGTH)]
+Size = Annotated[int, Field(strict=True, ge=1, lt=1 << 31)]
+Natural = Annotated[int, Field(strict=True, ge=0, lt=1 << 31)]
+Shape = Annotated[tuple[Size, ...], Field(min_length=2, max_length=4)]
 
 
 class _Frozen(BaseModel):
@@ -28,9 +35,15 @@ class _Frozen(BaseModel):
 class PackedEntry(_Frozen):
     """One packed layer: b, the weight's shape, and the SHA-256 of its buffer as in memory (scales, radix bytes)."""
 
-    bits: Annotated[int, Field(ge=1, le=8)]
+    bits: Annotated[int, Field(strict=True, ge=1, le=8)]
     shape: Shape
     sha256: Sha256
+
+    @model_validator(mode="after")
+    def _bounded(self) -> PackedEntry:
+        if math.prod(self.shape) > LAYER_WEIGHTS:
+            raise ValueError(f"got {math.prod(self.shape)} weights, wanted at most {LAYER_WEIGHTS} in a layer")
+        return self
 
     @property
     def size(self) -> LayerSize:
@@ -40,17 +53,17 @@ class PackedEntry(_Frozen):
 class SamplerEntry(_Frozen):
     """A sampler whose steps are covered."""
 
-    name: str
-    steps: Annotated[int, Field(ge=1)]
+    name: Annotated[str, Field(pattern="^[A-Za-z0-9_+-]{1,64}$")]
+    steps: Size
 
 
 class TimeFeaturesEntry(_Frozen):
     """How the time step reaches the blocks: cached rows, or time layers packed at 8 bits for any step."""
 
     kind: Literal["cached", "layers_8bit"]
-    steps: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    steps: tuple[Natural, ...] = ()
     samplers: tuple[SamplerEntry, ...] = ()
-    channels: Annotated[int, Field(ge=0)] = 0
+    channels: Natural = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> TimeFeaturesEntry:
@@ -75,12 +88,21 @@ class PackedConfig(_Frozen):
 
     quant_method: Literal["bitsfusion"] = "bitsfusion"
     format_version: Literal[1] = 1
-    layers: dict[str, PackedEntry]
-    removed: dict[str, Shape] = {}
+    layers: dict[LayerName, PackedEntry]
+    removed: dict[LayerName, Shape] = {}
     time_features: TimeFeaturesEntry
     others_sha256: Sha256
     source_sha256: Sha256 | None = None
     provenance: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _bounded(self) -> PackedConfig:
+        total = sum(self.weights.values())
+        if not 0 < total <= MODEL_WEIGHTS:
+            raise ValueError(f"got {total} weights, wanted 1 to {MODEL_WEIGHTS} in all layers")
+        if _deeper(self.provenance, JSON_DEPTH):
+            raise ValueError(f"provenance: got more than {JSON_DEPTH} levels of nesting")
+        return self
 
     @property
     def bits(self) -> dict[str, int]:
@@ -114,15 +136,29 @@ def parse_config(values: Any) -> PackedConfig:
     """
     if not isinstance(values, dict) or values.get("quant_method") != QUANT_METHOD:
         got = values.get("quant_method") if isinstance(values, dict) else None
-        raise ArtifactError(f"quantization_config: got quant_method {got!r}, wanted {QUANT_METHOD!r}")
-    if values.get("format_version") != FORMAT_VERSION:
+        raise ArtifactError(f"quantization_config: got quant_method {_small(got)}, wanted {QUANT_METHOD!r}")
+    version = values.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
         raise ArtifactError(
-            f"quantization_config: got format_version {values.get('format_version')!r}, wanted {FORMAT_VERSION}: "
+            f"quantization_config: got format_version {_small(version)}, wanted {FORMAT_VERSION}: "
             "a newer bitsfusion may read it"
         )
     try:
         return PackedConfig.model_validate({key: value for key, value in values.items() if not key.startswith("_")})
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(f"quantization_config: {place}: {first['msg']}") from None
+        place = shown(".".join(str(part) for part in first["loc"]))
+        message = shown(first["msg"].removeprefix("Value error, "))
+        raise ArtifactError(f"quantization_config: {f'{place}: ' if place else ''}{message}") from None
+
+
+def _small(value: Any) -> str:
+    """A text or an ordinary number as it is, of anything else its kind."""
+    plain = isinstance(value, str) or (isinstance(value, (int, float)) and abs(value) < 1 << 63)
+    return shown(repr(value), 80) if plain or value is None else f"a {type(value).__name__}"
+
+
+def _deeper(value: Any, depth: int) -> bool:
+    """Whether plain JSON is nested more than `depth` levels deep."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth < 0 or any(_deeper(item, depth - 1) for item in inner)

@@ -8,11 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from bitsfusion.artifact.limits import bounded_construction, check_model_config, shown
 from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.errors import ArtifactError, InputError
 from bitsfusion.nn.packed import packed_layer
 from bitsfusion.nn.replace import replace_module
 from bitsfusion.time_features import Coverage, SamplerSteps, place_time_features, time_layers
+
+MODEL_CLASSES = ("UNet2DConditionModel",)
+"""The only classes that a config.json may name: a reader builds no other."""
 
 
 def coverage_of(config: PackedConfig) -> Coverage:
@@ -22,24 +26,26 @@ def coverage_of(config: PackedConfig) -> Coverage:
 
 
 def empty_model(model_config: Mapping[str, Any]) -> nn.Module:
-    """The dense model of a config.json on meta: shapes, no memory.
+    """The dense model of a config.json on meta: shapes, no memory, whatever the config asks for.
 
     Raises:
-        ArtifactError: no model of diffusers, or a config it refuses.
+        ArtifactError: no model that is packed, a config it refuses, or one beyond `limits`.
     """
     import diffusers
 
-    kind = getattr(diffusers, str(model_config.get("_class_name")), None)
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module) and hasattr(kind, "from_config")):
-        raise ArtifactError(
-            f"config.json: got _class_name {model_config.get('_class_name')!r}, wanted a model of diffusers"
-        )
+    name = model_config.get("_class_name")
+    if name not in MODEL_CLASSES:
+        wanted = " or ".join(MODEL_CLASSES)
+        raise ArtifactError(f"config.json: got _class_name {shown(repr(name), 80)}, wanted {wanted}")
     plain = {key: value for key, value in model_config.items() if key != "quantization_config"}
+    check_model_config(plain)
     try:
-        with torch.device("meta"):
-            model: nn.Module = kind.from_config(plain)
+        with torch.device("meta"), bounded_construction():
+            model: nn.Module = getattr(diffusers, name).from_config(plain)
+    except ArtifactError:
+        raise
     except Exception as error:
-        raise ArtifactError(f"config.json: {kind.__name__} refuses it: {error}") from None
+        raise ArtifactError(f"config.json: {name} refuses it: {shown(error)}") from None
     return model
 
 

@@ -8,12 +8,16 @@ from torch import Tensor
 
 from bitsfusion.errors import ArtifactError
 from bitsfusion.numerics import half_levels, level_count
+from bitsfusion.packing.radix import level_table, symbols_per_byte
 
 _LEVELS = (1, 3, 19)  # which one is smallest depends on a layer's size and spread; none is slower to read
 _ALL_LEVELS_BELOW = 1 << 17  # larger ones gain under 0.1 % and would take minutes
+_MAGIC = b"\x28\xb5\x2f\xfd"
+_WINDOW = 8 << 20  # what RFC 8878 asks every reader to manage
+_CHUNK = 1 << 22
 
 
-def compress(data: bytes) -> bytes:
+def compress(data: bytes | memoryview) -> bytes:
     """One zstd frame that declares its content size and carries neither checksum nor dictionary.
 
     The smallest over a few levels; deterministic for one zstd version.
@@ -28,24 +32,65 @@ def compress(data: bytes) -> bytes:
     return min(frames, key=len)
 
 
-def decompress(blob: bytes, expected_size: int) -> bytes:
+def decompress(blob: bytes | memoryview, expected_size: int) -> bytes:
     """The content of one zstd frame of exactly `expected_size` bytes; never allocates more than that.
 
     Raises:
-        ArtifactError: no zstd frame, another size declared or found, a cut frame, bytes after the frame. The
-            message does not name the layer: the caller does.
+        ArtifactError: no zstd frame (a skippable one is none), another size declared or found, a window beyond both
+            8 MiB and the content, a dictionary, a cut frame, bytes after the frame. The message does not name the
+            layer: the caller does.
     """
     try:
-        declared = zstandard.get_frame_parameters(blob).content_size
-        if declared != expected_size:
-            got = "no size" if declared == zstandard.CONTENTSIZE_UNKNOWN else f"{declared} bytes"
+        if bytes(blob[:4]) != _MAGIC:
+            raise ArtifactError(f"got bytes that are no zstd frame, wanted {expected_size} bytes in one")
+        declared = zstandard.get_frame_parameters(blob)
+        if declared.content_size != expected_size:
+            unknown = declared.content_size == zstandard.CONTENTSIZE_UNKNOWN
+            got = "no size" if unknown else f"{declared.content_size} bytes"
             raise ArtifactError(f"got a zstd frame that declares {got}, wanted {expected_size} bytes")
-        data = zstandard.ZstdDecompressor().decompress(blob, allow_extra_data=False)
+        window = max(_WINDOW, expected_size)
+        if declared.window_size > window:
+            raise ArtifactError(f"got a zstd window of {declared.window_size} bytes, wanted at most {window}")
+        if declared.dict_id:
+            raise ArtifactError(f"got a zstd frame with dictionary {declared.dict_id}, wanted none")
+        data = zstandard.ZstdDecompressor(max_window_size=window).decompress(blob, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ArtifactError(f"got a broken zstd frame ({error}), wanted {expected_size} bytes") from None
     if len(data) != expected_size:
         raise ArtifactError(f"got {len(data)} bytes under zstd, wanted {expected_size}")
     return data
+
+
+def level_counts(packed: Tensor, numel: int, bits: int) -> Tensor:
+    """How often each level occurs, from the packed bytes without unpacking them.
+
+    Args:
+        packed: uint8 [packed_size(numel, bits)].
+
+    Returns:
+        int64 [2^b + 1], of the levels from -2^(b-1) on.
+    """
+    low = _histogram(packed[:numel] if bits == 8 else packed)
+    counts = torch.zeros(level_count(bits), dtype=torch.int64)
+    if bits == 8:  # level +128 has a low byte of 0 and its bit in the plane
+        plane = _histogram(packed[numel:])
+        largest = int((plane * torch.tensor([byte.bit_count() for byte in range(256)])).sum())
+        counts[:256] = low
+        counts[0] -= largest
+        counts[256] = largest
+        return counts
+    levels = level_table(bits).long() + half_levels(bits)
+    for place in range(symbols_per_byte(bits)):
+        counts.index_add_(0, levels[:, place], low)
+    counts[half_levels(bits)] -= packed.numel() * symbols_per_byte(bits) - numel  # unused places hold level 0
+    return counts
+
+
+def _histogram(data: Tensor) -> Tensor:
+    counts = torch.zeros(256, dtype=torch.int64)
+    for part in data.split(_CHUNK):
+        counts += torch.bincount(part, minlength=256)
+    return counts
 
 
 def entropy_bits(codes: Tensor, bits: int) -> float:
@@ -54,6 +99,10 @@ def entropy_bits(codes: Tensor, bits: int) -> float:
     Args:
         codes: integers of any shape, from -2^(b-1) to 2^(b-1).
     """
-    counts = torch.bincount(codes.flatten().long() + half_levels(bits), minlength=level_count(bits)).double()
-    used = counts[counts > 0]
-    return float((used * (counts.sum() / used).log2()).sum())
+    return counted_entropy(torch.bincount(codes.flatten().long() + half_levels(bits), minlength=level_count(bits)))
+
+
+def counted_entropy(counts: Tensor) -> float:
+    """The same from `level_counts`."""
+    used = counts[counts > 0].double()
+    return float((used * (used.sum() / used).log2()).sum())

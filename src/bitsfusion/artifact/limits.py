@@ -1,0 +1,72 @@
+"""What a packed folder may ask for at most: read before anything is built or allocated. Listed in docs/format.md."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+
+from bitsfusion.errors import ArtifactError
+
+JSON_BYTES = 4 << 20
+"""config.json, an index of shards, a safetensors header: each at most that long."""
+
+JSON_DEPTH = 32
+LAYER_WEIGHTS = 1 << 30
+MODEL_WEIGHTS = 1 << 33
+MODEL_NUMBER = 1 << 20
+"""No integer of a model's config is larger: widths, depths and counts are not."""
+
+MODEL_MODULES = 20_000
+"""SDXL's UNet has 1,930."""
+
+
+def shown(text: object, limit: int = 300) -> str:
+    """What came from a file, as one printable line for an error message."""
+    line = " ".join(str(text).split())
+    line = "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in line)
+    return line if len(line) <= limit else line[:limit] + "..."
+
+
+def check_model_config(value: Any, where: str = "config.json", depth: int = 0) -> None:
+    """Refuses numbers and nesting that no model has, at any depth of a model's config.
+
+    Raises:
+        ArtifactError: names the key.
+    """
+    if depth > JSON_DEPTH:
+        raise ArtifactError(f"{where}: got more than {JSON_DEPTH} levels of nesting")
+    if isinstance(value, int) and abs(value) > MODEL_NUMBER:
+        raise ArtifactError(f"{where}: got a number of {value.bit_length()} bits, wanted at most {MODEL_NUMBER}")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            check_model_config(item, f"{where}: {shown(key, 80)}" if depth == 0 else where, depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            check_model_config(item, where, depth + 1)
+
+
+@contextmanager
+def bounded_construction() -> Iterator[None]:
+    """Within it, this thread builds at most `MODEL_MODULES` modules: a config may ask for millions.
+
+    Raises:
+        ArtifactError: at the first one too many.
+    """
+    thread, count = threading.get_ident(), 0
+
+    def hook(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
+        nonlocal count
+        count += threading.get_ident() == thread
+        if count > MODEL_MODULES:
+            raise ArtifactError(f"config.json: got a model of more than {MODEL_MODULES} modules")
+
+    handle = register_module_module_registration_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
