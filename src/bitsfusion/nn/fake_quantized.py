@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bitsfusion.errors import InputError
-from bitsfusion.numerics import check_bits, fake_quantize
+from bitsfusion.kernels.fake_quantize import fake_quantize
+from bitsfusion.numerics import check_bits
 
 
 def _take_over(made: FakeQuantizedLayer, source: nn.Linear | nn.Conv2d, bits: int, scale: Tensor) -> None:

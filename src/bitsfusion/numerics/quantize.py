@@ -56,23 +56,22 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, scale: Tensor, half: int) -> Tensor:
-        levels = _levels(weight, scale, half)
-        ctx.save_for_backward(weight, scale, levels)
+        ctx.save_for_backward(weight, scale)
         ctx.half = half
-        return levels * _per_channel(scale, weight)
+        return _levels(weight, scale, half).mul_(_per_channel(scale, weight))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         (grad,) = grads
-        weight, scale, levels = ctx.saved_tensors
+        weight, scale = ctx.saved_tensors
         half = ctx.half
         ratio = torch.div(weight, _per_channel(torch.where(scale == 0, math.inf, scale), weight))
-        inside = ratio.abs() <= half
-        grad_weight = grad * inside
-        slope = torch.addcmul(levels, ratio, inside.to(ratio.dtype), value=-1)
+        clipped = ratio.clamp(-half, half)
+        inside = clipped == ratio
+        slope = clipped.round_().sub_(ratio.mul_(inside))
         factor = 1 / math.sqrt(max(1, weight[0].numel()) * half)
-        grad_scale = (grad * slope).flatten(1).sum(1) * factor
-        return grad_weight, grad_scale, None
+        grad_scale = slope.mul_(grad).flatten(1).sum(1) * factor
+        return grad * inside, grad_scale, None
 
 
 def fake_quantize(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
