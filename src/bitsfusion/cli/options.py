@@ -9,6 +9,7 @@ import typer
 from bitsfusion.errors import InputError
 from bitsfusion.time_features.samplers import SamplerSteps
 
+Model = Annotated[str, typer.Argument(help='A diffusers folder, a hub id, or "embedded".')]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Cover = Annotated[
