@@ -10,19 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from bitsfusion.bench.methods.base import installed_version, load_dense
+from bitsfusion.bench.methods.q2_k import encode_q2_k
 
-GGUF_TYPES = ("q4_0", "q8_0")
+GGUF_TYPES = ("q2_k", "q4_0", "q8_0")
 _FILE = "unet.gguf"
 
 
 class Gguf:
-    """See `Method`. The library's own encoders write the file, diffusers reads it."""
+    """See `Method`. The library's encoders write the file (ours for Q2_K: it has none), diffusers reads it."""
 
     library = "gguf"
 
     def __init__(self, kind: str) -> None:
         self.name = f"gguf-{kind}"
         self.settings: dict[str, Any] = {"linear": kind.upper(), "other matrices": "F16", "vectors": "F32"}
+        self.settings |= {"encoder": "bitsfusion"} if kind == "q2_k" else {}
 
     def version(self) -> str | None:
         return installed_version(self.library)
@@ -40,7 +42,9 @@ class Gguf:
         writer = gguf.GGUFWriter(out / _FILE, "unet")
         for name, tensor in model.state_dict().items():
             if name in linear and tensor.shape[1] % block == 0:
-                writer.add_tensor(name, gguf.quants.quantize(tensor.numpy(), kind), raw_dtype=kind)
+                own = kind is gguf.GGMLQuantizationType.Q2_K
+                blocks = encode_q2_k(tensor).numpy() if own else gguf.quants.quantize(tensor.numpy(), kind)
+                writer.add_tensor(name, blocks, raw_dtype=kind)
             else:
                 writer.add_tensor(name, (tensor.half() if tensor.dim() > 1 else tensor).numpy())
         writer.write_header_to_file()
