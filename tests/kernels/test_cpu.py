@@ -1,5 +1,7 @@
 """Every instruction set that this machine has, forced one by one, against level x scale in torch."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,23 @@ def test_neither_reads_nor_writes_beyond(bits: int, isa: Isa) -> None:
         assert bool((out[:32] == 7).all() and (out[-32:] == 7).all())
         results.append(out[32:-32])
     assert torch.equal(*results)
+
+
+@needs_library
+def test_a_forked_process_unpacks_with_threads() -> None:
+    """OpenMP's workers do not survive a fork; the child must not wait for them."""
+    codes, scale = layer(1, (64, 2000), 0)
+    packed = packed_buffer(codes, scale, 1)
+    wanted = dequantize(codes, scale, torch.bfloat16)
+    out = torch.empty(codes.shape, dtype=torch.bfloat16)
+    unpack_into(packed, tuple(codes.shape), 1, out, threads=2)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        out = torch.empty(codes.shape, dtype=torch.bfloat16)
+        unpack_into(packed, tuple(codes.shape), 1, out, threads=2)
+        os._exit(0 if out.view(torch.int16).numpy().tobytes() == wanted.view(torch.int16).numpy().tobytes() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @needs_library

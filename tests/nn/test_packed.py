@@ -1,6 +1,7 @@
 """Train = serve: what the packed layers compute with is the trained weight, bit for bit."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -41,6 +42,38 @@ def test_same_output(kind: str) -> None:
     value = torch.randn(3, 13) if kind == "linear" else torch.randn(2, 6, 8, 8)
     with torch.no_grad():
         assert torch.equal(packed(value), layer(value))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_compiled_in_one_graph(kind: str, dtype: torch.dtype) -> None:
+    packed = pack_layer(trained(kind, 3)).to(dtype)
+    value = (torch.randn(3, 13) if kind == "linear" else torch.randn(2, 6, 8, 8)).to(dtype)
+    compiled = torch.compile(packed, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert torch.equal(compiled(value), packed(value))
+    needs_grad = value.clone().requires_grad_()
+    compiled(needs_grad).sum().backward()
+    assert needs_grad.grad is not None and bool(needs_grad.grad.abs().sum() > 0)
+
+
+def test_threads_have_memory_of_their_own() -> None:
+    """Two threads that serve at once do not overwrite each other's weights."""
+    layers = [pack_layer(trained("linear", bits)) for bits in range(1, 9)]
+    value = torch.randn(4, 13)
+    with torch.no_grad():
+        wanted = [layer(value) for layer in layers]
+
+        def serve(_: int) -> bool:
+            with torch.no_grad():
+                return all(
+                    torch.equal(layer(value), want)
+                    for _ in range(50)
+                    for layer, want in zip(layers, wanted, strict=True)
+                )
+
+        with ThreadPoolExecutor(2) as pool:
+            assert all(pool.map(serve, range(2)))
 
 
 def test_convolution_geometry() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-from functools import cache
 from typing import Any, TypeAlias
 
 import torch
@@ -12,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bitsfusion.errors import InputError
+from bitsfusion.kernels import unpack_into
 from bitsfusion.nn.fake_quantized import FakeQuantizedLayer
-from bitsfusion.numerics import check_bits, half_levels, quantize
+from bitsfusion.numerics import check_bits, quantize
 from bitsfusion.packing.accounting import LayerSize
-from bitsfusion.packing.radix import level_table, pack, symbols_per_byte, unpack
+from bitsfusion.packing.radix import pack, unpack
 
 _scratch = threading.local()
 
@@ -70,34 +70,23 @@ class _Packed:
         Returns:
             [out, ...] of the weight's shape.
         """
-        out = self.weight_shape[0]
-        numel = math.prod(self.weight_shape)
-        stored = self.packed[4 * out :]
-        per_byte = symbols_per_byte(self.bits)
-        size = -(-numel // per_byte) * per_byte
-        levels = _memory(size, torch.float32, stored.device, reuse)
-        if per_byte > 1:
-            table = _table(self.bits, stored.device)
-            torch.index_select(table, 0, stored.int(), out=levels.view(-1, per_byte))
-        elif self.bits < 8:
-            levels.copy_(stored).sub_(half_levels(self.bits))
-        else:
-            levels.copy_(unpack(stored, numel, self.bits))
-        weight = levels[:numel].view(out, -1).mul_(self.scale[:, None]).view(self.weight_shape)
-        if dtype == torch.float32:
+        if torch.compiler.is_compiling() or self.packed.is_meta:
+            weight: Tensor = torch.ops.bitsfusion.unpack(self.packed, self.weight_shape, self.bits, dtype)
             return weight
-        return _memory(numel, dtype, stored.device, reuse).view(self.weight_shape).copy_(weight)
+        weight = _memory(math.prod(self.weight_shape), dtype, self.packed.device, reuse).view(self.weight_shape)
+        unpack_into(self.packed, self.weight_shape, self.bits, weight)
+        return weight
 
     def _serving_weight(self, input: Tensor) -> Tensor:
         """The weight for one forward; memory is reused only where no backward will ask for it."""
-        reuse = not (torch.is_grad_enabled() and input.requires_grad) and not torch.compiler.is_compiling()
+        reuse = not (torch.is_grad_enabled() and input.requires_grad)
         with torch.no_grad():
             return self.unpack_weight(input.dtype, reuse)
 
 
 def _memory(numel: int, dtype: torch.dtype, device: torch.device, reuse: bool) -> Tensor:
     """[numel] uninitialized; with `reuse` a part of one block per thread, dtype and device that only grows."""
-    if not reuse or device.type == "meta":
+    if not reuse:
         return torch.empty(numel, dtype=dtype, device=device)
     blocks: dict[tuple[torch.dtype, torch.device], Tensor] = _scratch.__dict__.setdefault("blocks", {})
     block = blocks.get((dtype, device))
@@ -109,11 +98,6 @@ def _memory(numel: int, dtype: torch.dtype, device: torch.device, reuse: bool) -
 def release_memory() -> None:
     """Gives back the blocks that this thread's forwards unpack into; the next forward makes them anew."""
     _scratch.__dict__.clear()
-
-
-@cache
-def _table(bits: int, device: torch.device) -> Tensor:
-    return level_table(bits).to(device, torch.float32)
 
 
 def _prepare(made: nn.Module, layer: nn.Module, names: tuple[str, ...], bits: int, packed: Tensor | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
@@ -66,7 +67,7 @@ def load(file: Path) -> Library | Missing:
 
 
 def unpack_into(
-    packed: Tensor, shape: tuple[int, ...], bits: int, out: Tensor, isa: Isa | None = None, threads: int | None = None
+    packed: Tensor, shape: Sequence[int], bits: int, out: Tensor, isa: Isa | None = None, threads: int | None = None
 ) -> None:
     """`reference.unpack_into` in C++.
 

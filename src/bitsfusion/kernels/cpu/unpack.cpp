@@ -7,8 +7,8 @@
 // fraction, and the high half of that fraction times L is digit d. Exact for all bytes, since the rounding of the
 // constant adds less than 256 to the fraction, and the next digit is at least 65536 / 243 away.
 //
-// A row has one scale, so it has at most L different weights: where 16-bit weights of a row fit a register or two
-// they are made once and looked up.
+// A row has one scale, so at most L different weights: where they fit a register in 16 bits, they are made once a row
+// and looked up.
 
 #include <cstdint>
 #include <cstring>
@@ -94,6 +94,14 @@ inline int level(const Layer& layer, int64_t i) {
     }
 }
 
+// The ninth bits of weights i .. i + 31 (b = 8), the first lowest; those of 8 weights more are read.
+inline uint32_t ninth_bits(const Layer& layer, int64_t i) {
+    const uint8_t* bytes = layer.plane + (i >> 3);
+    uint32_t low;
+    std::memcpy(&low, bytes, 4);
+    return static_cast<uint32_t>((low | static_cast<uint64_t>(bytes[4]) << 32) >> (i & 7));
+}
+
 // Weights first .. last of the layer, all of the row with this scale.
 template <int BITS, int DTYPE>
 void scalar_part(const Layer& layer, float scale, int64_t first, int64_t last, typename Element<DTYPE>::Type* weight) {
@@ -131,16 +139,6 @@ struct Digits {
 };
 template <int BITS, int W>
 inline constexpr Digits<BITS, W> DIGITS{};
-
-// The row's L weights, 16 bits each, in the first places of a table of SIZE.
-template <int BITS, int DTYPE, int SIZE>
-void row_table(float scale, uint16_t (&table)[SIZE]) {
-    static_assert(level_count(BITS) <= SIZE);
-    for (int symbol = 0; symbol < SIZE; ++symbol) {
-        const int clipped = symbol < level_count(BITS) ? symbol : 0;
-        table[symbol] = Element<DTYPE>::of(static_cast<float>(clipped - half_levels(BITS)) * scale);
-    }
-}
 
 // One row by vectors of W weights that read 16 bytes each. `Vectors<BITS, DTYPE>` keeps what a row needs in registers:
 // its constructor takes the scale, store(bytes, phase, weight) does one vector.
@@ -181,19 +179,35 @@ namespace avx512 {
 constexpr int WIDTH = 32;
 
 template <int DTYPE>
-BF_INLINE void store16(__m512 value, typename Element<DTYPE>::Type* weight) {
-    if constexpr (DTYPE == FLOAT32) {
-        _mm512_storeu_ps(weight, value);
-    } else if constexpr (DTYPE == FLOAT16) {
-        const __m256i half = _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(weight), half);
+BF_INLINE __m256i narrow(__m512 value) {
+    if constexpr (DTYPE == FLOAT16) {
+        return _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     } else {  // by integers: the instruction for it flushes subnormals
         const __m512i bits = _mm512_castps_si512(value);
         const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
         const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-        const __m256i half = _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(weight), half);
+        return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
     }
+}
+
+template <int DTYPE>
+BF_INLINE void store16(__m512 value, typename Element<DTYPE>::Type* weight) {
+    if constexpr (DTYPE == FLOAT32) {
+        _mm512_storeu_ps(weight, value);
+    } else {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(weight), narrow<DTYPE>(value));
+    }
+}
+
+// A row's weights at levels first .. first + 31.
+template <int DTYPE>
+BF_INLINE __m512i row_table(__m512 scale, int first) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i low = _mm512_add_epi32(lane, _mm512_set1_epi32(first));
+    const __m512i high = _mm512_add_epi32(lane, _mm512_set1_epi32(first + 16));
+    const __m256i low_weights = narrow<DTYPE>(_mm512_mul_ps(_mm512_cvtepi32_ps(low), scale));
+    const __m256i high_weights = narrow<DTYPE>(_mm512_mul_ps(_mm512_cvtepi32_ps(high), scale));
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low_weights), high_weights, 1);
 }
 
 template <int BITS, int DTYPE>
@@ -211,11 +225,7 @@ struct Vectors {
             offset[turn] = place / K;
         }
         scale = _mm512_set1_ps(row_scale);
-        if constexpr (DTYPE != FLOAT32) {
-            alignas(64) uint16_t weights[32];
-            row_table<BITS, DTYPE>(row_scale, weights);
-            table = _mm512_load_si512(weights);
-        }
+        if constexpr (DTYPE != FLOAT32) table = row_table<DTYPE>(scale, -half_levels(BITS));
     }
 
     BF_INLINE void store_one(const uint8_t* bytes, int turn, typename Element<DTYPE>::Type* weight) const {
@@ -242,37 +252,77 @@ struct Vectors {
 
 BITSFUSION_RADIX_ROW(BF_TARGET)
 
+// 32 weights of 16 bits from their levels, for more levels than a register holds: a table of the weights at levels
+// 1 .. 2^(b-1) gives the magnitude, the level its sign.
+template <int BITS, int DTYPE>
+struct Magnitudes {
+    static constexpr int SIZE = half_levels(BITS) / 32 > 0 ? half_levels(BITS) / 32 : 1;
+    __m512i table[SIZE], zero;
+
+    BF_INLINE explicit Magnitudes(__m512 scale) {
+        for (int part = 0; part < SIZE; ++part) table[part] = row_table<DTYPE>(scale, 32 * part + 1);
+        const __m256i zeros = narrow<DTYPE>(_mm512_mul_ps(_mm512_setzero_ps(), scale));  // of the scale's sign
+        zero = _mm512_inserti64x4(_mm512_castsi256_si512(zeros), zeros, 1);
+    }
+
+    BF_INLINE __m512i of(__m512i level) const {
+        const __m512i place = _mm512_sub_epi16(_mm512_abs_epi16(level), _mm512_set1_epi16(1));
+        __m512i weight;
+        if constexpr (SIZE == 1) {
+            weight = _mm512_permutexvar_epi16(place, table[0]);
+        } else {
+            weight = _mm512_permutex2var_epi16(table[0], place, table[1]);
+        }
+        if constexpr (SIZE == 4) {
+            const __mmask32 upper = _mm512_test_epi16_mask(place, _mm512_set1_epi16(64));
+            weight = _mm512_mask_mov_epi16(weight, upper, _mm512_permutex2var_epi16(table[2], place, table[3]));
+        }
+        const __m512i sign = _mm512_and_si512(level, _mm512_set1_epi16(static_cast<int16_t>(0x8000)));
+        const __mmask32 any = _mm512_test_epi16_mask(level, level);
+        return _mm512_mask_mov_epi16(zero, any, _mm512_xor_si512(weight, sign));
+    }
+};
+
 // b = 4 to 8: a byte a weight.
 template <int BITS, int DTYPE>
 BF_TARGET void byte_row(const Layer& layer, int64_t row, typename Element<DTYPE>::Type* weight) {
-    const float row_scale = layer.scales[row];
+    const __m512 scale = _mm512_set1_ps(layer.scales[row]);
     int64_t i = row * layer.width;
     const int64_t last = i + layer.width;
-    if constexpr (BITS == 4 && DTYPE != FLOAT32) {
-        alignas(64) uint16_t weights[32];
-        row_table<BITS, DTYPE>(row_scale, weights);
-        const __m512i table = _mm512_load_si512(weights);
-        for (; last - i >= 32; i += 32, weight += 32) {
-            const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(layer.codes + i));
-            _mm512_storeu_si512(weight, _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(bytes), table));
-        }
-    } else {
-        const __m512 scale = _mm512_set1_ps(row_scale);
+    constexpr int W = DTYPE == FLOAT32 ? 16 : 32;
+    // 32 ninth bits from any place lie in the plane's bytes of 40 weights.
+    const int64_t plane_end = layer.end - layer.codes - 40;
+    const int64_t vectors_end = BITS == 8 && plane_end < last - W ? plane_end : last - W;
+    if constexpr (DTYPE == FLOAT32) {
         const __m512i middle = _mm512_set1_epi32(half_levels(BITS));
-        const int64_t vectors_end = BITS == 8 ? last - 8 : last;  // 16 ninth bits from any place lie in 3 bytes
-        for (; vectors_end - i >= 16; i += 16, weight += 16) {
+        for (; i <= vectors_end; i += W, weight += W) {
             const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(layer.codes + i));
             __m512i symbol = _mm512_cvtepu8_epi32(bytes);
             if constexpr (BITS == 8) {
-                const uint8_t* plane = layer.plane + (i >> 3);
-                const uint32_t ninth = (plane[0] | plane[1] << 8 | plane[2] << 16) >> (i & 7);
-                const auto lanes = static_cast<__mmask16>(ninth);
+                const auto lanes = static_cast<__mmask16>(ninth_bits(layer, i));
                 symbol = _mm512_mask_add_epi32(symbol, lanes, symbol, _mm512_set1_epi32(256));
             }
             store16<DTYPE>(_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(symbol, middle)), scale), weight);
         }
+    } else {
+        const __m512i middle = _mm512_set1_epi16(half_levels(BITS));
+        const __m512i table = row_table<DTYPE>(scale, -half_levels(BITS));
+        const Magnitudes<BITS, DTYPE> magnitudes(scale);
+        for (; i <= vectors_end; i += W, weight += W) {
+            const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(layer.codes + i));
+            __m512i symbol = _mm512_cvtepu8_epi16(bytes);
+            if constexpr (BITS == 8) {
+                const auto lanes = static_cast<__mmask32>(ninth_bits(layer, i));
+                symbol = _mm512_mask_add_epi16(symbol, lanes, symbol, _mm512_set1_epi16(256));
+            }
+            if constexpr (BITS == 4) {
+                _mm512_storeu_si512(weight, _mm512_permutexvar_epi16(symbol, table));
+            } else {
+                _mm512_storeu_si512(weight, magnitudes.of(_mm512_sub_epi16(symbol, middle)));
+            }
+        }
     }
-    scalar_part<BITS, DTYPE>(layer, row_scale, i, last, weight);
+    scalar_part<BITS, DTYPE>(layer, layer.scales[row], i, last, weight);
 }
 
 #undef BF_INLINE
@@ -290,19 +340,24 @@ namespace avx2 {
 constexpr int WIDTH = 16;
 
 template <int DTYPE>
-BF_INLINE void store8(__m256 value, typename Element<DTYPE>::Type* weight) {
-    if constexpr (DTYPE == FLOAT32) {
-        _mm256_storeu_ps(weight, value);
-    } else if constexpr (DTYPE == FLOAT16) {
-        const __m128i half = _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(weight), half);
+BF_INLINE __m128i narrow(__m256 value) {
+    if constexpr (DTYPE == FLOAT16) {
+        return _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     } else {
         const __m256i bits = _mm256_castps_si256(value);
         const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
         const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
         const __m256i words = _mm256_srli_epi32(rounded, 16);
-        const __m128i half = _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(weight), half);
+        return _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    }
+}
+
+template <int DTYPE>
+BF_INLINE void store8(__m256 value, typename Element<DTYPE>::Type* weight) {
+    if constexpr (DTYPE == FLOAT32) {
+        _mm256_storeu_ps(weight, value);
+    } else {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(weight), narrow<DTYPE>(value));
     }
 }
 
@@ -323,15 +378,16 @@ struct Vectors {
         }
         scale = _mm256_set1_ps(row_scale);
         if constexpr (DTYPE != FLOAT32) {  // the low and the high bytes of at most 16 weights, looked up apart
-            uint16_t weights[16];
-            row_table<BITS, DTYPE>(row_scale, weights);
-            alignas(16) uint8_t low[16], high[16];
-            for (int symbol = 0; symbol < 16; ++symbol) {
-                low[symbol] = static_cast<uint8_t>(weights[symbol]);
-                high[symbol] = static_cast<uint8_t>(weights[symbol] >> 8);
-            }
-            low_bytes = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(low)));
-            high_bytes = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(high)));
+            const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            const __m256i level = _mm256_sub_epi32(lane, _mm256_set1_epi32(half_levels(BITS)));
+            const __m256i next = _mm256_add_epi32(level, _mm256_set1_epi32(8));
+            const __m128i first = narrow<DTYPE>(_mm256_mul_ps(_mm256_cvtepi32_ps(level), scale));
+            const __m128i second = narrow<DTYPE>(_mm256_mul_ps(_mm256_cvtepi32_ps(next), scale));
+            const __m128i byte = _mm_set1_epi16(0x00ff);
+            low_bytes = _mm256_broadcastsi128_si256(
+                _mm_packus_epi16(_mm_and_si128(first, byte), _mm_and_si128(second, byte)));
+            high_bytes = _mm256_broadcastsi128_si256(
+                _mm_packus_epi16(_mm_srli_epi16(first, 8), _mm_srli_epi16(second, 8)));
         }
     }
 
@@ -438,8 +494,10 @@ struct Vectors {
         }
         scale = vdupq_n_f32(row_scale);
         if constexpr (DTYPE != FLOAT32) {
-            uint16_t weights[16];
-            row_table<BITS, DTYPE>(row_scale, weights);
+            uint16_t weights[16] = {};
+            for (int symbol = 0; symbol < level_count(BITS); ++symbol) {
+                weights[symbol] = Element<DTYPE>::of(static_cast<float>(symbol - half_levels(BITS)) * row_scale);
+            }
             table.val[0] = vreinterpretq_u8_u16(vld1q_u16(weights));
             table.val[1] = vreinterpretq_u8_u16(vld1q_u16(weights + 8));
         }
