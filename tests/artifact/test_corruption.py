@@ -21,6 +21,7 @@ from bitsfusion.artifact.payload import encode_layer, tensor_bytes
 from bitsfusion.artifact.reader import open_folder
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.errors import ArtifactError, InputError
+from bitsfusion.files import sha256_json
 
 LAYER = "down_blocks.0.resnets.0.conv1"
 PACKED = f"{LAYER}.packed"
@@ -38,9 +39,15 @@ def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Non
     save_file(tensors, folder / WEIGHTS)
 
 
-def change_config(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def change_config(folder: Path, change: Callable[[dict[str, Any]], None], seal: bool = True) -> None:
+    """With `seal` as a liar would do it: the config's own hash fits again."""
     config = json.loads((folder / CONFIG).read_text())
-    change(config["quantization_config"])
+    content = config["quantization_config"]
+    change(content)
+    if seal:
+        apart = ("provenance", "config_sha256")
+        hashed = {key: value for key, value in content.items() if key not in apart and not key.startswith("_")}
+        content["config_sha256"] = sha256_json(hashed)
     (folder / CONFIG).write_text(json.dumps(config))
 
 
@@ -143,6 +150,27 @@ def test_broken_config(copied: Path, change: Callable[[dict[str, Any]], None], s
         with pytest.raises(ArtifactError, match=says) as caught:
             load(copied)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: next(entry for entry in c["layers"].values() if entry["bits"] == 4).update(bits=5),
+        lambda c: c["time_features"]["steps"].__setitem__(0, 980),
+        lambda c: c["time_features"]["steps"].reverse(),
+        lambda c: c["time_features"]["samplers"][0].update(steps=51),
+        lambda c: c.update(source_sha256="1" * 64),
+        lambda c: c.pop("source_sha256"),
+        lambda c: c.pop("config_sha256"),
+        lambda c: c.update(config_sha256=7),
+    ],
+)
+def test_a_config_that_reads_well_but_is_another(copied: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """b = 4 and b = 5 take the same bytes; a step says which row is meant: only the config's own hash can tell."""
+    change_config(copied, change, seal=False)
+    for load in (verify_folder, lambda path: UNet2DConditionModel.from_pretrained(path / "unet")):
+        with pytest.raises(ArtifactError, match="got content of SHA-256"):
+            load(copied)
 
 
 def test_loading_a_broken_layer_names_it(copied: Path) -> None:

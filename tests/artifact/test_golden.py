@@ -181,6 +181,10 @@ class SecondReader:
                 dtype = {"<f4": "torch.float32", "<f2": "torch.float16"}[tensor.dtype.str]
                 others.update(f"{name} {dtype} {'x'.join(map(str, tensor.shape))}\n".encode() + tensor.tobytes())
         assert others.hexdigest() == self.config["others_sha256"]
+        apart = ("config_sha256", "provenance")
+        content = {key: value for key, value in self.config.items() if key not in apart and not key.startswith("_")}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        assert hashlib.sha256(text.encode("ascii")).hexdigest() == self.config["config_sha256"]
 
 
 def test_the_golden_files_hold_the_odd_cases() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, model_validator
 
 from bitsfusion.artifact.container import NAME, NAME_LENGTH
 from bitsfusion.artifact.limits import JSON_DEPTH, LAYER_WEIGHTS, MODEL_WEIGHTS, shown
 from bitsfusion.errors import ArtifactError
+from bitsfusion.files import sha256_json
 from bitsfusion.packing.accounting import LayerSize, average_bits
 
 QUANT_METHOD = "bitsfusion"
@@ -84,6 +86,7 @@ class PackedConfig(_Frozen):
         others_sha256: over every tensor that is no packed layer (see `payload.others_hash`).
         source_sha256: of what the model was made from, where known.
         provenance: anything the writer wants to say; not interpreted.
+        config_sha256: over all of the above but provenance: a changed number of bits or time step is found, too.
     """
 
     quant_method: Literal["bitsfusion"] = "bitsfusion"
@@ -103,6 +106,11 @@ class PackedConfig(_Frozen):
         if _deeper(self.provenance, JSON_DEPTH):
             raise ValueError(f"provenance: got more than {JSON_DEPTH} levels of nesting")
         return self
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def config_sha256(self) -> str:
+        return _content_hash(self.model_dump(mode="json", exclude={"config_sha256"}))
 
     @property
     def bits(self) -> dict[str, int]:
@@ -132,7 +140,7 @@ def parse_config(values: Any) -> PackedConfig:
     Keys that begin with an underscore are diffusers' own notes and are passed over.
 
     Raises:
-        ArtifactError: another method or version, a key that is not known, or a value out of range.
+        ArtifactError: another method or version, a key that is not known, a value out of range, or another hash.
     """
     if not isinstance(values, dict) or values.get("quant_method") != QUANT_METHOD:
         got = values.get("quant_method") if isinstance(values, dict) else None
@@ -143,13 +151,23 @@ def parse_config(values: Any) -> PackedConfig:
             f"quantization_config: got format_version {_small(version)}, wanted {FORMAT_VERSION}: "
             "a newer bitsfusion may read it"
         )
+    content = {key: value for key, value in values.items() if not key.startswith("_")}
+    wanted = content.pop("config_sha256", None)
     try:
-        return PackedConfig.model_validate({key: value for key, value in values.items() if not key.startswith("_")})
+        config = PackedConfig.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = shown(".".join(str(part) for part in first["loc"]))
         message = shown(first["msg"].removeprefix("Value error, "))
         raise ArtifactError(f"quantization_config: {f'{place}: ' if place else ''}{message}") from None
+    got = _content_hash(content)
+    if got != wanted:
+        raise ArtifactError(f"quantization_config: got content of SHA-256 {got}, wanted {_small(wanted)}")
+    return config
+
+
+def _content_hash(values: Mapping[str, Any]) -> str:
+    return sha256_json({key: value for key, value in values.items() if key != "provenance"})
 
 
 def _small(value: Any) -> str:
