@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bitsfusion.bench.methods.base import installed_version
+from bitsfusion.kernels import available
 
 
 def machine_facts(threads: int) -> dict[str, Any]:
-    """Processor, cores, threads used, memory in bytes, system, and the versions of what computes."""
+    """Processor, cores, threads used, memory in bytes, what unpacks, system, and versions."""
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "threads": threads,
         "memory_bytes": physical_memory(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "kernel": asdict(available()["cpu"]),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: installed_version(name) for name in ("bitsfusion", "torch", "diffusers", "safetensors")},

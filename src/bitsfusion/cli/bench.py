@@ -80,7 +80,7 @@ def _print(result: BenchResult, out: Path) -> None:
     print_table(speeds, [_speed_line(row) for row in result.rows])
     settings = result.settings
     shape = f"batch {settings.batch}, {settings.latent}x{settings.latent} latents, {settings.dtype.value}"
-    print(f"{shape}, {settings.threads} threads, {result.machine['cpu']}")
+    print(f"{shape}, {settings.threads} threads, {result.machine['cpu']}, kernel {result.machine['kernel']['name']}")
     for row in result.rows:
         if row.error is not None:
             print(f"{row.name}: {row.error}")
