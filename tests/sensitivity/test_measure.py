@@ -13,7 +13,8 @@ from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.recipe import assign, check_fits
 from bitsfusion.sensitivity.measure import analyze
-from bitsfusion.sensitivity.noise import NoiseError, noisy_latents
+from bitsfusion.sensitivity.noise import noisy_latents
+from bitsfusion.sensitivity.noise_error import NoiseError
 from bitsfusion.sensitivity.paper import PaperMethod, _quantized_alone
 from bitsfusion.sensitivity.settings import NoiseErrorSettings, PaperSettings
 from bitsfusion.sensitivity.table import read_table

@@ -14,7 +14,7 @@ from bitsfusion.models.pipeline import EMBEDDED
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.recipe.assign import Strategy
 from bitsfusion.schema import parse
-from bitsfusion.sensitivity.settings import NoiseErrorSettings, PaperSettings
+from bitsfusion.sensitivity.settings import NoiseErrorSettings, Settings
 from bitsfusion.time_features.samplers import Sampler
 from bitsfusion.training.config import TrainingConfig
 
@@ -80,7 +80,7 @@ class RunConfig(_Section):
     model: str = EMBEDDED
     """A diffusers folder, a hub id, or "embedded"."""
     data: Annotated[WorldSource | FolderSource, Field(discriminator="kind")] = WorldSource()
-    analysis: Annotated[NoiseErrorSettings | PaperSettings, Field(discriminator="method")] = NoiseErrorSettings()
+    analysis: Annotated[Settings, Field(discriminator="method")] = NoiseErrorSettings()
     recipe: RecipeSection = RecipeSection()
     scale_init: ScaleInit = ScaleInit.EXACT
     stage1: TrainingConfig = TrainingConfig(stage=1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +9,15 @@ from typing import Any
 import torch
 
 from bitsfusion.data.batches import TrainingData
-from bitsfusion.errors import BitsFusionError, InputError
+from bitsfusion.errors import InputError
 from bitsfusion.files import sha256_json
 from bitsfusion.models.unet import LayerRole, feature_width, unet_layers
 from bitsfusion.sensitivity.journal import Journal
-from bitsfusion.sensitivity.noise import NoiseError
-from bitsfusion.sensitivity.paper import ImageDistance, PaperMethod, TextImageScorer
-from bitsfusion.sensitivity.settings import PaperSettings, Settings
-from bitsfusion.sensitivity.table import MEASURED_BITS, SensitivityRow, SensitivityTable, read_table, write_table
+from bitsfusion.sensitivity.methods import alone
+from bitsfusion.sensitivity.paper import ImageDistance, TextImageScorer
+from bitsfusion.sensitivity.settings import Settings
+from bitsfusion.sensitivity.table import MEASURED_BITS, Candidate, SensitivityTable, read_table, write_table
+from bitsfusion.sensitivity.workers import Workers
 from bitsfusion.time_features.samplers import cover
 
 Progress = Callable[[int, int], None]
@@ -38,6 +37,7 @@ def analyze(
     samplers: Sequence[tuple[str, int]] = PNDM_50,
     scorer: TextImageScorer | None = None,
     lpips: ImageDistance | None = None,
+    workers: Workers | None = None,
     progress: Progress | None = None,
 ) -> SensitivityTable:
     """The sensitivity table of `pipeline`'s UNet, written to `out_path`.
@@ -47,12 +47,13 @@ def analyze(
 
     Args:
         pipeline: a StableDiffusionPipeline (full precision, float32); its UNet is as before afterwards.
-        settings: of the method wanted, `NoiseErrorSettings` or `PaperSettings`.
+        settings: of the method wanted: `NoiseErrorSettings`, `JacobianSettings` or `PaperSettings`.
         data: latents and captions that the candidates are measured or trained on.
         model, source_sha256: name and hash of the pipeline, as the table records them.
         samplers: (name, steps) whose time features a recipe is to count.
         scorer: for the CLIP drop, of the paper's method; none means null.
         lpips: of the paper's method; none means null.
+        workers: who measures; by default this process. Rows are the same whoever does.
 
     Raises:
         InputError: weights that are not finite (names them), or nothing to quantize.
@@ -82,33 +83,21 @@ def analyze(
         feature_values=feature_width(pipeline.unet) * len(cover(samplers, pipeline.scheduler.config).steps),
         rows=[],
     )
-    wanted = [(name, bits) for name in table.layers for bits in MEASURED_BITS]
+    wanted = [Candidate(name, bits) for name in table.layers for bits in MEASURED_BITS]
     finished = _finished(out_path, table, wanted)
     if finished is not None:
         _report(progress, len(wanted), len(wanted))
         return finished
 
     journal = Journal(out_path.with_name(out_path.name + ".journal"), table.sha256())
-    rows = {(row.layer, row.bits): row for row in journal.rows if (row.layer, row.bits) in set(wanted)}
+    rows = {Candidate(row.layer, row.bits): row for row in journal.rows if (row.layer, row.bits) in set(wanted)}
     _report(progress, len(rows), len(wanted))
-    missing = [key for key in wanted if key not in rows]
+    missing = [candidate for candidate in wanted if candidate not in rows]
     if missing:
-        method: NoiseError | PaperMethod = (
-            PaperMethod(pipeline, settings, data, scorer, lpips)
-            if isinstance(settings, PaperSettings)
-            else NoiseError(pipeline, settings, data)
-        )
-        for name, bits in missing:
-            started = time.perf_counter()
-            values = method.measure(name, bits)
-            for metric, value in values.items():
-                if value is not None and not math.isfinite(value):
-                    raise BitsFusionError(f"{name}: got {metric} {value} at {bits} bits, wanted a finite number")
-            row = SensitivityRow.model_validate(
-                {"layer": name, "bits": bits, **values, "seconds": round(time.perf_counter() - started, 4)}
-            )
+        workers = workers or alone(pipeline, settings, data, scorer, lpips)
+        for row in workers.rows(missing):
             journal.append(row)
-            rows[name, bits] = row
+            rows[Candidate(row.layer, row.bits)] = row
             _report(progress, len(rows), len(wanted))
     table = table.model_copy(update={"rows": [rows[key] for key in wanted]})
     write_table(out_path, table)
@@ -116,7 +105,7 @@ def analyze(
     return table
 
 
-def _finished(path: Path, empty: SensitivityTable, wanted: list[tuple[str, int]]) -> SensitivityTable | None:
+def _finished(path: Path, empty: SensitivityTable, wanted: list[Candidate]) -> SensitivityTable | None:
     """The table in `path`, if it is the whole result of the same measurement."""
     if not path.exists():
         return None

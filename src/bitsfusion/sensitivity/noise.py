@@ -1,8 +1,7 @@
-"""The cheap measurement: how far the predicted noise moves when one layer alone is quantized, without training."""
+"""Noisy latents, what a UNet is asked about."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,6 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from bitsfusion.data.batches import TrainingData
-from bitsfusion.errors import InputError
-from bitsfusion.numerics import dequantize, initial_scale, quantize
-from bitsfusion.sensitivity.settings import NoiseErrorSettings
 
 
 @dataclass(frozen=True)
@@ -58,43 +54,3 @@ def noisy_latents(pipeline: Any, data: TrainingData, step: int, size: int, seed:
     return NoisyLatents(
         noisy.to(unet.device, unet.dtype), timesteps.to(unet.device), context.to(unet.device, unet.dtype)
     )
-
-
-class NoiseError:
-    """Measures candidates against the full-precision model's noise on one fixed set of noisy latents."""
-
-    def __init__(self, pipeline: Any, settings: NoiseErrorSettings, data: TrainingData) -> None:
-        self.unet = pipeline.unet
-        self.settings = settings
-        inputs = noisy_latents(pipeline, data, 0, settings.samples, settings.seed, spread=True)
-        self.inputs = list(inputs.split(settings.batch_size))
-        self.wanted = self._predict()
-
-    def measure(self, name: str, bits: int) -> dict[str, float | None]:
-        """{mse} of layer `name` alone at `bits`: the mean squared difference of the predicted noise."""
-        layer = self.unet.get_submodule(name)
-        try:
-            scale = initial_scale(layer.weight, bits, self.settings.scale_init)
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from None
-        rounded = dequantize(quantize(layer.weight, scale, bits), scale, layer.weight.dtype)
-        with _weight(layer, rounded):
-            got = self._predict()
-        errors = torch.stack([(a - b).double().square().mean() for a, b in zip(got, self.wanted, strict=True)])
-        sizes = torch.tensor([len(part) for part in got], device=errors.device)
-        return {"mse": float((errors * sizes).sum() / sizes.sum())}
-
-    @torch.no_grad()
-    def _predict(self) -> list[Tensor]:
-        return [part.predict(self.unet) for part in self.inputs]
-
-
-@contextlib.contextmanager
-def _weight(layer: Any, weight: Tensor) -> Iterator[None]:
-    """`layer` with another weight, and with its own again afterwards."""
-    own = layer.weight.data
-    layer.weight.data = weight
-    try:
-        yield
-    finally:
-        layer.weight.data = own

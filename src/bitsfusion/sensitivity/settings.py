@@ -25,6 +25,28 @@ class NoiseErrorSettings(BaseModel):
     samples: Positive = 64
     """Noisy latents, their time steps spread evenly over the noise schedule."""
     batch_size: Positive = 64
+    guidance: float = 1.0
+    """Above 1 the error is that of the guided noise, as a sampler with this guidance sees it."""
+    scale_init: ScaleInit = ScaleInit.EXACT
+    reuse_activations: bool = True
+    """Keep what runs before a layer instead of computing it again: the same numbers, sooner, for more memory."""
+
+
+class JacobianSettings(BaseModel):
+    """The cheapest measurement: the noise error to first order, of all candidates at once.
+
+    Differs from the paper, which trains each candidate and compares images (`PaperSettings`).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Literal["jacobian"] = "jacobian"
+    seed: int = Field(0, ge=0)
+    samples: Positive = 64
+    """Noisy latents, their time steps spread evenly over the noise schedule; one random direction each."""
+    batch_size: Positive = 16
+    guidance: float = 7.5
+    """Above 1 the error is that of the guided noise, as a sampler with this guidance sees it."""
     scale_init: ScaleInit = ScaleInit.EXACT
 
 
@@ -53,4 +75,4 @@ class PaperSettings(BaseModel):
     image_batch_size: Positive = 16
 
 
-Settings = NoiseErrorSettings | PaperSettings
+Settings = NoiseErrorSettings | JacobianSettings | PaperSettings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -15,6 +15,13 @@ MEASURED_BITS = (1, 2, 3)
 """The bit widths measured (section 3.2)."""
 
 Numel = dict[str, int]
+
+
+class Candidate(NamedTuple):
+    """A layer to quantize alone, and to how many bits: the unit of work."""
+
+    layer: str
+    bits: int
 
 
 class SensitivityRow(BaseModel):

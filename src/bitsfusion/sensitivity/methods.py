@@ -1,0 +1,39 @@
+"""From settings to the measurement they ask for."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from bitsfusion.data.batches import TrainingData
+from bitsfusion.sensitivity.jacobian import Jacobian
+from bitsfusion.sensitivity.noise_error import NoiseError
+from bitsfusion.sensitivity.paper import ImageDistance, PaperMethod, TextImageScorer
+from bitsfusion.sensitivity.settings import JacobianSettings, NoiseErrorSettings, PaperSettings, Settings
+from bitsfusion.sensitivity.workers import Alone, Method, Workers
+
+
+def build_method(
+    pipeline: Any,
+    settings: NoiseErrorSettings | PaperSettings,
+    data: TrainingData,
+    scorer: TextImageScorer | None = None,
+    lpips: ImageDistance | None = None,
+) -> Method:
+    """The measurement of single candidates that `settings` ask for; what all candidates share is computed here."""
+    if isinstance(settings, PaperSettings):
+        return PaperMethod(pipeline, settings, data, scorer, lpips)
+    return NoiseError(pipeline, settings, data)
+
+
+def alone(
+    pipeline: Any,
+    settings: Settings,
+    data: TrainingData,
+    scorer: TextImageScorer | None = None,
+    lpips: ImageDistance | None = None,
+) -> Workers:
+    """Measures in this process."""
+    if isinstance(settings, JacobianSettings):
+        return Jacobian(pipeline, settings, data)
+    return Alone(functools.partial(build_method, pipeline, settings, data, scorer, lpips))

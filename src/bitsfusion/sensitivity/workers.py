@@ -1,0 +1,63 @@
+"""Who measures candidates: this process alone, or processes elsewhere (`ray_workers`)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from bitsfusion.errors import BitsFusionError
+from bitsfusion.sensitivity.table import Candidate, SensitivityRow
+
+
+class Method(Protocol):
+    """A measurement of single candidates; `noise_error.NoiseError` and `paper.PaperMethod` are such."""
+
+    def measure(self, name: str, bits: int) -> dict[str, float | None]:
+        """The metrics of layer `name` quantized alone to `bits`; whatever was measured before makes no difference."""
+        ...
+
+
+class Workers(Protocol):
+    """Something that measures candidates, each once, in any order."""
+
+    def rows(self, candidates: Sequence[Candidate]) -> Iterator[SensitivityRow]:
+        """The row of each candidate, as soon as it is measured.
+
+        Raises:
+            BitsFusionError: a candidate could not be measured (names the layer).
+        """
+        ...
+
+
+class Alone:
+    """Measures one candidate after the other, here.
+
+    Args:
+        build: makes the method; called when there is something to measure.
+    """
+
+    def __init__(self, build: Callable[[], Method]) -> None:
+        self.build = build
+
+    def rows(self, candidates: Sequence[Candidate]) -> Iterator[SensitivityRow]:
+        method = self.build()
+        return (measured_row(method, candidate) for candidate in candidates)
+
+
+def measured_row(method: Method, candidate: Candidate) -> SensitivityRow:
+    """Measures one candidate and notes how long it took.
+
+    Raises:
+        BitsFusionError: a metric is not finite.
+    """
+    started = time.perf_counter()
+    values = method.measure(candidate.layer, candidate.bits)
+    for metric, value in values.items():
+        if value is not None and not math.isfinite(value):
+            raise BitsFusionError(
+                f"{candidate.layer}: got {metric} {value} at {candidate.bits} bits, wanted a finite number"
+            )
+    seconds = round(time.perf_counter() - started, 4)
+    return SensitivityRow.model_validate({**candidate._asdict(), **values, "seconds": seconds})

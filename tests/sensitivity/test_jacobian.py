@@ -1,0 +1,87 @@
+"""The first-order estimate against forward-mode differentiation and against the noise error itself."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch.func import functional_call, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from bitsfusion.errors import InputError
+from bitsfusion.models.unet import layers_to_assign
+from bitsfusion.numerics import ScaleInit, dequantize, initial_scale, quantize
+from bitsfusion.sensitivity.jacobian import Jacobian
+from bitsfusion.sensitivity.measure import analyze
+from bitsfusion.sensitivity.settings import JacobianSettings
+
+NAMES = {"model": "tiny", "source_sha256": "f" * 64}
+LAYERS = (
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k",  # sees the text alone
+    "down_blocks.0.resnets.0.conv1",
+    "up_blocks.0.resnets.0.conv_shortcut",
+)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny):
+    return tiny.build_pipeline()
+
+
+def exact(pipeline, guided, layer, bits):
+    """||J dw||^2 per value by forward-mode differentiation, for all samples together."""
+    unet, name = pipeline.unet, f"{layer}.weight"
+    weight = unet.get_parameter(name).detach()
+    scale = initial_scale(weight, bits, ScaleInit.EXACT)
+    change = dequantize(quantize(weight, scale, bits), scale) - weight
+    both = guided.both()
+
+    def answer(value):
+        output = functional_call(unet, {name: value}, (both.latents, both.timesteps, both.context)).sample
+        return guided.combine(output)
+
+    with sdpa_kernel(SDPBackend.MATH):  # the fused attention has no forward mode
+        return float(jvp(answer, (weight,), (change,))[1].detach().square().mean())
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_is_an_unbiased_estimate_of_the_squared_directional_derivative(tiny, pipeline, guidance):
+    settings = JacobianSettings(samples=800, batch_size=200, guidance=guidance)
+    method = Jacobian(pipeline, settings, tiny.RandomData())
+    got = method.errors(LAYERS)
+    assert set(got) == {(layer, bits) for layer in LAYERS for bits in (1, 2, 3)}
+    for layer in LAYERS:
+        for bits in (1, 3):
+            # Of 800 draws: five standard errors, for draws up to twice as spread as normal ones of one size.
+            wanted = exact(pipeline, method.inputs, layer, bits)
+            assert got[layer, bits] == pytest.approx(wanted, rel=5 * (2 * 2 / 800) ** 0.5), (layer, bits)
+
+
+def test_does_not_depend_on_which_layers_are_asked_for(tiny, pipeline):
+    method = Jacobian(pipeline, JacobianSettings(samples=4, batch_size=2), tiny.RandomData())
+    every = method.errors(list(layers_to_assign(pipeline.unet)))
+    for key, value in method.errors(LAYERS[1:2]).items():
+        assert value == every[key]
+
+
+def test_writes_a_table_and_leaves_the_unet_alone(tiny, pipeline, tmp_path):
+    before = copy.deepcopy(pipeline.unet.state_dict())
+    settings = JacobianSettings(samples=4, batch_size=3)
+    table = analyze(pipeline, settings, tmp_path / "s.json", tiny.RandomData(), **NAMES)
+    layers = layers_to_assign(pipeline.unet)
+    assert [(row.layer, row.bits) for row in table.rows] == [(n, b) for n in layers for b in (1, 2, 3)]
+    assert table.method == "jacobian" and all(row.mse > 0 and row.psnr is None for row in table.rows)
+    after = pipeline.unet.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in pipeline.unet.parameters())
+    assert not any(module._forward_hooks for module in pipeline.unet.modules())
+
+
+def test_names_a_layer_without_a_scale(tiny):
+    pipeline = tiny.build_pipeline()
+    with torch.no_grad():
+        pipeline.unet.get_submodule(LAYERS[1]).weight[0, 0, 0, 0] = torch.inf
+    method = Jacobian(pipeline, JacobianSettings(samples=1), tiny.RandomData())
+    with pytest.raises(InputError, match=r"down_blocks\.0\.resnets\.0\.conv1: .*infinite"):
+        method.errors(LAYERS)
