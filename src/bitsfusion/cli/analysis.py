@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bitsfusion.cli.console import progress_bars
-from bitsfusion.cli.options import Cover, Model, Quiet, samplers_to_cover
+from bitsfusion.cli.console import print_json, progress_bars
+from bitsfusion.cli.options import Cover, Json, Model, Quiet, samplers_to_cover
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import file_prompts, world_prompts
-from bitsfusion.files import sha256_folder
-from bitsfusion.metrics.clip_score import ClipScorer
-from bitsfusion.models.pipeline import EMBEDDED, load_pipeline, pipeline_folder
+from bitsfusion.models.pipeline import EMBEDDED
 from bitsfusion.recipe.assign import Strategy
 from bitsfusion.recipe.assign import assign as assign_bits
 from bitsfusion.recipe.schema import write_recipe
+from bitsfusion.runs.analysis import AnalysisJob
 from bitsfusion.runs.config import FolderSource, RunConfig, WorldSource
-from bitsfusion.runs.sources import training_data
-from bitsfusion.sensitivity.measure import analyze as measure
-from bitsfusion.sensitivity.settings import NoiseErrorSettings, PaperSettings
+from bitsfusion.sensitivity.plan import Plan
+from bitsfusion.sensitivity.settings import JacobianSettings, NoiseErrorSettings, PaperSettings, Settings
 from bitsfusion.sensitivity.table import read_table
+
+
+class AnalysisMethod(str, Enum):
+    """The ways to measure, cheapest first."""
+
+    JACOBIAN = "jacobian"
+    NOISE_ERROR = "noise_error"
+    PAPER = "paper"
 
 
 def register(app: typer.Typer) -> None:
@@ -34,54 +42,103 @@ def analyze(
     model: Model,
     out: Annotated[Path, typer.Option(help="Sensitivity file to write.")],
     method: Annotated[
-        str, typer.Option(help="noise_error (minutes) or paper (trains and draws with each candidate).")
-    ] = "noise_error",
+        AnalysisMethod,
+        typer.Option(help="jacobian (seconds), noise_error (minutes), paper (trains and draws with each candidate)."),
+    ] = AnalysisMethod.NOISE_ERROR,
     data: Annotated[
         Path | None, typer.Option(help="Imagefolder of captioned images; the embedded model needs none.")
     ] = None,
     resolution: Annotated[int, typer.Option(help="Pixels of the square training images.")] = 512,
+    samples: Annotated[int, typer.Option(min=1, help="Noisy latents of the cheaper methods.")] = 64,
     prompts: Annotated[Path | None, typer.Option(help="Prompts of the paper's method, .txt or .jsonl.")] = None,
-    images: Annotated[int, typer.Option(help="K, images for each candidate of the paper's method.")] = 100,
-    iterations: Annotated[int, typer.Option(help="T, training steps for each candidate of the paper's method.")] = 100,
+    images: Annotated[int, typer.Option(min=1, help="K, images for each candidate of the paper's method.")] = 100,
+    iterations: Annotated[
+        int, typer.Option(min=0, help="T, training steps for each candidate of the paper's method.")
+    ] = 100,
+    train_batch_size: Annotated[int, typer.Option(min=1, help="Of the paper's method.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Of the paper's method.")] = 1e-5,
+    steps: Annotated[int, typer.Option(min=1, help="Sampler steps of the paper's method.")] = 50,
     clip: Annotated[str | None, typer.Option(help="CLIP model for the drop of CLIP score: a folder or hub id.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     cover: Cover = ["pndm:50"],  # noqa: B006 (typer reads it, nobody changes it)
+    device: Annotated[str, typer.Option(help="cpu, cuda and so on.")] = "cpu",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that measure, by Ray; 0: this one, without Ray.")] = 0,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster; without it the workers are on this machine.")
+    ] = None,
+    cpus_per_worker: Annotated[int | None, typer.Option(min=1, help="Cores of a worker.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost, from a timed sample.")] = False,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """How much each layer suffers at 1, 2 and 3 bits (section 3.2)."""
-    settings: NoiseErrorSettings | PaperSettings
-    if method == "paper":
+    """How much each layer suffers at 1, 2 and 3 bits (section 3.2). Killed, the same command goes on."""
+    settings: Settings
+    if method is AnalysisMethod.PAPER:
         if prompts is None and model != EMBEDDED:
             raise InputError("prompts: got none, wanted --prompts FILE for the paper's method")
         chosen = world_prompts("validation", -(-images // 6), 0) if prompts is None else file_prompts(prompts, 0)
-        settings = PaperSettings(prompts=chosen.texts[:images], iterations=iterations, seed=seed)
-    elif method == "noise_error":
-        settings = NoiseErrorSettings(seed=seed)
+        if len(chosen.texts) < images:
+            raise InputError(f"prompts: got {len(chosen.texts)} in {prompts}, wanted {images} (--images)")
+        settings = PaperSettings(
+            prompts=chosen.texts[:images],
+            iterations=iterations,
+            train_batch_size=train_batch_size,
+            learning_rate=learning_rate,
+            steps=steps,
+            seed=seed,
+        )
+    elif method is AnalysisMethod.JACOBIAN:
+        settings = JacobianSettings(seed=seed, samples=samples)
     else:
-        raise InputError(f"method: got {method!r}, wanted noise_error or paper")
-    if data is None and model != EMBEDDED:
-        raise InputError("data: got none, wanted --data FOLDER of captioned images for this model")
-    source = (
-        WorldSource() if data is None else FolderSource(kind="imagefolder", train_data_dir=data, resolution=resolution)
+        settings = NoiseErrorSettings(seed=seed, samples=samples)
+    job = AnalysisJob(
+        model=model,
+        settings=settings,
+        data=_source(model, data, resolution),
+        samplers=_samplers(cover),
+        clip=clip or (RunConfig().scorer if model == EMBEDDED else None),
+        device=device,
     )
+    if dry_run:
+        _print_plan(job.plan(out), max(1, workers), json)
+        return
+    measuring = job.workers(workers, ray_address, cpus_per_worker) if workers or ray_address else None
+    with progress_bars(quiet) as progress:
+        table = job.run(out, measuring, lambda done, total: progress.update("analyze", done, total))
+    if json:
+        print_json({"file": str(out), "rows": len(table.rows), "layers": len(table.layers)})
+    else:
+        print(f"{out}: {len(table.rows)} rows of {len(table.layers)} layers")
+
+
+def _source(model: str, data: Path | None, resolution: int) -> FolderSource | WorldSource:
+    if data is not None:
+        return FolderSource(kind="imagefolder", train_data_dir=data.resolve(), resolution=resolution)
+    if model != EMBEDDED:
+        raise InputError("data: got none, wanted --data FOLDER of captioned images for this model")
+    return WorldSource()
+
+
+def _samplers(cover: list[str]) -> tuple[tuple[str, int], ...]:
     covered = samplers_to_cover(cover)
     if covered is None:
         raise InputError("cover: got any, wanted the samplers whose time features the recipe shall count")
-    pipeline = load_pipeline(model)
-    scorer = clip or (RunConfig().scorer if model == EMBEDDED else None)
-    with progress_bars(quiet) as progress:
-        table = measure(
-            pipeline,
-            settings,
-            out,
-            training_data(source, pipeline, "train"),
-            model=model,
-            source_sha256=sha256_folder(pipeline_folder(model)),
-            samplers=[(sampler.name, sampler.steps) for sampler in covered],
-            scorer=None if scorer is None else ClipScorer.from_pretrained(scorer),
-            progress=lambda done, total: progress.update("analyze", done, total),
-        )
-    print(f"{out}: {len(table.rows)} rows of {len(table.layers)} layers")
+    return tuple((sampler.name, sampler.steps) for sampler in covered)
+
+
+def _print_plan(plan: Plan, workers: int, json: bool) -> None:
+    if json:
+        print_json({**asdict(plan), "workers": workers, "hours": plan.hours(workers)})
+        return
+    print(f"method             {plan.method}")
+    print(f"candidates         {plan.candidates:,}, of which {plan.done:,} are measured")
+    print(f"UNet forwards      {plan.forwards * plan.left:,.0f} ({plan.forwards:,.1f} latents a candidate)")
+    print(f"training samples   {plan.training_samples * plan.left:,.0f} ({plan.training_samples:,.1f} a candidate)")
+    print(f"a candidate        {plan.candidate_seconds:,.3g} s, and {plan.shared_seconds:,.3g} s once a worker")
+    print(
+        f"in all             {plan.hours(workers):,.3g} hours with {workers} worker{'s' * (workers > 1)} like this one"
+    )
+    print(plan.assumption)
 
 
 def assign(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ class Jacobian:
 
     def rows(
         self, candidates: Sequence[Candidate], progress: Callable[[int], None] | None = None
-    ) -> Iterator[SensitivityRow]:
+    ) -> Generator[SensitivityRow, None, None]:
         """A row for each of `candidates`; the time is shared evenly among them.
 
         Args:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from bitsfusion.errors import BitsFusionError
+from bitsfusion.errors import BitsFusionError, InputError
 from bitsfusion.files import write_text
 from bitsfusion.sensitivity.table import SensitivityRow
 
@@ -17,14 +18,27 @@ class Journal:
     """A file of JSON lines: first the identity of the measurement, then a row each.
 
     A row counts once its line is whole; a line cut short by a kill is dropped when the file is opened again.
-    A file of another measurement is started over.
+    A file of another measurement is started over. While it is open, no other process can open it.
+
+    Raises:
+        InputError: another process has it open.
     """
 
     def __init__(self, path: Path, identity: str) -> None:
         self.path = path
-        self.rows = _read(path, identity)
+        self._lock_path = path.with_name(path.name + ".lock")
+        self._lock = _locked(self._lock_path)
+        self.rows = read_journal(path, identity)
         lines = [json.dumps({"identity": identity}), *(row.model_dump_json() for row in self.rows)]
         write_text(path, "\n".join(lines) + "\n")
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Lets other processes open it."""
+        self._lock_path.unlink(missing_ok=True)
+        os.close(self._lock)
 
     def append(self, row: SensitivityRow) -> None:
         """Adds a row; it is on the disk on return."""
@@ -42,7 +56,28 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
 
-def _read(path: Path, identity: str) -> list[SensitivityRow]:
+def _locked(path: Path) -> int:
+    """A descriptor that holds the lock on a file of this name; the file is made if it is not there."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
+        except OSError as error:
+            raise BitsFusionError(f"{path}: could not be written ({error.strerror})") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise InputError(f"{path}: another process is measuring into this file") from None
+        except FileNotFoundError:  # its last owner has just removed it
+            pass
+        os.close(descriptor)
+
+
+def read_journal(path: Path, identity: str) -> list[SensitivityRow]:
+    """The rows measured so far; none where the file is of another measurement or not there."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     except FileNotFoundError:

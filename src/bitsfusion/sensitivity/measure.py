@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from bitsfusion.data.batches import TrainingData
 from bitsfusion.errors import InputError
 from bitsfusion.files import sha256_json
 from bitsfusion.models.unet import LayerRole, feature_width, unet_layers
-from bitsfusion.sensitivity.journal import Journal
+from bitsfusion.sensitivity.journal import Journal, read_journal
 from bitsfusion.sensitivity.methods import alone
 from bitsfusion.sensitivity.paper import ImageDistance, TextImageScorer
 from bitsfusion.sensitivity.settings import Settings
@@ -59,6 +60,51 @@ def analyze(
         InputError: weights that are not finite (names them), or nothing to quantize.
         BitsFusionError: a measured error is not finite (names the layer), or the disk is full.
     """
+    table = empty_table(
+        pipeline,
+        settings,
+        data,
+        model=model,
+        source_sha256=source_sha256,
+        samplers=samplers,
+        clip_scorer=scorer is not None,
+        lpips=lpips is not None,
+    )
+    wanted = candidates(table)
+    finished = _finished(out_path, table, wanted)
+    if finished is not None:
+        _report(progress, len(wanted), len(wanted))
+        return finished
+
+    with Journal(journal_path(out_path), table.sha256()) as journal:
+        rows = {Candidate(row.layer, row.bits): row for row in journal.rows if (row.layer, row.bits) in set(wanted)}
+        _report(progress, len(rows), len(wanted))
+        missing = [candidate for candidate in wanted if candidate not in rows]
+        if missing:
+            workers = workers or alone(pipeline, settings, data, scorer, lpips)
+            with contextlib.closing(workers.rows(missing)) as measured:
+                for row in measured:
+                    journal.append(row)
+                    rows[Candidate(row.layer, row.bits)] = row
+                    _report(progress, len(rows), len(wanted))
+        table = table.model_copy(update={"rows": [rows[candidate] for candidate in wanted]})
+        write_table(out_path, table)
+        journal.remove()
+    return table
+
+
+def empty_table(
+    pipeline: Any,
+    settings: Settings,
+    data: TrainingData,
+    *,
+    model: str,
+    source_sha256: str | None,
+    samplers: Sequence[tuple[str, int]] = PNDM_50,
+    clip_scorer: bool = False,
+    lpips: bool = False,
+) -> SensitivityTable:
+    """What is to be measured, without rows; its hash names the measurement. Arguments and errors as `analyze`."""
     layers = unet_layers(pipeline.unet)
     by_role = {role: {n: info.numel for n, info in layers.items() if info.role is role} for role in LayerRole}
     if not by_role[LayerRole.QUANTIZED]:
@@ -66,7 +112,7 @@ def analyze(
     for name, parameter in pipeline.unet.named_parameters():
         if not torch.isfinite(parameter).all():
             raise InputError(f"{model}: got NaN or infinite values in {name}, wanted finite weights")
-    table = SensitivityTable(
+    return SensitivityTable(
         model=model,
         source_sha256=source_sha256,
         method=settings.method,
@@ -74,8 +120,8 @@ def analyze(
             **settings.model_dump(mode="json"),
             "samplers": [list(sampler) for sampler in samplers],
             "data": data.fingerprint,
-            "clip_scorer": scorer is not None,
-            "lpips": lpips is not None,
+            "clip_scorer": clip_scorer,
+            "lpips": lpips,
         },
         layers=by_role[LayerRole.QUANTIZED],
         removed=by_role[LayerRole.TIME],
@@ -83,26 +129,23 @@ def analyze(
         feature_values=feature_width(pipeline.unet) * len(cover(samplers, pipeline.scheduler.config).steps),
         rows=[],
     )
-    wanted = [Candidate(name, bits) for name in table.layers for bits in MEASURED_BITS]
-    finished = _finished(out_path, table, wanted)
-    if finished is not None:
-        _report(progress, len(wanted), len(wanted))
-        return finished
 
-    journal = Journal(out_path.with_name(out_path.name + ".journal"), table.sha256())
-    rows = {Candidate(row.layer, row.bits): row for row in journal.rows if (row.layer, row.bits) in set(wanted)}
-    _report(progress, len(rows), len(wanted))
-    missing = [candidate for candidate in wanted if candidate not in rows]
-    if missing:
-        workers = workers or alone(pipeline, settings, data, scorer, lpips)
-        for row in workers.rows(missing):
-            journal.append(row)
-            rows[Candidate(row.layer, row.bits)] = row
-            _report(progress, len(rows), len(wanted))
-    table = table.model_copy(update={"rows": [rows[key] for key in wanted]})
-    write_table(out_path, table)
-    journal.remove()
-    return table
+
+def candidates(table: SensitivityTable) -> list[Candidate]:
+    """Every unit of work of a measurement, in the order of the finished table's rows."""
+    return [Candidate(name, bits) for name in table.layers for bits in MEASURED_BITS]
+
+
+def rows_done(out_path: Path, table: SensitivityTable) -> int:
+    """How many rows of the measurement `table` (without rows) there are already."""
+    if _finished(out_path, table, candidates(table)) is not None:
+        return len(candidates(table))
+    return len(read_journal(journal_path(out_path), table.sha256()))
+
+
+def journal_path(out_path: Path) -> Path:
+    """Where the rows of an unfinished measurement are."""
+    return out_path.with_name(out_path.name + ".journal")
 
 
 def _finished(path: Path, empty: SensitivityTable, wanted: list[Candidate]) -> SensitivityTable | None:

@@ -54,14 +54,14 @@ class PaperMethod:
         self.scorer = scorer
         self.lpips = lpips
         self.examples = [self._example(data, step) for step in range(settings.iterations)]
-        self.images = self._generate()
+        self.images = self.generate()
         self.clip = self._clip(self.images)
 
     def measure(self, name: str, bits: int) -> dict[str, float | None]:
         """{mse, psnr, lpips, clip_drop} of layer `name` alone at `bits`, after its training; the UNet is as before."""
         with _quantized_alone(self.unet, name, bits, self.settings) as layer:
             self._train(layer)
-            images = self._generate()
+            images = self.generate()
         clip = self._clip(images)
         return {
             "mse": float(mse(images, self.images).mean()),
@@ -69,6 +69,11 @@ class PaperMethod:
             "lpips": None if self.lpips is None else float(self.lpips(images, self.images).mean()),
             "clip_drop": None if clip is None or self.clip is None else self.clip - clip,
         }
+
+    def train_alone(self, name: str, bits: int) -> None:
+        """Only the training of `measure`, for its cost; nothing is kept."""
+        with _quantized_alone(self.unet, name, bits, self.settings) as layer:
+            self._train(layer)
 
     def _train(self, layer: FakeQuantizedLayer) -> None:
         optimizer = torch.optim.AdamW([layer.weight, layer.scale], lr=self.settings.learning_rate, weight_decay=0.0)
@@ -85,7 +90,8 @@ class PaperMethod:
         inputs = noisy_latents(self.pipeline, data, step, settings.train_batch_size, settings.seed, spread=False)
         return inputs, inputs.predict(self.unet)
 
-    def _generate(self) -> Images:
+    def generate(self) -> Images:
+        """The images of all prompts as the UNet is now: [n, h, w, 3] uint8."""
         s = self.settings
         seeds = [s.first_image_seed + k for k in range(len(s.prompts))]
         return generate_images(self.pipeline, s.prompts, seeds, s.steps, s.guidance, s.sampler, s.image_batch_size)

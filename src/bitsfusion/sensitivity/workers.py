@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Protocol
 
 from bitsfusion.errors import BitsFusionError
@@ -22,7 +22,7 @@ class Method(Protocol):
 class Workers(Protocol):
     """Something that measures candidates, each once, in any order."""
 
-    def rows(self, candidates: Sequence[Candidate]) -> Iterator[SensitivityRow]:
+    def rows(self, candidates: Sequence[Candidate]) -> Generator[SensitivityRow, None, None]:
         """The row of each candidate, as soon as it is measured.
 
         Raises:
@@ -41,7 +41,7 @@ class Alone:
     def __init__(self, build: Callable[[], Method]) -> None:
         self.build = build
 
-    def rows(self, candidates: Sequence[Candidate]) -> Iterator[SensitivityRow]:
+    def rows(self, candidates: Sequence[Candidate]) -> Generator[SensitivityRow, None, None]:
         method = self.build()
         return (measured_row(method, candidate) for candidate in candidates)
 

@@ -1,0 +1,111 @@
+"""A sensitivity analysis as one value, from which a worker on another machine can load all it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitsfusion.data.batches import TrainingData
+from bitsfusion.errors import InputError
+from bitsfusion.files import sha256_folder
+from bitsfusion.metrics.clip_score import ClipScorer
+from bitsfusion.models.pipeline import load_pipeline, pipeline_folder
+from bitsfusion.runs.config import FolderSource, WorldSource
+from bitsfusion.runs.sources import training_data
+from bitsfusion.sensitivity.measure import analyze, candidates, empty_table, rows_done
+from bitsfusion.sensitivity.methods import build_method
+from bitsfusion.sensitivity.plan import Plan, plan
+from bitsfusion.sensitivity.ray_workers import RayWorkers
+from bitsfusion.sensitivity.settings import JacobianSettings, Settings
+from bitsfusion.sensitivity.table import SensitivityTable
+from bitsfusion.sensitivity.workers import Method
+
+
+@dataclass(frozen=True)
+class AnalysisJob:
+    """What to measure.
+
+    Fields:
+        model: see `models.pipeline.load_pipeline`; on a cluster, a path that every machine has.
+        settings: of the method.
+        data: what candidates are measured or trained on; paths as for the model.
+        samplers: (name, steps) whose time features a recipe is to count.
+        clip: CLIP model of the score's drop, a folder or hub id.
+        device: where the pipeline is put, such as "cuda".
+    """
+
+    model: str
+    settings: Settings
+    data: FolderSource | WorldSource
+    samplers: tuple[tuple[str, int], ...]
+    clip: str | None = None
+    device: str = "cpu"
+
+    def load(self) -> tuple[Any, TrainingData]:
+        """The pipeline on its device, and the data."""
+        pipeline = load_pipeline(self.model)
+        data = training_data(self.data, pipeline, "train")
+        try:
+            pipeline.to(torch.device(self.device))
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"device: got {self.device!r}, wanted one that torch can use ({error})") from None
+        return pipeline, data
+
+    def scorer(self) -> ClipScorer | None:
+        """The CLIP model, if there is one."""
+        return None if self.clip is None else ClipScorer.from_pretrained(self.clip)
+
+    def method(self) -> Method:
+        """The measurement of single candidates, with a model of its own: what a worker builds."""
+        settings = self.settings
+        if isinstance(settings, JacobianSettings):
+            raise InputError("workers: got the jacobian method, which measures all layers at once, wanted no workers")
+        pipeline, data = self.load()
+        return build_method(pipeline, settings, data, self.scorer())
+
+    def workers(self, count: int, address: str | None = None, cpus: int | None = None) -> RayWorkers:
+        """`count` processes that measure; each has an accelerator of its own where `device` is one."""
+        if isinstance(self.settings, JacobianSettings):
+            raise InputError("workers: got the jacobian method, which measures all layers at once, wanted no workers")
+        gpus = 0 if self.device == "cpu" else 1
+        model = str(Path(self.model).resolve()) if Path(self.model).exists() else self.model
+        return RayWorkers(replace(self, model=model).method, count, address=address, cpus=cpus, gpus=gpus)
+
+    def run(
+        self,
+        out: Path,
+        workers: RayWorkers | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> SensitivityTable:
+        """Measures what `out` does not have yet; see `sensitivity.measure.analyze`."""
+        pipeline, data = self.load()
+        return analyze(
+            pipeline,
+            self.settings,
+            out,
+            data,
+            model=self.model,
+            source_sha256=sha256_folder(pipeline_folder(self.model)),
+            samplers=self.samplers,
+            scorer=self.scorer(),
+            workers=workers,
+            progress=progress,
+        )
+
+    def plan(self, out: Path) -> Plan:
+        """What `run` will cost."""
+        pipeline, data = self.load()
+        table = empty_table(
+            pipeline,
+            self.settings,
+            data,
+            model=self.model,
+            source_sha256=sha256_folder(pipeline_folder(self.model)),
+            samplers=self.samplers,
+            clip_scorer=self.clip is not None,
+        )
+        return plan(pipeline, self.settings, data, candidates(table), rows_done(out, table))
