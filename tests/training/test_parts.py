@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -30,6 +31,10 @@ from bitsfusion.training.time_steps import sample_time_steps
         ),
         ({"text_dropout": 1.5}, r"training: text_dropout: .* got 1\.5"),
         ({"lr_warmup_steps": 10}, "constant_with_warmup"),
+        ({"total_batch_size": 8, "gradient_accumulation_steps": 2}, "wanted none beside total_batch_size"),
+        ({"validation_steps": 5}, "validation_prompts: got none"),
+        ({"timesteps": {"kind": "measured"}}, "curve: got None with kind measured"),
+        ({"timesteps": {"curve": "curve.json"}}, "curve: got curve.json with kind beta"),
         ({"lr_scheduler": "cosine", "lr_warmup_steps": 10, "max_train_steps": 10}, "leaves none of 10"),
     ],
 )
@@ -41,14 +46,14 @@ def test_a_wrong_config_is_one_line(values, message):
 
 def test_presets_are_the_papers():
     for preset, total, steps in ((PAPER_STAGE1, 256, 20_000), (PAPER_STAGE2, 1024, 50_000)):
-        assert preset.train_batch_size * preset.gradient_accumulation_steps == total
+        assert preset.deciding(processes=8)["samples_per_step"] == preset.total_batch_size == total
         assert (preset.max_train_steps, preset.learning_rate, preset.lr_scheduler) == (steps, 1e-5, "constant")
         assert preset.timesteps == TimeStepConfig(kind="beta", alpha=3, beta=1)
         assert preset.text_dropout == 0.1
     assert PAPER_STAGE1.feature_weight == 0.01
-    assert PAPER_STAGE1.for_processes(8).gradient_accumulation_steps == 1
-    with pytest.raises(InputError, match="multiple of 3"):
-        PAPER_STAGE1.for_processes(3)
+    assert [PAPER_STAGE1.accumulation(count) for count in (1, 2, 8)] == [8, 4, 1]
+    with pytest.raises(InputError, match=r"total_batch_size: got 256, wanted a multiple of 96: .* 32 in each of 3"):
+        PAPER_STAGE1.accumulation(3)
 
 
 @pytest.mark.parametrize("alpha", [1.5, 2.0, 3.0])
@@ -70,13 +75,62 @@ def batch(n: int = 64) -> Batch:
     return Batch(torch.zeros(n, 2, 2, 2), torch.ones(n, 5, dtype=torch.int64))
 
 
-def test_samples_depend_on_seed_stage_rank_and_step_alone():
+@pytest.mark.parametrize("alpha", [1.0, 4.0])
+def test_measured_time_steps_follow_the_curve(tmp_path, alpha):
+    """A curve that grows as t^(alpha - 1) gives Beta(alpha, 1)."""
+    path = tmp_path / "curve.json"
+    curve = [(t, ((t + 0.5) / 1000) ** (alpha - 1)) for t in range(0, 1000, 37)]
+    path.write_text(json.dumps({"schema_version": 1, "latent_error": {"student": curve}}))
+    t = sample_time_steps(TimeStepConfig(kind="measured", curve=path), 100_000, np.random.default_rng(0))
+    assert t.dtype == torch.int64 and t.min() >= 0 and t.max() <= 999
+    seen = np.array([(t < edge).float().mean().item() for edge in range(100, 1000, 100)])
+    assert np.abs(seen - (np.arange(100, 1000, 100) / 1000) ** alpha).max() < 1.63 / math.sqrt(100_000) + 2e-3
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{}",
+        '{"latent_error": {"a": [[1, 2]]}}',
+        '{"latent_error": {"a": [[5, 2], [1, 3]]}}',
+        '{"latent_error": {"a": [[1, 0], [5, 0]]}}',
+        '{"latent_error": {"a": [[1, "x"], [5, 0]]}}',
+    ],
+)
+def test_a_file_that_is_no_curve_is_refused(tmp_path, content):
+    path = tmp_path / "curve.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"curve\.json: wanted"):
+        sample_time_steps(TimeStepConfig(kind="measured", curve=path), 1, np.random.default_rng(0))
+
+
+def test_another_curve_is_another_run(tmp_path):
+    path = tmp_path / "curve.json"
+    config = TrainingConfig(timesteps=TimeStepConfig(kind="measured", curve=path))
+    seen = []
+    for content in ("[1]", "[2]", "[1]"):
+        path.write_text(content)
+        seen.append(config.deciding())
+    assert seen[0] == seen[2] != seen[1]
+
+
+def test_a_sample_does_not_depend_on_who_trains_on_it():
+    """Noise, time steps and dropped prompts of a step's samples, drawn at once and in two halves."""
+    config, null = TrainingConfig(), torch.zeros(5, dtype=torch.int64)
+    whole = draw_sample(batch(64), null, config, 0, 7, 1000)
+    halves = [draw_sample(batch(32), null, config, first, 7, 1000) for first in (0, 32)]
+    for field in ("noise", "timesteps", "input_ids"):
+        assert torch.equal(getattr(whole, field), torch.cat([getattr(half, field) for half in halves])), field
+
+
+def test_samples_depend_on_seed_stage_step_and_place_alone():
     config, null = TrainingConfig(), torch.zeros(5, dtype=torch.int64)
     first = draw_sample(batch(), null, config, 0, 7, 1000)
     again = draw_sample(batch(), null, config, 0, 7, 1000)
     assert torch.equal(first.noise, again.noise) and torch.equal(first.timesteps, again.timesteps)
     others = [
-        draw_sample(batch(), null, config, 1, 7, 1000),
+        draw_sample(batch(), null, config, 64, 7, 1000),
         draw_sample(batch(), null, config, 0, 8, 1000),
         draw_sample(batch(), null, config.model_copy(update={"seed": 1}), 0, 7, 1000),
         draw_sample(batch(), null, config.model_copy(update={"stage": 2}), 0, 7, 1000),

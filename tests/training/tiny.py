@@ -58,7 +58,7 @@ def build_text_encoder() -> CLIPTextModel:
 
 
 class RandomData:
-    """Latents and token ids drawn by (rank, step); `broken` steps hold one NaN."""
+    """Latents and token ids of the samples' places in the data; `broken` steps hold one NaN."""
 
     fingerprint = "random"
 
@@ -66,11 +66,12 @@ class RandomData:
         self.broken = broken
 
     def batch(self, step: int, rank: int, world_size: int, size: int) -> Batch:
-        rng = np.random.default_rng([rank, step])
-        latents = torch.from_numpy(rng.standard_normal((size, 4, 4, 4), dtype=np.float32))
+        first = (step * world_size + rank) * size
+        sources = [np.random.default_rng(place) for place in range(first, first + size)]
+        latents = torch.from_numpy(np.stack([rng.standard_normal((4, 4, 4), dtype=np.float32) for rng in sources]))
         if step in self.broken:
             latents[1, 0, 0, 0] = torch.nan
-        ids = torch.from_numpy(rng.integers(2, 40, (size, TOKENS)))
+        ids = torch.from_numpy(np.stack([rng.integers(2, 40, TOKENS) for rng in sources]))
         return Batch(latents, ids, tuple(f"sample {step}.{index}" for index in range(size)))
 
 
@@ -96,6 +97,7 @@ KILL_CONFIG = TrainingConfig(
 )
 
 if __name__ == "__main__":
+    import json
     import os
     import signal
     import sys
@@ -103,7 +105,10 @@ if __name__ == "__main__":
     from bitsfusion.training import checkpoint
     from bitsfusion.training.loop import train
 
-    out_dir, where = Path(sys.argv[1]), sys.argv[2]
+    out_dir, where = Path(sys.argv[1]), sys.argv[2]  # and, as JSON, what is changed in KILL_CONFIG
+    config = TrainingConfig.model_validate(
+        {**KILL_CONFIG.model_dump(exclude_defaults=True), **json.loads(sys.argv[3] if len(sys.argv) > 3 else "{}")}
+    )
 
     def die(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -119,4 +124,4 @@ if __name__ == "__main__":
         if where == f"step {step}":
             die()
 
-    result = train(build_student(teacher), teacher, config=KILL_CONFIG, out_dir=out_dir, progress=watch, **parts())
+    result = train(build_student(teacher), teacher, config=config, out_dir=out_dir, progress=watch, **parts())

@@ -7,10 +7,11 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from bitsfusion.errors import BitsFusionError, InputError
 from bitsfusion.files import read_json, sha256_file, sha256_folder, sha256_json, write_json
+from bitsfusion.training.ranks import Ranks
 
 SCHEMA_VERSION = 1
 
@@ -21,27 +22,55 @@ class RunFolder:
     A step is done when its record has the present inputs and its outputs are as recorded. Work begun on
     other inputs is removed before the step starts again; work begun on the same inputs is left for the step
     to go on from.
+
+    The processes of one launch share the folder: the main one holds its lock, does the steps and writes their
+    records; the others wait until it has done a step, and take part in those that are `joint`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, ranks: Ranks | None = None) -> None:
+        """Opens the folder `path`, made if it is not there; `ranks` are those of this launch unless given."""
         self.path = Path(path)
+        self.ranks = ranks or Ranks()
+        self._steps_done = 0  # of this launch
+        self._lock: IO[str] | None = None
+        if self.ranks.main:
+            self._lock = self._take_lock()
+            self._told.unlink(missing_ok=True)
+        self.ranks.wait()
+
+    @property
+    def _told(self) -> Path:
+        """Where the main process counts the steps that it has done since the launch."""
+        return self.path / "steps" / "launch.json"
+
+    def _take_lock(self) -> IO[str]:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path}: got a file, wanted a run folder or a new name")
         try:
             (self.path / "steps").mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / "steps" / "lock", "w")  # noqa: SIM115 (held until close)
+            lock = open(self.path / "steps" / "lock", "w")  # noqa: SIM115 (held until close)
         except OSError as error:
             raise BitsFusionError(f"{self.path}: could not be written ({error.strerror})") from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            lock.close()
             raise InputError(f"{self.path}: another process is working in this run folder") from None
+        return lock
 
     def close(self) -> None:
         """Lets other processes use the folder."""
-        self._lock.close()
+        if self._lock:
+            self._lock.close()
 
-    def step(self, name: str, inputs: Mapping[str, Any], outputs: Sequence[str], work: Callable[[], None]) -> bool:
+    def step(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        outputs: Sequence[str],
+        work: Callable[[], None],
+        joint: bool = False,
+    ) -> bool:
         """Runs `work` unless the step is done; returns whether it ran.
 
         Args:
@@ -49,17 +78,55 @@ class RunFolder:
             inputs: JSON, everything the outputs depend on.
             outputs: files and folders that `work` makes, relative to the run folder.
             work: makes them; goes on from what an interrupted call left of them.
+            joint: all processes of the launch call `work`, together; otherwise the main one alone.
         """
         wanted = sha256_json(inputs)
-        if self._done(name, wanted, outputs):
+        if joint:
+            return self._joint(name, wanted, inputs, outputs, work)
+        self._steps_done += 1
+        if not self.ranks.main:
+            self._wait_for_main()
             return False
-        begun = self.path / "steps" / f"{name}.begun.json"
+        ran = not self._done(name, wanted, outputs)
+        if ran:
+            started = self._begin(name, wanted, outputs)
+            work()
+            self._finish(name, wanted, inputs, outputs, started)
+        if self.ranks.count > 1:
+            write_json(self._told, {"steps_done": self._steps_done})
+        return ran
+
+    def _joint(
+        self, name: str, wanted: str, inputs: Mapping[str, Any], outputs: Sequence[str], work: Callable[[], None]
+    ) -> bool:
+        main = self.ranks.main
+        if self.ranks.agree(main and self._done(name, wanted, outputs)):
+            return False
+        started = self._begin(name, wanted, outputs) if main else 0.0
+        self.ranks.wait()
+        work()
+        self.ranks.wait()
+        if main:
+            self._finish(name, wanted, inputs, outputs, started)
+        self.ranks.wait()
+        return True
+
+    def _wait_for_main(self) -> None:
+        """By file: a step may take hours, after which a collective operation would have given up."""
+        while not self._told.exists() or read_json(self._told)["steps_done"] < self._steps_done:
+            time.sleep(0.2)
+
+    def _begin(self, name: str, wanted: str, outputs: Sequence[str]) -> float:
+        begun = self._begun(name)
         if not begun.exists() or read_json(begun).get("inputs_sha256") != wanted:
             for output in outputs:
                 _remove(self.path / output)
             write_json(begun, {"schema_version": SCHEMA_VERSION, "inputs_sha256": wanted})
-        started = time.monotonic()
-        work()
+        return time.monotonic()
+
+    def _finish(
+        self, name: str, wanted: str, inputs: Mapping[str, Any], outputs: Sequence[str], started: float
+    ) -> None:
         record = {
             "schema_version": SCHEMA_VERSION,
             "step": name,
@@ -69,8 +136,7 @@ class RunFolder:
             "seconds": round(time.monotonic() - started, 2),
         }
         write_json(self._record(name), record)
-        begun.unlink()
-        return True
+        self._begun(name).unlink()
 
     def made(self, name: str) -> Mapping[str, str]:
         """The outputs of a finished step with their SHA-256, for the inputs of the next one."""
@@ -80,6 +146,9 @@ class RunFolder:
     def seconds(self, name: str) -> float:
         """How long a finished step's last call took."""
         return float(read_json(self._record(name))["seconds"])
+
+    def _begun(self, name: str) -> Path:
+        return self.path / "steps" / f"{name}.begun.json"
 
     def _record(self, name: str) -> Path:
         return self.path / "steps" / f"{name}.json"

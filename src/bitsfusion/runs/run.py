@@ -52,7 +52,8 @@ class Run:
         try:
             if until not in STEPS:
                 raise InputError(f"until: got {until!r}, wanted one of {', '.join(STEPS)}")
-            write_json(self.path / "config.json", self.config.model_dump(mode="json"))
+            if self.workspace.folder.ranks.main:
+                write_json(self.path / "config.json", self.config.model_dump(mode="json"))
             for name in STEPS[: STEPS.index(until) + 1]:
                 getattr(self, name)()
         finally:
@@ -168,10 +169,12 @@ class Run:
             ours.progress.update(name, done, total, f"loss {values['loss']:.4f}")
 
         def work() -> None:
-            pipeline = ours.pipeline
+            pipeline, teacher = ours.pipeline, None
+            if config.stage == 1:
+                teacher = pipeline.unet if config.teacher_dtype == "float32" else copy.deepcopy(pipeline.unet)
             train(
                 start(),
-                pipeline.unet if config.stage == 1 else None,
+                teacher,
                 pipeline.text_encoder,
                 pipeline.tokenizer,
                 DDPMScheduler.from_config(pipeline.scheduler.config),
@@ -179,11 +182,14 @@ class Run:
                 config,
                 self.path / folder,
                 report,
+                pipeline.vae,
             )
-            for checkpoint in (self.path / folder).glob("checkpoint-*"):
-                shutil.rmtree(checkpoint)  # the finished student is all that the next steps need
+            if ours.folder.ranks.main:
+                for checkpoint in (self.path / folder).glob("checkpoint-*"):
+                    shutil.rmtree(checkpoint)  # the finished student is all that the next steps need
 
-        inputs: dict[str, Any] = {"training": config.deciding(), "data": self.config.data}
+        deciding = config.deciding(ours.folder.ranks.count)
+        inputs: dict[str, Any] = {"training": deciding, "data": self.config.data}
         if after:
             inputs["made"] = self._made(after)
-        ours.step(name, inputs, [folder], work)
+        ours.step(name, inputs, [folder], work, joint=True)

@@ -37,10 +37,12 @@ class Workspace:
         self.folder = RunFolder(folder)
         self.path = self.folder.path
 
-    def step(self, name: str, inputs: Mapping[str, Any], outputs: list[str], work: Callable[[], None]) -> None:
+    def step(
+        self, name: str, inputs: Mapping[str, Any], outputs: list[str], work: Callable[[], None], joint: bool = False
+    ) -> None:
         """Runs `work` unless it is done; see `RunFolder.step`. The model itself is an input of every step."""
         plain = {key: _plain(value) for key, value in inputs.items()}
-        ran = self.folder.step(name, {"source_sha256": self.source_sha256, **plain}, outputs, work)
+        ran = self.folder.step(name, {"source_sha256": self.source_sha256, **plain}, outputs, work, joint)
         self.progress.finish(name, self.folder.seconds(name) if ran else None)
 
     @property

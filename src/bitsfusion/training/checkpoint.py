@@ -3,7 +3,7 @@
 `checkpoint-{step}/` holds student.safetensors (parameters), ema.safetensors (their averages, if kept),
 optimizer.safetensors (AdamW's moments), student.json (identity: bits, config, data) and state.json (the rest).
 A finished stage leaves student.safetensors and student.json in its own folder. Randomness needs no state: it is
-a function of (seed, rank, step), as is the learning rate of the step.
+a function of (seed, step, place in the step's samples), as is the learning rate of the step.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ class TrainingState:
 
 
 def identity(student: Any, config: Mapping[str, Any], data: str, processes: int) -> dict[str, Any]:
-    """What a run is, for student.json: a resumed run must agree in config, data, processes and bits.
+    """What a run is, for student.json: a resumed run must agree in config, data and bits.
 
     Args:
         student: a fake-quantized UNet2DConditionModel.
-        config: `TrainingConfig.deciding()`.
+        config: `TrainingConfig.deciding(processes)`.
         data: the data's fingerprint.
-        processes: how many train together.
+        processes: how many train together; noted only, another number gives the same but for rounding.
     """
     architecture = json.loads(student.to_json_string())
     return {
@@ -77,7 +77,7 @@ def check_same_run(folder: Path, wanted: Mapping[str, Any]) -> None:
     """Raises an `InputError` that names the fields in which `folder`'s student.json differs from `wanted`."""
     saved = _read_info(folder)
     flat_saved, flat_wanted = (
-        _flat({k: v for k, v in info.items() if k not in ("unet", "step")}) for info in (saved, wanted)
+        _flat({k: v for k, v in info.items() if k not in ("unet", "step", "processes")}) for info in (saved, wanted)
     )
     keys = [key for key in {**flat_saved, **flat_wanted} if flat_saved.get(key) != flat_wanted.get(key)]
     if keys:
@@ -143,7 +143,11 @@ def save_checkpoint(out_dir: Path, state: TrainingState, info: Mapping[str, Any]
         if state.ema:
             _save(state.ema.state(), folder / _AVERAGES)
         moments = state.optimizer.state_dict()["state"]
-        flat = {f"{key}:{state.names[i]}": value for i, entry in moments.items() for key, value in entry.items()}
+        flat = {
+            f"{key}:{state.names[i]}": torch.as_tensor(value)
+            for i, entry in moments.items()
+            for key, value in entry.items()
+        }
         _save(flat, folder / _MOMENTS)
         write_json(folder / STUDENT_INFO, {**info, "step": state.step})
         rest = {"schema_version": SCHEMA_VERSION, "step": state.step, "seconds": state.seconds}
@@ -210,12 +214,13 @@ def load_student(folder: Path, unet: UNet2DConditionModel | None = None) -> UNet
     averages = folder / _AVERAGES
     tensors = _load(averages if averages.exists() else folder / STUDENT_WEIGHTS)
     if unet is None:
-        unet = UNet2DConditionModel.from_config(info["unet"])
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(info["unet"])
     missing = [name for name in info["bits"] if f"{name}.scale" not in tensors]
     if missing:
         raise InputError(f"{folder}: no scale of {missing[0]}")
     fake_quantize_model(unet, info["bits"], scales={name: tensors[f"{name}.scale"] for name in info["bits"]})
-    _load_into(unet, tensors, folder)
+    _load_into(unet, tensors, folder, assign=unet.device.type == "meta")
     unet.eval()
     return unet
 
@@ -225,9 +230,9 @@ def load_finished(folder: Path, student: nn.Module) -> None:
     _load_into(student, _load(folder / STUDENT_WEIGHTS), folder)
 
 
-def _load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
+def _load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: Path, assign: bool = False) -> None:
     try:
-        model.load_state_dict(tensors)
+        model.load_state_dict(tensors, assign=assign)
     except RuntimeError as error:
         raise InputError(f"{where}: the weights do not fit the model: {' '.join(str(error).split())[:300]}") from None
 

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bitsfusion.errors import InputError
+from bitsfusion.files import read_json, sha256_json
 
 
 class TimeStepConfig(BaseModel):
-    """How time steps are drawn: Beta(alpha, beta) over all steps (section 4.2), or uniformly."""
+    """How time steps are drawn: Beta(alpha, beta) over all steps (section 4.2), uniformly, or as a curve says."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["beta", "uniform"] = "beta"
+    kind: Literal["beta", "uniform", "measured"] = "beta"
     alpha: float = Field(3.0, gt=0)
     beta: float = Field(1.0, gt=0)
+    curve: Path | None = None
+    """Of `measured`: the file that `bitsfusion timesteps` wrote; a step is drawn in proportion to its error."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TimeStepConfig:
+        if (self.kind == "measured") != (self.curve is not None):
+            raise ValueError(f"curve: got {self.curve} with kind {self.kind}, wanted a file with kind measured only")
+        return self
 
 
 class TrainingConfig(BaseModel):
     """One stage of training.
 
-    Batch sizes are in samples and per process: an optimizer step sees
-    train_batch_size x gradient_accumulation_steps x processes of them. Steps are optimizer steps.
+    train_batch_size is in samples, for one process at a time: an optimizer step sees train_batch_size x
+    gradient_accumulation_steps x processes of them. Steps are optimizer steps. What a step trains on does not depend
+    on how its samples are split.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -31,6 +42,8 @@ class TrainingConfig(BaseModel):
     stage: Literal[1, 2] = 1
     train_batch_size: int = Field(32, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1)
+    total_batch_size: int | None = Field(None, ge=1)
+    """Samples of an optimizer step over all processes; where given, it decides the accumulation steps."""
     gradient_checkpointing: bool = False
     learning_rate: float = Field(1e-5, gt=0)
     scale_learning_rate: float | None = Field(None, gt=0)
@@ -39,6 +52,10 @@ class TrainingConfig(BaseModel):
     lr_warmup_steps: int = Field(0, ge=0)
     max_train_steps: int = Field(20_000, ge=1)
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    teacher_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the teacher's weights; the 16-bit ones halve its memory."""
+    use_8bit_adam: bool = False
+    """AdamW with 8-bit moments, from bitsandbytes."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
     adam_weight_decay: float = Field(1e-2, ge=0)
@@ -59,6 +76,12 @@ class TrainingConfig(BaseModel):
     checkpoints_total_limit: int | None = Field(2, ge=1)
     resume_from_checkpoint: str | None = "latest"
     """"latest" in the output folder where there is one, a checkpoint's path, or null to insist on a fresh start."""
+    report_to: Literal["tensorboard", "wandb"] | None = None
+    """Also log to this tracker, through Accelerate."""
+    validation_prompts: tuple[str, ...] = ()
+    """Drawn with the student (its averages, where kept) every validation_steps and at the end."""
+    validation_steps: int | None = Field(None, ge=1)
+    validation_inference_steps: int = Field(20, ge=1)
 
     @model_validator(mode="after")
     def _check(self) -> TrainingConfig:
@@ -68,30 +91,45 @@ class TrainingConfig(BaseModel):
             raise ValueError(
                 f"lr_warmup_steps {self.lr_warmup_steps} leaves none of {self.max_train_steps} max_train_steps"
             )
+        if self.total_batch_size and self.gradient_accumulation_steps != 1:
+            raise ValueError("gradient_accumulation_steps: wanted none beside total_batch_size, which decides them")
+        if self.validation_steps and not self.validation_prompts:
+            raise ValueError("validation_prompts: got none, wanted one or more with validation_steps")
         return self
 
-    def for_processes(self, count: int) -> TrainingConfig:
-        """The same total batch over `count` processes: fewer accumulation steps in each.
+    def accumulation(self, processes: int) -> int:
+        """How many micro-batches of train_batch_size each of `processes` makes of a step.
 
         Raises:
-            InputError: the accumulation steps do not divide by `count`.
+            InputError: total_batch_size is no multiple of train_batch_size x processes.
         """
-        if self.gradient_accumulation_steps % count:
+        if self.total_batch_size is None:
+            return self.gradient_accumulation_steps
+        together = self.train_batch_size * processes
+        if self.total_batch_size % together:
             raise InputError(
-                f"gradient_accumulation_steps: got {self.gradient_accumulation_steps}, wanted a multiple of {count}, "
-                "the number of processes"
+                f"total_batch_size: got {self.total_batch_size}, wanted a multiple of {together}: "
+                f"train_batch_size {self.train_batch_size} in each of {processes} processes"
             )
-        return self.model_copy(update={"gradient_accumulation_steps": self.gradient_accumulation_steps // count})
+        return self.total_batch_size // together
 
-    def deciding(self) -> dict[str, Any]:
-        """The options that the result depends on, as JSON; a resumed run must repeat them."""
-        return self.model_dump(
-            mode="json", exclude={"checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint"}
-        )
+    def deciding(self, processes: int = 1) -> dict[str, Any]:
+        """The options that the result depends on, as JSON; a resumed run must repeat them.
+
+        How a step's samples are split over processes and micro-batches is none of them: it changes the rounding only.
+        """
+        split = {"train_batch_size", "gradient_accumulation_steps", "total_batch_size", "gradient_checkpointing"}
+        kept = {"checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "report_to"}
+        shown = {"validation_prompts", "validation_steps", "validation_inference_steps"}
+        samples = self.train_batch_size * self.accumulation(processes) * processes
+        options = self.model_dump(mode="json", exclude=split | kept | shown)
+        if self.timesteps.curve:
+            options["timesteps"]["curve"] = sha256_json(read_json(self.timesteps.curve))
+        return {"samples_per_step": samples, **options}
 
 
-PAPER_STAGE1 = TrainingConfig(stage=1, train_batch_size=32, gradient_accumulation_steps=8, max_train_steps=20_000)
-"""Section 4.2's Stage I: 256 samples a step, as one process sees them (the paper: 8 processes)."""
+PAPER_STAGE1 = TrainingConfig(stage=1, train_batch_size=32, total_batch_size=256, max_train_steps=20_000)
+"""Section 4.2's Stage I: 256 samples a step."""
 
-PAPER_STAGE2 = TrainingConfig(stage=2, train_batch_size=32, gradient_accumulation_steps=32, max_train_steps=50_000)
-"""Section 4.2's Stage II: 1024 samples a step, as one process sees them (the paper: 32 processes)."""
+PAPER_STAGE2 = TrainingConfig(stage=2, train_batch_size=32, total_batch_size=1024, max_train_steps=50_000)
+"""Section 4.2's Stage II: 1024 samples a step."""

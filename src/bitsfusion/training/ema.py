@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,19 @@ class ExponentialMovingAverage:
         """Takes over averages saved by `state`."""
         for name, average in zip(self._names, self._averages, strict=True):
             average.copy_(state[name])
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The parameters hold the averages, and their own values again afterwards; nothing is copied."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for index, parameter in enumerate(self._parameters):
+            parameter.data, self._averages[index] = self._averages[index], parameter.data
 
     @torch.no_grad()
     def copy_to_parameters(self) -> None:

@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -36,7 +37,9 @@ from bitsfusion.training.ema import ExponentialMovingAverage
 from bitsfusion.training.log import LOG_NAME, append_log, cut_log, read_log
 from bitsfusion.training.objective import Objective
 from bitsfusion.training.optimizer import build_optimizer, learning_rate_factor
+from bitsfusion.training.ranks import on_cpu
 from bitsfusion.training.samples import Sample, draw_sample
+from bitsfusion.training.validation import Validation
 
 Progress: TypeAlias = Callable[[int, int, dict[str, float]], None]
 """Called after each step, on the main process: (steps done, steps in all, this step's metrics)."""
@@ -69,18 +72,20 @@ def train(
     config: TrainingConfig,
     out_dir: Path,
     progress: Progress | None = None,
+    vae: Any = None,
 ) -> TrainingResult:
     """Trains one stage and writes checkpoints, log.jsonl and the final student to `out_dir`.
 
     All of the student's parameters train: weights and scales of the quantized layers, biases, norms and the
     time layers (their features are cached after training). Dropout is off. The same call after a kill goes on
     from the latest checkpoint and ends, on the same machine and number of processes, with the same bits; after
-    the end it loads the result.
+    the end it loads the result. Several processes give what one gives at the same samples a step, within rounding.
 
     Args:
         student: a fake-quantized UNet, trained in place; a full-precision one in Stage II is the control, what
             training on is worth without quantization.
-        teacher: the full-precision UNet, sharing no parameter with the student; Stage I only. Gets frozen.
+        teacher: the full-precision UNet, sharing no parameter with the student; Stage I only. Gets frozen, and cast
+            to config.teacher_dtype in place.
         text_encoder: gives [n, tokens, width] hidden states as its first output. Gets frozen.
         tokenizer: the text encoder's.
         noise_scheduler: gives add_noise, alphas_cumprod and config.
@@ -88,6 +93,7 @@ def train(
         config: options; Stage I distils (Eqs. 6, 7), Stage II predicts the noise.
         out_dir: is made; one stage per folder.
         progress: see `Progress`.
+        vae: draws config.validation_prompts, as PNG files in validation/step-{step}; not needed without them.
 
     Raises:
         InputError: models, data and config that do not go together, or a checkpoint of another run.
@@ -95,9 +101,11 @@ def train(
             failed step is kept.
     """
     _check(student, teacher, config)
-    accelerator = _accelerator(config)
     out_dir = Path(out_dir)
-    info = identity(student, config.deciding(), data.fingerprint, accelerator.num_processes)
+    accelerator = _accelerator(config, out_dir)
+    accumulation = config.accumulation(accelerator.num_processes)
+    validation = Validation(student, text_encoder, tokenizer, noise_scheduler, vae, config)
+    info = identity(student, config.deciding(accelerator.num_processes), data.fingerprint, accelerator.num_processes)
     checkpoint = find_checkpoint(out_dir, config.resume_from_checkpoint)
     if (out_dir / STUDENT_INFO).exists() and config.resume_from_checkpoint == "latest":
         check_same_run(out_dir, info)
@@ -107,6 +115,8 @@ def train(
     for frozen in (text_encoder, teacher):
         if frozen is not None:
             frozen.requires_grad_(False).eval().to(accelerator.device)
+    if teacher is not None:
+        teacher.to(getattr(torch, config.teacher_dtype))
     student.requires_grad_(True).eval().to(accelerator.device)
     if config.gradient_checkpointing:
         student.enable_gradient_checkpointing()
@@ -125,18 +135,21 @@ def train(
         cut_log(out_dir / LOG_NAME, state.step)
     accelerator.wait_for_everyone()
 
+    if config.report_to:
+        accelerator.init_trackers("bitsfusion", {key: str(value) for key, value in config.deciding().items()})
     factor = learning_rate_factor(config)
     base_rates = [group["lr"] for group in optimizer.param_groups]
     null_ids = tokenize(tokenizer, [""])[0]
     total_time_steps = int(noise_scheduler.config.num_train_timesteps)
-    size = config.train_batch_size * config.gradient_accumulation_steps
+    size = config.train_batch_size * accumulation
+    first = accelerator.process_index * size
     began = time.monotonic() - state.seconds
 
     with contextlib.ExitStack() as stack:
         objective = Objective(student, teacher, text_encoder, noise_scheduler, config, accelerator, stack)
         while state.step < config.max_train_steps:
             batch = data.batch(state.step, accelerator.process_index, accelerator.num_processes, size)
-            sample = draw_sample(batch, null_ids, config, accelerator.process_index, state.step, total_time_steps)
+            sample = draw_sample(batch, null_ids, config, first, state.step, total_time_steps)
             for group, base in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = base * factor(state.step)
             metrics, errors = _accumulate(accelerator, model, objective, sample.split(config.train_batch_size))
@@ -153,10 +166,13 @@ def train(
                 ema.update(state.step)
             state.seconds = time.monotonic() - began
             if accelerator.is_main_process:
-                _after_step(state, metrics, config, out_dir, progress)
+                _after_step(accelerator, state, metrics, config, out_dir, progress)
                 every = config.checkpointing_steps
                 if every and state.step % every == 0 and state.step < config.max_train_steps:
                     save_checkpoint(out_dir, state, info, config.checkpoints_total_limit)
+                if validation.due(state.step):
+                    with ema.in_place() if ema else contextlib.nullcontext():
+                        validation.draw(out_dir / "validation" / f"step-{state.step}")
 
     accelerator.wait_for_everyone()
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)
@@ -167,6 +183,8 @@ def train(
     if accelerator.is_main_process:
         save_student(out_dir, student, {**info, "step": state.step})
     accelerator.wait_for_everyone()
+    if config.report_to:
+        accelerator.end_training()
     accelerator.free_memory()
     return _result(student, out_dir, state.step, state.seconds, resumed_from)
 
@@ -187,11 +205,21 @@ def _check(student: UNet2DConditionModel, teacher: UNet2DConditionModel | None, 
             raise InputError("teacher: shares weights with the student, wanted a deep copy taken before quantizing")
 
 
-def _accelerator(config: TrainingConfig) -> Accelerator:
+def _accelerator(config: TrainingConfig, out_dir: Path) -> Accelerator:
+    AcceleratorState._reset_state()  # of the stage before, whose precision may have been another
+    buckets = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # gradients are held once
     try:
-        accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            cpu=on_cpu(),
+            log_with=config.report_to,
+            project_dir=out_dir,
+            kwargs_handlers=[buckets],
+        )
     except ValueError as error:
         raise InputError(f"mixed_precision: got {config.mixed_precision}: {error}") from None
+    if config.report_to and not accelerator.log_with:
+        raise InputError(f"report_to: got {config.report_to}, wanted a tracker whose package is installed")
     supported = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if accelerator.distributed_type not in supported:
         raise InputError(
@@ -232,7 +260,12 @@ def _not_finite(step: int, rank: int, metrics: dict[str, float], errors: Tensor,
 
 
 def _after_step(
-    state: TrainingState, metrics: dict[str, float], config: TrainingConfig, out_dir: Path, progress: Progress | None
+    accelerator: Accelerator,
+    state: TrainingState,
+    metrics: dict[str, float],
+    config: TrainingConfig,
+    out_dir: Path,
+    progress: Progress | None,
 ) -> None:
     state.window.add(metrics)
     rates = {"learning_rate": state.optimizer.param_groups[0]["lr"]}
@@ -241,6 +274,8 @@ def _after_step(
     if state.step % config.logging_steps == 0 or state.step == config.max_train_steps:
         means = state.window.means()
         append_log(out_dir / LOG_NAME, {"step": state.step, **means, **rates, "seconds": round(state.seconds, 3)})
+        if config.report_to:
+            accelerator.log({**means, **rates}, step=state.step)
     if progress:
         progress(state.step, config.max_train_steps, {**metrics, **rates})
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers.optimization import get_scheduler
 from torch import nn
 
+from bitsfusion.errors import InputError
 from bitsfusion.nn.replace import fake_quantized_layers
 from bitsfusion.training.config import TrainingConfig
 
@@ -15,7 +18,11 @@ from bitsfusion.training.config import TrainingConfig
 def build_optimizer(
     student: nn.Module, config: TrainingConfig, device: torch.device
 ) -> tuple[torch.optim.Optimizer, list[str]]:
-    """AdamW over weights and scales, and the parameters' names in its order; scales are not decayed."""
+    """AdamW over weights and scales, and the parameters' names in its order; scales are not decayed.
+
+    Raises:
+        InputError: use_8bit_adam without bitsandbytes.
+    """
     scales = {f"{name}.scale" for name in fake_quantized_layers(student)}
     named = dict(student.named_parameters())
     names = [name for name in named if name not in scales] + [name for name in named if name in scales]
@@ -29,8 +36,17 @@ def build_optimizer(
         },
     ]
     betas = (config.adam_beta1, config.adam_beta2)
+    if config.use_8bit_adam:
+        return _adamw_8bit()(groups, lr=rate, betas=betas, eps=config.adam_epsilon), names
     fused = device.type in ("cpu", "cuda")
     return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=config.adam_epsilon, fused=fused), names
+
+
+def _adamw_8bit() -> Any:
+    try:
+        return importlib.import_module("bitsandbytes").optim.AdamW8bit
+    except ImportError as error:
+        raise InputError(f"use_8bit_adam: wanted the package bitsandbytes, got {error}") from None
 
 
 def learning_rate_factor(config: TrainingConfig) -> Callable[[int], float]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitsfusion.data.batches import Batch
 from bitsfusion.training.config import TrainingConfig
-from bitsfusion.training.time_steps import sample_time_steps
+from bitsfusion.training.time_steps import time_step_sampler
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,27 @@ class Sample:
         ]
 
 
-def draw_sample(batch: Batch, null_ids: Tensor, config: TrainingConfig, rank: int, step: int, total: int) -> Sample:
-    """Adds noise, time steps and null prompts to a batch: a pure function of (config.seed, stage, rank, step).
+def draw_sample(batch: Batch, null_ids: Tensor, config: TrainingConfig, first: int, step: int, total: int) -> Sample:
+    """Adds noise, time steps and null prompts to a batch.
+
+    What a sample gets is a pure function of (config.seed, stage, step, its place in the step's samples of all
+    processes): how many processes share them does not matter.
 
     Args:
         batch: n samples.
         null_ids: [tokens] int64, the empty prompt's.
+        first: the place of the batch's first sample among the step's samples of all processes.
         total: the number of diffusion time steps.
     """
-    rng = np.random.default_rng([config.seed, config.stage, rank, step])
+    draw = time_step_sampler(config.timesteps, total)
     count = len(batch.latents)
-    timesteps = sample_time_steps(config.timesteps, count, rng, total)
-    dropped = torch.from_numpy(rng.random(count) < config.text_dropout)
-    noise = torch.from_numpy(rng.standard_normal(tuple(batch.latents.shape), dtype=np.float32))
-    input_ids = torch.where(dropped[:, None], null_ids, batch.input_ids)
+    timesteps = torch.empty(count, dtype=torch.int64)
+    dropped = torch.empty(count, 1, dtype=torch.bool)
+    noise = torch.empty(batch.latents.shape)
+    for index in range(count):
+        rng = np.random.default_rng([config.seed, config.stage, step, first + index])
+        timesteps[index : index + 1] = draw(1, rng)
+        dropped[index] = rng.random() < config.text_dropout
+        noise[index] = torch.from_numpy(rng.standard_normal(tuple(noise.shape[1:]), dtype=np.float32))
+    input_ids = torch.where(dropped, null_ids, batch.input_ids)
     return Sample(batch.latents, input_ids, noise, timesteps, batch.names)

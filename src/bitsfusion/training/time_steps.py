@@ -2,21 +2,80 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from bitsfusion.errors import InputError
+from bitsfusion.files import read_json
 from bitsfusion.training.config import TimeStepConfig
+
+Draw: TypeAlias = Callable[[int, np.random.Generator], Tensor]
+"""(count, rng) -> [count] int64 in 0 .. total - 1."""
 
 
 def sample_time_steps(config: TimeStepConfig, count: int, rng: np.random.Generator, total: int = 1000) -> Tensor:
-    """Random time steps: floor(total x u), u ~ Beta(alpha, beta) or uniform on [0, 1).
+    """`time_step_sampler(config, total)(count, rng)`."""
+    return time_step_sampler(config, total)(count, rng)
+
+
+def time_step_sampler(config: TimeStepConfig, total: int) -> Draw:
+    """Draws random time steps: floor(total x u), u ~ Beta(alpha, beta) or uniform on [0, 1); or by a measured curve.
 
     Differs from the paper: it says "t ~ Beta(3, 1) over [0, 999]" and not how t becomes an integer; here each
-    step has the probability of its own interval [t / total, (t + 1) / total).
+    step has the probability of its own interval [t / total, (t + 1) / total). `measured` is not in the paper: the
+    probability of a step is proportional to the error measured there (Eq. 9), see `measured_density`.
 
-    Returns:
-        [count] int64 in 0 .. total - 1.
+    Raises:
+        InputError: the curve's file is missing or is no such curve.
     """
-    unit = rng.beta(config.alpha, config.beta, count) if config.kind == "beta" else rng.random(count)
-    return torch.from_numpy(np.minimum((unit * total).astype(np.int64), total - 1))
+    if config.kind == "measured":
+        assert config.curve is not None
+        cumulative = np.cumsum(measured_density(read_curve(config.curve), total))
+
+        def draw(count: int, rng: np.random.Generator) -> Tensor:
+            places = np.searchsorted(cumulative, rng.random(count) * cumulative[-1], side="right")
+            return torch.from_numpy(np.minimum(places, total - 1).astype(np.int64))
+
+        return draw
+
+    def draw_unit(count: int, rng: np.random.Generator) -> Tensor:
+        unit = rng.beta(config.alpha, config.beta, count) if config.kind == "beta" else rng.random(count)
+        return torch.from_numpy(np.minimum((unit * total).astype(np.int64), total - 1))
+
+    return draw_unit
+
+
+@functools.lru_cache(maxsize=8)
+def read_curve(path: Path) -> tuple[tuple[int, float], ...]:
+    """The first curve of a file that `bitsfusion timesteps` wrote: (t, error) with t increasing.
+
+    Raises:
+        InputError: no such file, or one that is no curve with errors above zero.
+    """
+    content = read_json(path)
+    try:
+        curve = next(iter(content["latent_error"].values()))
+        points = tuple((int(step), float(error)) for step, error in curve)
+    except (AttributeError, KeyError, StopIteration, TypeError, ValueError):
+        raise InputError(f"{path}: wanted a curve from bitsfusion timesteps, got {str(content)[:60]}") from None
+    rising = all(before[0] < after[0] for before, after in itertools.pairwise(points))
+    errors = [error for _, error in points]
+    if len(points) < 2 or not rising or not np.isfinite(errors).all() or min(errors) < 0 or max(errors) == 0:
+        raise InputError(
+            f"{path}: wanted two or more time steps in order with errors of zero or more, got {points[:3]}"
+        )
+    return points
+
+
+def measured_density(curve: tuple[tuple[int, float], ...], total: int) -> np.ndarray:
+    """The probability of each of `total` time steps: the curve between its points linear, beyond them flat."""
+    steps, errors = zip(*curve, strict=True)
+    density = np.interp(np.arange(total), steps, errors)
+    return density / density.sum()

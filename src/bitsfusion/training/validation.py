@@ -1,0 +1,65 @@
+"""Images drawn while training goes on, to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from torch import nn
+
+from bitsfusion.errors import InputError
+from bitsfusion.files import atomic_path
+from bitsfusion.metrics.generation import generate_images
+from bitsfusion.training.config import TrainingConfig
+
+
+class Validation:
+    """Draws config.validation_prompts with the student: image i from seed config.seed + i, PNDM, guidance 7.5.
+
+    Raises:
+        InputError: there are prompts and no VAE to draw with.
+    """
+
+    def __init__(
+        self, student: Any, text_encoder: nn.Module, tokenizer: Any, scheduler: Any, vae: Any, config: TrainingConfig
+    ) -> None:
+        self._config = config
+        self._pipeline: StableDiffusionPipeline | None = None
+        if not config.validation_prompts:
+            return
+        if vae is None:
+            raise InputError("validation_prompts: got prompts and no VAE, wanted the pipeline's VAE")
+        self._pipeline = StableDiffusionPipeline(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=student,
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+    def due(self, step: int) -> bool:
+        """Whether images are to be drawn after `step`."""
+        every = self._config.validation_steps or self._config.max_train_steps
+        return self._pipeline is not None and (step % every == 0 or step == self._config.max_train_steps)
+
+    def draw(self, folder: Path) -> list[Path]:
+        """Writes 000.png, 001.png and so on, one a prompt, to `folder`."""
+        assert self._pipeline
+        prompts = self._config.validation_prompts
+        images = generate_images(
+            self._pipeline,
+            prompts,
+            range(self._config.seed, self._config.seed + len(prompts)),
+            steps=self._config.validation_inference_steps,
+            batch_size=4,
+        )
+        paths = [folder / f"{number:03}.png" for number in range(len(prompts))]
+        for path, image in zip(paths, images, strict=True):
+            with atomic_path(path) as temporary:
+                Image.fromarray(image).save(temporary, format="PNG")
+        return paths
