@@ -32,7 +32,12 @@ def config(tmp_path_factory):
     stage = {"train_batch_size": 4, "learning_rate": 1e-4, "max_train_steps": 2}
     return {
         "model": str(folder / "model"),
-        "data": {"kind": "imagefolder", "train_data_dir": str(folder / "images"), "resolution": 64},
+        "data": {
+            "kind": "imagefolder",
+            "train_data_dir": str(folder / "images"),
+            "resolution": 64,
+            "latents_cache_dir": str(folder / "cache"),
+        },
         "analysis": {"method": "noise_error", "samples": 4},
         "stage1": {"stage": 1, "gradient_accumulation_steps": 2, "gradient_checkpointing": True, **stage},
         "stage2": {"stage": 2, "mixed_precision": "no", **stage},

@@ -1,4 +1,4 @@
-"""What training reads: latents and captions, chosen by (seed, rank, step) alone so that a run can resume exactly."""
+"""What training reads: latents and captions, chosen by (seed, step, place in the step) alone: runs resume exactly."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ class TrainingData(Protocol):
         ...
 
     def batch(self, step: int, rank: int, world_size: int, size: int) -> Batch:
-        """The `size` samples that process `rank` of `world_size` trains on at optimizer step `step` (from 0)."""
+        """The `size` samples that process `rank` of `world_size` trains on at optimizer step `step` (from 0).
+
+        The batches of all processes side by side, in the order of ranks, are the batch of one process with
+        `world_size` x `size` samples: a sample follows from its step and its place in the step's whole batch.
+        """
         ...
 
 

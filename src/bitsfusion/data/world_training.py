@@ -59,9 +59,10 @@ class WorldData:
         return self._fingerprint
 
     def batch(self, step: int, rank: int, world_size: int, size: int) -> Batch:
-        """`size` scenes drawn from the pool with replacement; `world_size` does not matter."""
-        rng = np.random.default_rng([self._seed, rank, step])
-        chosen = torch.from_numpy(rng.integers(len(self._captions), size=size))
+        """`size` scenes drawn from the pool with replacement; all processes' side by side are one process's."""
+        rng = np.random.default_rng([self._seed, 0, step])
+        drawn = rng.integers(len(self._captions), size=world_size * size)
+        chosen = torch.from_numpy(drawn[rank * size : (rank + 1) * size])
         return Batch(
             self._latents[self._scene_row[chosen]],
             self._input_ids[self._caption_row[chosen]],

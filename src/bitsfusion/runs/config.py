@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -33,12 +33,51 @@ class WorldSource(_Section):
     """How often each of the six tasks comes up; null: equally often."""
 
 
-class FolderSource(_Section):
+class ImageSection(_Section):
+    """What all sources of captioned images have: how they are prepared and kept."""
+
+    resolution: int = Field(512, ge=8)
+    seed: int = Field(0, ge=0)
+    """Of the order; another one for each epoch follows from it."""
+    max_samples: int | None = Field(None, ge=1)
+    """Only the first that many usable samples; null: all."""
+    max_bad_samples: float = Field(0.01, ge=0)
+    """Samples that cannot be used are left out; more of them stop the run. Below 1 a fraction, otherwise a count."""
+    latents_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    latents_cache_dir: Path | None = None
+    """Where encoded images are kept and found again; null: bitsfusion/latents in the user's cache folder."""
+
+
+class FolderSource(ImageSection):
     """A Hugging Face imagefolder: images beside a metadata.jsonl with file_name and text."""
 
     kind: Literal["imagefolder"]
     train_data_dir: Path
-    resolution: int = Field(512, ge=8)
+
+
+class HfDatasetSource(ImageSection):
+    """A dataset of the `datasets` library: a hub id, a folder or file of parquet or arrow, or a saved dataset."""
+
+    kind: Literal["hf_dataset"]
+    dataset_name: str
+    dataset_config_name: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    image_column: str = "image"
+    caption_column: str = "text"
+    streaming: bool = False
+    """Read without a local copy; everything is read once, into the cache of latents, either way."""
+
+
+class WebDatasetSource(ImageSection):
+    """WebDataset shards: tar files with jpg, png, jpeg or webp beside txt, text or caption."""
+
+    kind: Literal["webdataset"]
+    train_shards_path_or_url: str | tuple[str, ...]
+    """With brace expansion: shards/{00000..00099}.tar."""
+
+
+DataSource: TypeAlias = WorldSource | FolderSource | HfDatasetSource | WebDatasetSource
 
 
 class RecipeSection(_Section):
@@ -79,7 +118,7 @@ class RunConfig(_Section):
 
     model: str = EMBEDDED
     """A diffusers folder, a hub id, or "embedded"."""
-    data: Annotated[WorldSource | FolderSource, Field(discriminator="kind")] = WorldSource()
+    data: Annotated[DataSource, Field(discriminator="kind")] = WorldSource()
     analysis: Annotated[Settings, Field(discriminator="method")] = NoiseErrorSettings()
     recipe: RecipeSection = RecipeSection()
     scale_init: ScaleInit = ScaleInit.EXACT

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+import os
+import time
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from bitsfusion.data.batches import TrainingData
-from bitsfusion.data.captioned import CaptionedData
+from bitsfusion.data.cached import cached_data
+from bitsfusion.data.hf_dataset import HfDataset
+from bitsfusion.data.image_folder import ImageFolder
+from bitsfusion.data.records import ImageSource
+from bitsfusion.data.tar_shards import TarShards
 from bitsfusion.data.world.captions import Split
 from bitsfusion.data.world_training import WorldData
-from bitsfusion.runs.config import FolderSource, WorldSource
+from bitsfusion.runs.config import DataSource, FolderSource, HfDatasetSource, WorldSource
+from bitsfusion.runs.progress import ProgressSink
 
 HELD_OUT_SEED = 1_000_003
 """Of the scenes that no student trains on."""
 
 
-def training_data(source: WorldSource | FolderSource, pipeline: Any, split: Split) -> TrainingData:
+def training_data(
+    source: DataSource, pipeline: Any, split: Split, progress: ProgressSink | None = None
+) -> TrainingData:
     """The data of `source` for a pipeline's VAE and tokenizer.
 
     Args:
-        source: the drawn world, or a folder of captioned images.
+        source: the drawn world, or captioned images: these are encoded into a cache first, on an accelerator where
+            there is one, unless they are there already.
         pipeline: a StableDiffusionPipeline.
-        split: of the drawn world's captions; "test" has scenes of its own too. A folder has one split only.
+        split: of the drawn world's captions; "test" has scenes of its own too. Captioned images have one split only.
+        progress: is told about the encoding, as step "data".
     """
-    if isinstance(source, FolderSource):
-        return CaptionedData(source.train_data_dir, pipeline.vae, pipeline.tokenizer, resolution=source.resolution)
+    if not isinstance(source, WorldSource):
+        return _captioned(source, pipeline, progress or ProgressSink())
     held_out = split != "train"
     return WorldData(
         pipeline.vae,
@@ -33,3 +47,67 @@ def training_data(source: WorldSource | FolderSource, pipeline: Any, split: Spli
         split=split,
         task_weights=source.task_weights,
     )
+
+
+def image_source(source: DataSource) -> ImageSource:
+    """The captioned images that `source` names.
+
+    Raises:
+        InputError: they are not there, or the library that reads them is not.
+    """
+    if isinstance(source, FolderSource):
+        return ImageFolder(source.train_data_dir)
+    if isinstance(source, HfDatasetSource):
+        return HfDataset(
+            source.dataset_name,
+            config=source.dataset_config_name,
+            revision=source.revision,
+            split=source.split,
+            image_column=source.image_column,
+            caption_column=source.caption_column,
+            streaming=source.streaming,
+        )
+    assert not isinstance(source, WorldSource)
+    return TarShards(source.train_shards_path_or_url)
+
+
+def default_cache() -> Path:
+    """Where encoded images are kept unless the config says otherwise: below XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitsfusion" / "latents"
+
+
+def _captioned(source: Any, pipeline: Any, progress: ProgressSink) -> TrainingData:
+    began, encoded = time.monotonic(), False
+
+    def report(done: int, total: int | None) -> None:
+        nonlocal encoded
+        encoded = True
+        progress.update("data", done, total or done)
+
+    vae, home = pipeline.vae, pipeline.vae.device
+    vae.to(_encoding_device(home))
+    try:
+        data = cached_data(
+            image_source(source),
+            vae,
+            pipeline.tokenizer,
+            source.latents_cache_dir or default_cache(),
+            resolution=source.resolution,
+            dtype=source.latents_dtype,
+            seed=source.seed,
+            max_bad_samples=source.max_bad_samples,
+            max_samples=source.max_samples,
+            progress=report,
+        )
+    finally:
+        vae.to(home)
+    if encoded:
+        progress.finish("data", time.monotonic() - began)
+    return data
+
+
+def _encoding_device(home: torch.device) -> torch.device:
+    """An accelerator where there is one, this process's own under a launcher; otherwise where the VAE is."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return torch.device("mps") if torch.backends.mps.is_available() else home

@@ -1,0 +1,238 @@
+"""Filling the cache: every record is read, decoded and encoded once, by however many processes there are."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from bitsfusion.data.encoder import Encoder
+from bitsfusion.data.latent_cache import CHUNK, Chunk, Claims, LatentCache
+from bitsfusion.data.pixels import decode_image
+from bitsfusion.data.records import BadSampleError, ImageSource, Record, caption_text
+from bitsfusion.errors import InputError
+
+CachingProgress: TypeAlias = Callable[[int, int | None], None]
+"""Called now and then: (records done by all processes, records in all or None if unknown)."""
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class BadSampleLimit:
+    """How many unusable samples are bearable: below 1 a fraction of the records, otherwise a count.
+
+    The fraction is of all records, or as long as their number is unknown, of those read so far, chunk by chunk.
+    """
+
+    value: float
+
+    def exceeded(self, bad: int, records: int) -> bool:
+        """Whether `bad` of `records` is too many."""
+        return bad > (self.value * records if self.value < 1 else self.value)
+
+
+def fill(
+    cache: LatentCache,
+    source: ImageSource,
+    encoder: Encoder,
+    limit: BadSampleLimit,
+    max_samples: int | None = None,
+    progress: CachingProgress | None = None,
+) -> list[Chunk]:
+    """Makes every chunk that is missing, together with other processes that do the same.
+
+    Each process takes parts that no other works on; in the end each waits for the others' parts and takes over those
+    of a process that died. What a part's chunks hold does not depend on who made them.
+
+    Args:
+        max_samples: stop when the first that many usable samples, in the source's order, are there.
+
+    Returns:
+        The chunks in the source's order, up to the one with the last sample wanted.
+
+    Raises:
+        InputError: more samples are unusable than `limit` bears.
+    """
+    work = _Filling(cache, source, encoder, limit, max_samples, progress)
+    claims = Claims(cache.folder)
+    try:
+        for wait in (False, True):
+            before = 0
+            for part in range(source.parts):
+                if work.wanted(part, before):
+                    with claims.part(part, wait) as granted:
+                        if granted:
+                            work.part(part, before)
+                before += work.samples(part)
+                if max_samples is not None and before >= max_samples:
+                    break
+    finally:
+        claims.close()
+    return work.chunks()
+
+
+class _Filling:
+    def __init__(
+        self,
+        cache: LatentCache,
+        source: ImageSource,
+        encoder: Encoder,
+        limit: BadSampleLimit,
+        max_samples: int | None,
+        progress: CachingProgress | None,
+    ) -> None:
+        self._cache, self._source, self._encoder, self._limit = cache, source, encoder, limit
+        self._max, self._progress = max_samples, progress
+
+    def samples(self, part: int) -> int:
+        return sum(len(chunk.names) for chunk in self._cache.chunks(part))
+
+    def wanted(self, part: int, before: int) -> bool:
+        """Whether a part needs another chunk, `before` usable samples being in the parts before it."""
+        if self._cache.complete(part):
+            return False
+        return self._max is None or before + self.samples(part) < self._max
+
+    def chunks(self) -> list[Chunk]:
+        found, samples = [], 0
+        for chunk in self._all():
+            if self._max is None or samples < self._max:
+                found.append(chunk)
+                samples += len(chunk.names)
+        self._check(found, sum(chunk.records for chunk in found))
+        return found
+
+    def part(self, part: int, before: int) -> None:
+        """Makes chunks of a part until it ends or enough samples are there."""
+        if not self.wanted(part, before):  # another process made it while this one waited
+            return
+        self._cache.sweep(part)
+        records = self._source.read(part, sum(chunk.records for chunk in self._cache.chunks(part)))
+        with ThreadPoolExecutor(min(16, _cores())) as pool:
+            following = next(records, None)
+            while self.wanted(part, before):
+                own = [] if following is None else [following, *itertools.islice(records, CHUNK - 1)]
+                following = next(records, None)
+                self._write(part, self._chunk(own, pool), last=following is None)
+
+    def _chunk(self, records: list[Record], pool: ThreadPoolExecutor) -> _Encoded:
+        made = _Encoded()
+        done = self._all()
+        bad, seen = sum(len(chunk.bad) for chunk in done), sum(chunk.records for chunk in done)
+        good: list[tuple[str, Tensor, str]] = []
+        for record, read in zip(records, _ahead(pool, self._read, records), strict=True):
+            made.count += 1
+            if isinstance(read, str):
+                made.bad.append((record.name, read))
+                total = self._source.records or (seen + made.count if self._limit.value >= 1 else None)
+                if total is not None and self._limit.exceeded(bad + len(made.bad), total):
+                    raise self._too_many([one for chunk in done for one in chunk.bad] + made.bad, total)
+            else:
+                pixels, caption, content = read
+                made.digest.update(content)
+                good.append((record.name, pixels, caption))
+            if len(good) == self._encoder.at_once:
+                self._encode(good, made)
+                good = []
+            if self._progress and (made.count % 8 == 0 or made.count == len(records)):
+                self._progress(seen + made.count, self._source.records)
+        self._encode(good, made)
+        return made
+
+    def _read(self, record: Record) -> tuple[Tensor, str, bytes] | str:
+        """Pixels, caption and a hash of both, or what is wrong with the record."""
+        try:
+            image, caption = record.load()
+            text = caption_text(caption)
+            pixels = decode_image(image, self._encoder.resolution)
+        except BadSampleError as error:
+            return str(error)
+        digest = hashlib.sha256(image)
+        digest.update(f"\0{record.name}\0{text}".encode())
+        return pixels, text, digest.digest()
+
+    def _encode(self, good: list[tuple[str, Tensor, str]], made: _Encoded) -> None:
+        latents = self._encoder.latents([pixels for _, pixels, _ in good])
+        finite = latents.isfinite().flatten(1).all(1).tolist()
+        captions = []
+        for (name, _, caption), fine in zip(good, finite, strict=True):
+            if fine:
+                made.names.append(name)
+                captions.append(caption)
+            else:
+                made.bad.append((name, "its latents are not finite"))
+        made.latents.append(latents[torch.tensor(finite, dtype=torch.bool)])
+        made.ids.append(self._encoder.token_ids(captions))
+        made.cut += self._encoder.cut(captions)
+
+    def _write(self, part: int, made: _Encoded, last: bool) -> None:
+        self._cache.write(
+            part,
+            torch.cat(made.latents),
+            torch.cat(made.ids),
+            names=made.names,
+            bad=made.bad,
+            cut=made.cut,
+            content=made.digest.hexdigest(),
+            last=last,
+        )
+        chunks = self._all()
+        self._check(chunks, self._source.records or sum(chunk.records for chunk in chunks))
+
+    def _all(self) -> list[Chunk]:
+        """The chunks that are there, of all processes."""
+        return [chunk for part in range(self._source.parts) for chunk in self._cache.chunks(part)]
+
+    def _check(self, chunks: list[Chunk], records: int) -> None:
+        bad = [one for chunk in chunks for one in chunk.bad]
+        if self._limit.exceeded(len(bad), records):
+            raise self._too_many(bad, records)
+
+    def _too_many(self, bad: list[tuple[str, str]], records: int) -> InputError:
+        return InputError(
+            f"{self._source.title}: {len(bad)} of {records} samples cannot be used, more than max_bad_samples "
+            f"{self._limit.value:g} allows: {first_few(bad)}"
+        )
+
+
+@dataclass
+class _Encoded:
+    """A chunk in the making."""
+
+    latents: list[Tensor] = field(default_factory=list)
+    ids: list[Tensor] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    cut: int = 0
+    count: int = 0
+    digest: Any = field(default_factory=hashlib.sha256)
+
+
+def first_few(bad: list[tuple[str, str]]) -> str:
+    """The first three bad samples with their reasons, and how many more there are."""
+    shown = "; ".join(f"{name}: {reason}" for name, reason in bad[:_SHOWN])
+    return shown + (f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else "")
+
+
+def _ahead(pool: ThreadPoolExecutor, function: Callable[[Record], Any], records: Iterable[Record]) -> Iterator[Any]:
+    """`function` of each record, in order, some of them computed ahead."""
+    waiting: collections.deque[Future[Any]] = collections.deque()
+    for record in records:
+        waiting.append(pool.submit(function, record))
+        if len(waiting) > 64:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,167 @@
+"""The cache folder: latents and token ids of a source in safetensors chunks, each written whole or not at all.
+
+`part-00012-0003.safetensors` holds what became of up to 512 records of part 12, from its 1536th on: `latents`
+[n, c, h, w] in the cache's dtype and `input_ids` [n, tokens] int32, n being the usable ones. Its metadata holds the
+numbers and names in `Chunk`. A part is complete when its chunks lead without a gap to one that is the `last`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bitsfusion.files import atomic_path, sha256_json, write_json
+
+SCHEMA_VERSION = 1
+CHUNK = 512
+"""Records in a chunk: what a kill costs at most, and what a process claims at least."""
+_CLAIMS = "claims"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One file of the cache.
+
+    path: of the file. names: of the usable samples, in order. bad: (name, reason) of the others. cut: how many
+    captions were longer than the tokenizer takes. content: SHA-256 over names, images and captions. last: whether the
+    part ends here.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    bad: tuple[tuple[str, str], ...]
+    cut: int
+    content: str
+    last: bool
+
+    @property
+    def records(self) -> int:
+        """Usable or not."""
+        return len(self.names) + len(self.bad)
+
+    def rows(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Latents [n, c, h, w] float32 and token ids [n, tokens] int64 of some samples."""
+        with safe_open(self.path, "pt") as file:
+            latents, ids = file.get_slice("latents"), file.get_slice("input_ids")
+            parts = [(latents[row : row + 1], ids[row : row + 1]) for row in rows]
+        return torch.cat([part[0] for part in parts]).float(), torch.cat([part[1] for part in parts]).long()
+
+
+class LatentCache:
+    """The chunks of one source, encoder and resolution.
+
+    Args:
+        root: of all caches; the folder is made there under a name derived from `key`.
+        key: all that the content depends on, as JSON; kept in the folder's key.json.
+    """
+
+    def __init__(self, root: Path, key: Mapping[str, Any]) -> None:
+        key = {"schema_version": SCHEMA_VERSION, "chunk": CHUNK, **key}
+        self.folder = Path(root) / sha256_json(key)[:32]
+        if not (self.folder / "key.json").exists():
+            write_json(self.folder / "key.json", key)
+        self._known: dict[int, list[Chunk]] = {}
+
+    def chunks(self, part: int) -> list[Chunk]:
+        """The chunks of a part that are there, from its beginning without a gap."""
+        known = self._known.setdefault(part, [])
+        while not (known and known[-1].last):
+            chunk = _read(self._path(part, len(known)))
+            if chunk is None:
+                break
+            known.append(chunk)
+        return known
+
+    def complete(self, part: int) -> bool:
+        """Whether all chunks of a part are there."""
+        chunks = self.chunks(part)
+        return bool(chunks) and chunks[-1].last
+
+    def write(
+        self,
+        part: int,
+        latents: Tensor,
+        input_ids: Tensor,
+        *,
+        names: Sequence[str],
+        bad: Sequence[tuple[str, str]],
+        cut: int,
+        content: str,
+        last: bool,
+    ) -> None:
+        """Adds the next chunk of a part; see `Chunk`."""
+        metadata = {
+            "names": json.dumps(list(names)),
+            "bad": json.dumps([list(one) for one in bad]),
+            "cut": str(cut),
+            "content": content,
+            "last": json.dumps(last),
+        }
+        tensors = {"latents": latents.contiguous(), "input_ids": input_ids.to(torch.int32).contiguous()}
+        with atomic_path(self._path(part, len(self.chunks(part)))) as temporary:
+            save_file(tensors, temporary, metadata)
+
+    def sweep(self, part: int) -> None:
+        """Removes what killed writers left of a part; for its claimant alone."""
+        for left in self.folder.glob(f".part-{part:05d}-*.partial"):
+            left.unlink(missing_ok=True)
+
+    def _path(self, part: int, number: int) -> Path:
+        return self.folder / f"part-{part:05d}-{number:04d}.safetensors"
+
+
+def _read(path: Path) -> Chunk | None:
+    """A chunk's metadata; None if it is not there or damaged, in which case it is made again."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        names, bad = json.loads(metadata["names"]), json.loads(metadata["bad"])
+        pairs = tuple((str(name), str(reason)) for name, reason in bad)
+        last = json.loads(metadata["last"])
+        return Chunk(path, tuple(names), pairs, int(metadata["cut"]), metadata["content"], last)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+
+
+class Claims:
+    """Which process works on which part: locks on bytes of one file, freed by the system when a process dies.
+
+    On a file system without locks every claim is granted: parts may then be made twice, which costs time only.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._handle = os.open(folder / _CLAIMS, os.O_RDWR | os.O_CREAT, 0o666)
+
+    def close(self) -> None:
+        """Frees all claims."""
+        os.close(self._handle)
+
+    @contextlib.contextmanager
+    def part(self, part: int, wait: bool) -> Iterator[bool]:
+        """Claims a part; yields whether it could, which it always could after waiting for other processes."""
+        granted = self._lock(part, wait)
+        try:
+            yield granted
+        finally:
+            if granted:
+                with contextlib.suppress(OSError):
+                    fcntl.lockf(self._handle, fcntl.LOCK_UN, 1, part)
+
+    def _lock(self, part: int, wait: bool) -> bool:
+        try:
+            fcntl.lockf(self._handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, part)
+        except OSError as error:
+            return error.errno not in (errno.EACCES, errno.EAGAIN)
+        return True
