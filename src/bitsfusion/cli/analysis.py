@@ -13,13 +13,14 @@ from bitsfusion.cli.console import print_json, progress_bars
 from bitsfusion.cli.options import Cover, Json, Model, Quiet, samplers_to_cover
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import file_prompts, world_prompts
-from bitsfusion.models.pipeline import EMBEDDED
+from bitsfusion.models.pipeline import EMBEDDED, load_pipeline
 from bitsfusion.recipe.assign import Strategy
 from bitsfusion.recipe.assign import assign as assign_bits
 from bitsfusion.recipe.schema import write_recipe
 from bitsfusion.runs.analysis import AnalysisJob
 from bitsfusion.runs.config import FolderSource, RunConfig, WorldSource
 from bitsfusion.sensitivity.plan import Plan
+from bitsfusion.sensitivity.report import write_report
 from bitsfusion.sensitivity.settings import JacobianSettings, NoiseErrorSettings, PaperSettings, Settings
 from bitsfusion.sensitivity.table import read_table
 
@@ -67,6 +68,9 @@ def analyze(
         str | None, typer.Option(help="Of a Ray cluster; without it the workers are on this machine.")
     ] = None,
     cpus_per_worker: Annotated[int | None, typer.Option(min=1, help="Cores of a worker.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for tables 1 and 2 and the figures of errors and skewness.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost, from a timed sample.")] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -105,10 +109,14 @@ def analyze(
     measuring = job.workers(workers, ray_address, cpus_per_worker) if workers or ray_address else None
     with progress_bars(quiet) as progress:
         table = job.run(out, measuring, lambda done, total: progress.update("analyze", done, total))
+    written = [] if report is None else write_report(table, load_pipeline(model).unet, report)
     if json:
-        print_json({"file": str(out), "rows": len(table.rows), "layers": len(table.layers)})
-    else:
-        print(f"{out}: {len(table.rows)} rows of {len(table.layers)} layers")
+        files = [str(file) for file in written]
+        print_json({"file": str(out), "rows": len(table.rows), "layers": len(table.layers), "report": files})
+        return
+    print(f"{out}: {len(table.rows)} rows of {len(table.layers)} layers")
+    for file in written:
+        print(file)
 
 
 def _source(model: str, data: Path | None, resolution: int) -> FolderSource | WorldSource:
