@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from bitsfusion.artifact.inspect import inspect_folder
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.artifact.writer import write_model, write_pipeline
 from bitsfusion.errors import BitsFusionError, InputError
+from bitsfusion.files import sha256_folder
 from bitsfusion.nn.fake_quantized import FakeQuantizedLinear
 from bitsfusion.nn.replace import replace_module
 from bitsfusion.time_features import Coverage, cache_time_features, cover, time_feature_rows, time_layers
@@ -120,20 +122,20 @@ def test_a_folder_with_other_things_is_left_alone(student: UNet2DConditionModel,
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_full_disk_leaves_the_old_folder(
-    student: UNet2DConditionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("limit", [1_000, 40_000])
+def test_a_full_disk_leaves_the_old_folder(student: UNet2DConditionModel, tmp_path: Path, limit: int) -> None:
+    """A limit on the size of files stops the write half way, as a full disk does."""
     write_model(student, tmp_path / "out", COVERAGE)
-    before = (tmp_path / "out" / "config.json").read_bytes()
-
-    def full(self: Path, data: Any) -> int:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(BitsFusionError, match="No space left on device"):
-        write_model(student, tmp_path / "out", Coverage((1,)))
+    before = sha256_folder(tmp_path / "out")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(BitsFusionError, match="could not be written"):
+            write_model(student, tmp_path / "out", Coverage((1,)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (tmp_path / "out" / "config.json").read_bytes() == before
+    assert sha256_folder(tmp_path / "out") == before
 
 
 def test_an_older_packed_folder_is_replaced(student: UNet2DConditionModel, tmp_path: Path) -> None:

@@ -12,7 +12,11 @@ from torch import nn
 FIRST_LAST_BITS = 8
 """The first and the last convolution are 8-bit (section 4.1)."""
 
+FIXED_BITS = 8
+"""Of conditioning layers, and of time layers where they stay: small, and all blocks depend on them."""
+
 _TIME = re.compile(r"(^time_embedding\.)|(\.time_emb_proj$)")
+_CONDITION = re.compile(r"^(add_embedding|class_embedding|encoder_hid_proj)(\.|$)")
 
 
 class LayerRole(str, Enum):
@@ -21,6 +25,11 @@ class LayerRole(str, Enum):
     QUANTIZED = "quantized"  # gets its bits from the recipe
     FIRST_LAST = "first_last"  # conv_in, conv_out
     TIME = "time"  # depends on the time step alone: cached and removed
+    CONDITION = "condition"  # embeds sizes, classes or pooled text (SDXL's add_embedding): 8 bits
+
+
+EMBEDDING_ROLES = (LayerRole.TIME, LayerRole.CONDITION)
+"""Of layers that a recipe need not name: removed, or kept at `FIXED_BITS`."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +53,18 @@ class LayerInfo:
 def unet_layers(unet: nn.Module) -> dict[str, LayerInfo]:
     """Every Linear and Conv2d of `unet`, in module order; works on meta tensors too."""
     return {
-        name: LayerInfo(name, _role(name), getattr(module, "weight_shape", None) or tuple(module.weight.shape))
+        name: LayerInfo(name, layer_role(name), getattr(module, "weight_shape", None) or tuple(module.weight.shape))
         for name, module in unet.named_modules()
         if isinstance(module, (nn.Linear, nn.Conv2d))
     }
 
 
-def _role(name: str) -> LayerRole:
+def layer_role(name: str) -> LayerRole:
+    """The part that the layer of this name plays."""
     if name in ("conv_in", "conv_out"):
         return LayerRole.FIRST_LAST
+    if _CONDITION.search(name):
+        return LayerRole.CONDITION
     return LayerRole.TIME if _TIME.search(name) else LayerRole.QUANTIZED
 
 
@@ -64,6 +76,8 @@ _KINDS = (
     (re.compile(r"\.attn1\."), "self-attention"),
     (re.compile(r"\.attn2\."), "cross-attention"),
     (re.compile(r"\.ff\."), "feed-forward"),
+    (_TIME, "time"),
+    (_CONDITION, "conditioning"),
 )
 
 
@@ -73,7 +87,7 @@ def layer_kind(name: str) -> str:
 
 
 def layers_to_assign(unet: nn.Module) -> dict[str, LayerInfo]:
-    """The layers that a recipe gives bits to: all but the time layers, conv_in and conv_out (section 3.2)."""
+    """The layers that a recipe chooses bits for: all but time and conditioning layers, conv_in and conv_out."""
     return {name: layer for name, layer in unet_layers(unet).items() if layer.role is LayerRole.QUANTIZED}
 
 

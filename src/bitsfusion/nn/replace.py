@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from bitsfusion.errors import InputError
 from bitsfusion.nn.fake_quantized import FakeQuantizedConv2d, FakeQuantizedLayer, FakeQuantizedLinear
-from bitsfusion.numerics import ScaleInit, check_bits, initial_scale
+from bitsfusion.nn.scale import layer_scale
+from bitsfusion.numerics import ScaleInit, check_bits
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -45,10 +46,7 @@ def fake_quantize_model(
             raise InputError(f"{name}: got {got}, wanted a Linear or Conv2d layer of the model")
         scale = (scales or {}).get(name)
         if scale is None:
-            try:
-                scale = initial_scale(layer.weight.detach(), layer_bits, method)
-            except InputError as error:
-                raise InputError(f"{name}: {error}") from None
+            scale = layer_scale(name, layer.weight, layer_bits, method)
         if isinstance(layer, nn.Linear):
             made[name] = FakeQuantizedLinear.from_layer(layer, layer_bits, scale)
         else:

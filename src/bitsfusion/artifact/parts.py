@@ -1,0 +1,162 @@
+"""What is packed, layer by layer: a UNet in memory, or one that is read from its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitsfusion.artifact.skeleton import empty_model
+from bitsfusion.errors import InputError
+from bitsfusion.models.unet import EMBEDDING_ROLES, FIXED_BITS, layer_role
+from bitsfusion.models.unet_folder import UNetFolder
+from bitsfusion.nn.fake_quantized import FakeQuantizedConv2d, FakeQuantizedLinear
+from bitsfusion.nn.packed import PackedConv2d, PackedLinear, packed_buffer
+from bitsfusion.nn.scale import layer_scale
+from bitsfusion.numerics import ScaleInit, quantize
+from bitsfusion.time_features import Coverage, time_feature_rows, time_layers
+from bitsfusion.time_features.cache import TimeFeatureRows
+
+_FIXED_SCALE = ScaleInit.ALTERNATING  # of layers at 8 bits that no recipe names: the exact search gains nothing there
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """A UNet about to be packed.
+
+    Fields:
+        config: its diffusers config, plain JSON.
+        kept: the shape of the weight of every layer that is packed, in module order.
+        removed: the same of the layers that cached rows stand for.
+        layer: b and the packed buffer of a kept layer; made when asked for, and by several threads.
+        others: every other parameter, float32 and finite.
+        rows: cached time features, float16 [steps, channels], with the steps that they cover.
+    """
+
+    config: Mapping[str, Any]
+    kept: Mapping[str, tuple[int, ...]]
+    removed: Mapping[str, tuple[int, ...]]
+    layer: Callable[[str], tuple[int, Tensor]]
+    others: Mapping[str, Tensor]
+    rows: tuple[Tensor, Coverage] | None
+
+
+def parts_of_model(unet: nn.Module, coverage: Coverage | None) -> ModelParts:
+    """A fake-quantized (or packed) UNet in memory, which is not changed.
+
+    Args:
+        coverage: the time steps to cache; None keeps the time layers, at 8 bits where they are not quantized.
+
+    Raises:
+        InputError: names a layer that is not quantized (when asked for) or a tensor that is not finite.
+    """
+    dense = empty_model(json.loads(unet.to_json_string()))  # type: ignore[operator]
+    rows = _rows_of_model(unet, coverage)
+    return _parts(dense, lambda name: _buffer(name, unet.get_submodule(name)), unet.state_dict().__getitem__, rows)
+
+
+def parts_of_folder(
+    folder: UNetFolder, bits: Mapping[str, int], method: ScaleInit, coverage: Coverage | None
+) -> ModelParts:
+    """A full-precision UNet on disk; each layer is read, quantized and forgotten.
+
+    Args:
+        bits: layer name -> b; time and conditioning layers need none and get 8.
+        method: how scales are found.
+        coverage: as `parts_of_model`.
+
+    Raises:
+        InputError: names a layer without bits or a tensor that is not finite (of a layer when asked for), or time
+            features that cannot be cached.
+    """
+    for name, module in folder.skeleton.named_modules():
+        needed = isinstance(module, (nn.Linear, nn.Conv2d)) and layer_role(name) not in EMBEDDING_ROLES
+        if needed and name not in bits:
+            raise InputError(f"{name}: got no bits for this layer, wanted 1 to 8")
+
+    def layer(name: str) -> tuple[int, Tensor]:
+        weight = folder.tensor(f"{name}.weight")
+        chosen = bits.get(name, FIXED_BITS)
+        scale = layer_scale(name, weight, chosen, method if name in bits else _FIXED_SCALE)
+        return chosen, packed_buffer(quantize(weight, scale, chosen), scale, chosen)
+
+    rows = None
+    if coverage is not None:
+        timed = empty_model(json.loads(folder.skeleton.to_json_string()))
+        for name in time_layers(timed):
+            part = timed.get_submodule(name)
+            tensors = {leaf: _finite(f"{name}.{leaf}", folder.tensor(f"{name}.{leaf}")) for leaf in part.state_dict()}
+            part.load_state_dict(tensors, assign=True)
+        rows = time_feature_rows(timed, coverage.steps), coverage
+    return _parts(folder.skeleton, layer, folder.tensor, rows)
+
+
+def _parts(
+    dense: nn.Module,
+    layer: Callable[[str], tuple[int, Tensor]],
+    tensor: Callable[[str], Tensor],
+    rows: tuple[Tensor, Coverage] | None,
+) -> ModelParts:
+    shapes = {n: tuple(m.weight.shape) for n, m in dense.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    removed = {} if rows is None else {name: shapes[name] for name in time_layers(dense)}
+    others = {}
+    for name in dense.state_dict():
+        owner, _, leaf = name.rpartition(".")
+        if owner not in removed and (owner not in shapes or leaf == "bias"):
+            others[name] = _other(name, tensor(name))
+    kept = {name: shape for name, shape in shapes.items() if name not in removed}
+    config = json.loads(dense.to_json_string())  # type: ignore[operator]
+    config.pop("_name_or_path", None)
+    return ModelParts(config, kept, removed, layer, others, rows)
+
+
+def _other(name: str, tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        raise InputError(
+            f"{name}: got a tensor of {tensor.dtype}, wanted only floating parameters beside the packed layers"
+        )
+    return _finite(name, tensor.detach().to("cpu", torch.float32).contiguous())
+
+
+def _rows_of_model(unet: nn.Module, coverage: Coverage | None) -> tuple[Tensor, Coverage] | None:
+    """The float16 rows to store, of a UNet with its time layers or of one that is cached already."""
+    cached = getattr(unet, "time_proj", None)
+    if isinstance(cached, TimeFeatureRows):
+        missing = [] if coverage is None else [step for step in coverage.steps if step not in cached.coverage.steps]
+        if coverage is None or missing:
+            wanted = "time layers" if coverage is None else f"time step {missing[0]}"
+            raise InputError(
+                f"time features: got a UNet cached for {cached.coverage}, wanted its {wanted}: pack from before caching"
+            )
+        picked = [cached.coverage.steps.index(step) for step in coverage.steps]
+        return cached.rows[picked].to("cpu", torch.float16), coverage
+    if coverage is None:
+        return None
+    return time_feature_rows(unet, coverage.steps).cpu(), coverage
+
+
+def _buffer(name: str, layer: nn.Module) -> tuple[int, Tensor]:
+    """b and the packed buffer of one kept layer."""
+    if isinstance(layer, (PackedLinear, PackedConv2d)):
+        return layer.bits, layer.packed.cpu()
+    if isinstance(layer, (FakeQuantizedLinear, FakeQuantizedConv2d)):
+        weight, bits = _finite(name, layer.weight.detach()), layer.bits
+        scale = _finite(name, layer.scale.detach())
+    elif isinstance(layer, nn.Linear) and layer_role(name) in EMBEDDING_ROLES:
+        weight, bits = layer.weight.detach(), FIXED_BITS
+        scale = layer_scale(name, weight, bits, _FIXED_SCALE)
+    else:
+        raise InputError(
+            f"{name}: got a dense {type(layer).__name__}, wanted every layer quantized: give it bits in the recipe"
+        )
+    return bits, packed_buffer(quantize(weight, scale, bits), scale, bits)
+
+
+def _finite(name: str, tensor: Tensor) -> Tensor:
+    if not bool(torch.isfinite(tensor).all()):
+        raise InputError(f"{name}: got NaN or infinite values, wanted finite weights and scales")
+    return tensor

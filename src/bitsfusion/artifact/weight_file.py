@@ -1,0 +1,55 @@
+"""Writes a safetensors file whose tensors come one by one: none is kept in memory."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bitsfusion.artifact.payload import tensor_bytes
+
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.uint8: "U8"}  # in the order of their tensors in the file
+_METADATA = {"format": "pt"}
+_ALIGNMENT = 8
+
+
+def write_weights(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """The bytes that `safetensors.torch.save(tensors, {"format": "pt"})` makes, in whatever order the tensors come.
+
+    The header comes first in the file and holds all sizes, so that data wait in a second file beside it, which is
+    removed: twice the size on disk for a moment.
+
+    Args:
+        tensors: name and tensor (float32, float16 or uint8), each name once.
+
+    Raises:
+        OSError: the disk.
+    """
+    spool = path.with_name(path.name + ".spool")
+    entries: list[tuple[str, torch.dtype, list[int], int, int]] = []
+    try:
+        with open(spool, "w+b") as waiting:
+            for name, tensor in tensors:
+                data = tensor_bytes(tensor)
+                entries.append((name, tensor.dtype, list(tensor.shape), waiting.tell(), len(data)))
+                waiting.write(data)
+            places = list(_DTYPES)
+            entries.sort(key=lambda entry: (places.index(entry[1]), entry[0].encode()))
+            header: dict[str, object] = {"__metadata__": _METADATA}
+            end = 0
+            for name, dtype, shape, _, size in entries:
+                header[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [end, end + size]}
+                end += size
+            text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+            text += b" " * (-len(text) % _ALIGNMENT)
+            with open(path, "wb") as file:
+                file.write(struct.pack("<Q", len(text)) + text)
+                for _, _, _, start, size in entries:
+                    waiting.seek(start)
+                    file.write(waiting.read(size))
+    finally:
+        spool.unlink(missing_ok=True)
