@@ -95,11 +95,6 @@ def test_save_pretrained_round_trip(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "again" / packed).read_bytes() == (folder / packed).read_bytes()
 
 
-def test_half_precision_is_not_saved(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not serializable"):
-        load(folder, torch_dtype=torch.float16).save_pretrained(tmp_path / "again")
-
-
 def test_no_pickle_anywhere(folder: Path) -> None:
     names = [path.name for path in folder.rglob("*") if path.is_file()]
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl", ".pth", ".ckpt"))]

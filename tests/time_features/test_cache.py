@@ -109,8 +109,31 @@ def test_uncovered_step_names_the_samplers(unet: UNet2DConditionModel) -> None:
     cache_time_features(cached, Coverage(STEPS, (SamplerSteps("pndm", 50), SamplerSteps("dpm", 20))))
     with pytest.raises(InputError, match="time step 980 is not cached: this model covers pndm 50 steps, dpm 20 steps"):
         run(cached, 980)
-    with pytest.raises(InputError, match=r"time step 0\.5 is not cached"):
+    with pytest.raises(InputError, match=r"time step 0\.5 is not cached.* timestep_spacing='leading'"):
         run(cached, torch.tensor([981, 0.5]), 2)
+
+
+def test_a_step_that_bfloat16_cannot_tell_is_refused(unet: UNet2DConditionModel) -> None:
+    cached = copy.deepcopy(unet)
+    cache_time_features(cached, STEPS)
+    with pytest.raises(InputError, match="time step 980 is not cached"):
+        run(cached, torch.tensor([981], dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiles_whole_and_still_refuses(unet: UNet2DConditionModel, backend: str) -> None:
+    cached = copy.deepcopy(unet)
+    cache_time_features(cached, STEPS, torch.float32)
+    compiled = torch.compile(cached, backend=backend, fullgraph=True)
+    for step in (981, 1):
+        assert torch.equal(run(compiled, torch.tensor(step)), run(cached, step))
+    with pytest.raises(InputError, match="time step 980 is not cached: this model covers the steps 981, 500, 1"):
+        run(compiled, torch.tensor(980))
+
+
+def test_the_operator_is_a_good_one() -> None:
+    rows, steps = torch.randn(3, 5), torch.tensor(STEPS)
+    torch.library.opcheck(torch.ops.bitsfusion.time_rows, (rows, steps, torch.tensor([1, 981]), "the steps"))
 
 
 def test_uncovered_step_lists_bare_steps(unet: UNet2DConditionModel) -> None:

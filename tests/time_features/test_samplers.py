@@ -15,7 +15,7 @@ def test_pndm_50_of_stable_diffusion_has_50_different_steps() -> None:
     assert sampler_timesteps("pndm", 50, CONFIG) == list(range(981, 0, -20))
 
 
-@pytest.mark.parametrize("name", ["pndm", "ddim", "dpm"])
+@pytest.mark.parametrize("name", ["pndm", "ddim", "dpm", "lcm"])
 @pytest.mark.parametrize("steps", [1, 7, 20])
 def test_steps_are_different_and_in_range(name: str, steps: int) -> None:
     visited = sampler_timesteps(name, steps, CONFIG)
@@ -31,8 +31,18 @@ def test_union() -> None:
 
 
 def test_unknown_sampler() -> None:
-    with pytest.raises(InputError, match="got 'euler', wanted one of pndm, ddim, dpm"):
+    with pytest.raises(InputError, match="got 'euler', wanted one of pndm, ddim, dpm, lcm"):
         sampler_timesteps("euler", 20, CONFIG)
+
+
+def test_lcm_4_is_that_of_its_authors() -> None:
+    """As in the model card of latent-consistency models: 50 original steps, every 20th, from 999 on."""
+    assert sampler_timesteps("lcm", 4, CONFIG) == [999, 759, 499, 259]
+
+
+def test_lcm_has_no_more_steps_than_it_was_distilled_with() -> None:
+    with pytest.raises(InputError, match="sampler lcm: got 51 steps: "):
+        sampler_timesteps("lcm", 51, CONFIG)
 
 
 @pytest.mark.parametrize("steps", [0, 1001])

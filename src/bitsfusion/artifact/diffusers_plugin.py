@@ -6,7 +6,7 @@ exact shape that each decoded tensor has, and diffusers' default loader fills th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
 
@@ -16,9 +16,9 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
-from bitsfusion.artifact.payload import check_others, decode_layers, encode_layer
-from bitsfusion.artifact.schema import PACKED_SUFFIX, QUANT_METHOD, ROWS_TENSOR, PackedConfig, parse_config
-from bitsfusion.errors import ArtifactError
+from bitsfusion.artifact.payload import buffer_hash, check_others, decode_layers, encode_layer, others_hash
+from bitsfusion.artifact.schema import PACKED_SUFFIX, QUANT_METHOD, PackedConfig, parse_config
+from bitsfusion.errors import ArtifactError, InputError
 
 
 class BitsFusionMethod(str, Enum):
@@ -28,7 +28,12 @@ class BitsFusionMethod(str, Enum):
 
 
 class BitsFusionConfig(QuantizationConfigMixin):
-    """`quantization_config` as diffusers hands it round; `content` is the checked one."""
+    """`quantization_config` as diffusers hands it round.
+
+    Fields:
+        content: the checked one of a packed folder. None where a user only names the method, by `BitsFusionConfig()`:
+            a packed folder's own holds then, and a dense model is refused.
+    """
 
     def __init__(self, **values: Any) -> None:
         """Takes the JSON object's keys.
@@ -37,11 +42,11 @@ class BitsFusionConfig(QuantizationConfigMixin):
             ArtifactError: see `parse_config`.
         """
         self.quant_method = BitsFusionMethod.BITSFUSION
-        self.content: PackedConfig = parse_config(values)
+        self.content: PackedConfig | None = parse_config(values) if values else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, the same that was read."""
-        return self.content.model_dump(mode="json")
+        return {"quant_method": QUANT_METHOD} if self.content is None else self.content.model_dump(mode="json")
 
     def to_diff_dict(self) -> dict[str, Any]:
         """The same as `to_dict`: nothing is a default."""
@@ -49,16 +54,28 @@ class BitsFusionConfig(QuantizationConfigMixin):
 
 
 class BitsFusionQuantizer(DiffusersQuantizer):
-    """Loads and saves packed models; it does not pack dense ones (that is `bitsfusion pack`)."""
+    """Loads and saves packed models; it does not pack dense ones (that is `bitsfusion init` and `pack`).
+
+    Tensors beside the packed layers (biases, norms, time features: a few MB) are kept as in the file besides, so that a
+    model that computes in half precision is saved as it was packed, not rounded.
+    """
 
     required_packages = ["accelerate", "zstandard"]  # noqa: RUF012
     requires_calibration = True
 
     def __init__(self, quantization_config: BitsFusionConfig, **kwargs: Any) -> None:
+        """Raises InputError for a model that is not packed."""
+        if quantization_config.content is None or not kwargs.get("pre_quantized", True):
+            raise InputError(
+                "quantization_config: got bitsfusion for a dense model, wanted a packed one: pack it first with "
+                "`bitsfusion init MODEL --recipe uniform:2 --out DIR`, then load DIR"
+            )
         super().__init__(quantization_config, **kwargs)
         self.content = quantization_config.content
         self.dtype = torch.float32
+        self.dequantized = False
         self._expected: frozenset[str] = frozenset()
+        self._loaded: set[str] = set()
         self._others: dict[str, Tensor] = {}
 
     def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype:
@@ -66,13 +83,28 @@ class BitsFusionQuantizer(DiffusersQuantizer):
         self.dtype = torch_dtype or torch.float32
         return self.dtype
 
-    def adjust_target_dtype(self, torch_dtype: torch.dtype) -> torch.dtype:
-        """What `device_map="auto"` counts with: nearly everything is bytes."""
-        return torch.uint8
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Refuses a device map with a disk in it: there diffusers can put parameters, but no buffers."""
+        device_map = kwargs.get("device_map")
+        for place, device in device_map.items() if isinstance(device_map, dict) else ():
+            if device == "disk":
+                raise InputError(
+                    f"device_map: got disk for {place or 'the model'}, wanted devices or cpu: to offload packed bits "
+                    "to a disk, load first, then accelerate.disk_offload(model, folder, offload_buffers=True)"
+                )
 
     def get_cuda_warm_up_factor(self) -> int:
         """Elements are bytes, diffusers counts them in the compute dtype."""
         return max(1, self.dtype.itemsize)
+
+    def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
+        """Refuses them: a tensor that is made up is a wrong weight.
+
+        Raises:
+            ArtifactError: names the layer.
+        """
+        self._refuse_missing(missing_keys)
+        return missing_keys
 
     def maybe_update_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Decodes a file's layers, a few at a time; each takes its payload's place.
@@ -84,6 +116,7 @@ class BitsFusionQuantizer(DiffusersQuantizer):
             if key not in self._expected:
                 name = key.removesuffix(PACKED_SUFFIX)
                 raise ArtifactError(f"{name}: got a tensor {key} that the model does not have")
+            self._loaded.add(key)
             if not key.endswith(PACKED_SUFFIX):
                 # A view would keep the whole file mapped.
                 self._others[key] = state_dict[key] = state_dict[key].clone()
@@ -103,27 +136,79 @@ class BitsFusionQuantizer(DiffusersQuantizer):
         model.config.quantization_config = self.quantization_config  # type: ignore[union-attr]
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
-        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            if tensor.is_meta:
-                raise ArtifactError(f"{name.removesuffix(PACKED_SUFFIX)}: got no tensor {name} in the file")
+        self._refuse_missing(self._expected - self._loaded)
         check_others(self._others, self.content.others_sha256)
-        self._others.clear()
+        # diffusers would refuse `.to(dtype)`, and with it `from_pipe`. Here only floating tensors change.
+        model.is_quantized = False  # type: ignore[assignment]
+        model.fuse_lora = refuse_fusing  # type: ignore[assignment]
+
+    def _refuse_missing(self, keys: Iterable[str]) -> None:
+        for key in sorted(keys):
+            raise ArtifactError(f"{key.removesuffix(PACKED_SUFFIX)}: got no tensor {key} in the file")
 
     def get_state_dict_and_metadata(
         self, state_dict: Mapping[str, Tensor], safe_serialization: bool = False
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What `save_pretrained` writes: packed buffers under zstd again, time features in 16 bits."""
-        saved = dict(state_dict)
-        for name, entry in self.content.layers.items():
-            saved[name + PACKED_SUFFIX] = encode_layer(saved[name + PACKED_SUFFIX], entry.shape[0])
-        if ROWS_TENSOR in saved:
-            saved[ROWS_TENSOR] = saved[ROWS_TENSOR].half()
+        """What `save_pretrained` writes: the tensors of the packed folder, bit for bit, whatever dtype is computed in.
+
+        Raises:
+            InputError: a pickle is asked for, adapters are loaded, the model is offloaded, or a tensor has changed.
+        """
+        if not safe_serialization:
+            raise InputError("save_pretrained: got safe_serialization=False, wanted True: no pickle is written")
+        for key in sorted(self._expected ^ state_dict.keys()):
+            raise InputError(
+                f"{key}: got a model with adapters or other layers than were loaded, wanted the packed one alone: "
+                "save_lora_weights, then unload_lora_weights"
+            )
+        saved: dict[str, Tensor] = {}
+        for key, tensor in state_dict.items():
+            if tensor.is_meta:
+                raise InputError(f"{key}: got a tensor that is offloaded, wanted it in memory: load without offloading")
+            name = key.removesuffix(PACKED_SUFFIX)
+            if name in self.content.layers and key != name:
+                entry = self.content.layers[name]
+                saved[key] = encode_layer(tensor, entry.shape[0])
+                same = buffer_hash(tensor) == entry.sha256
+            else:
+                saved[key] = self._others[key]
+                same = torch.equal(tensor.cpu(), saved[key].to(tensor.dtype))
+            if not same:
+                raise InputError(f"{key}: got other values than were loaded, wanted those: pack the changed model anew")
+        # In float32 what is computed with may be the very tensor that is kept: then only the hash tells.
+        if others_hash(saved) != self.content.others_sha256:
+            raise InputError("biases, norms: got other values than were loaded, wanted those: pack the changed model")
         return saved, {}
+
+    def dequantize(self, model: nn.Module) -> nn.Module:
+        """See `dense.make_dense`. With cached time features the quantizer stays with the model and refuses to save."""
+        made: nn.Module = super().dequantize(model)
+        if self.content.time_features.kind == "cached":
+            made.hf_quantizer = self
+        return made
+
+    def _dequantize(self, model: nn.Module) -> nn.Module:
+        if self.dequantized:
+            raise InputError("dequantize: got a model that is dense already, wanted a packed one")
+        from bitsfusion.artifact.dense import make_dense
+
+        make_dense(model)
+        self.dequantized = True
+        self._others.clear()
+        return model
 
     @property
     def is_serializable(self) -> bool:
-        """Only as loaded in float32: half precision has rounded biases and norms, so the hashes would not hold."""
-        return self.dtype == torch.float32
+        """Yes; but a dense model with cached time features (InputError) is no plain UNet any more."""
+        from bitsfusion.artifact.skeleton import coverage_of
+
+        if self.dequantized:
+            raise InputError(
+                "save_pretrained: got a dense UNet whose time layers were replaced by cached rows for "
+                f"{coverage_of(self.content)}, wanted a packed one or one packed with the time layers kept: "
+                "no plain UNet folder can hold the rows, and the layers cannot be had back from them"
+            )
+        return True
 
     @property
     def is_trainable(self) -> bool:
@@ -132,8 +217,20 @@ class BitsFusionQuantizer(DiffusersQuantizer):
 
     @property
     def is_compileable(self) -> bool:
-        """Not claimed: the reference unpacking was not measured under `torch.compile`."""
-        return False
+        """Whole, without a graph break: unpacking and the look-up of time features are operators of their own."""
+        return True
+
+
+def refuse_fusing(*args: Any, **kwargs: Any) -> None:
+    """Stands in for the model's `fuse_lora`.
+
+    Raises:
+        InputError: always.
+    """
+    raise InputError(
+        "fuse_lora: got a packed model, wanted a dense one: an adapter cannot be fused into packed bits; leave it "
+        "unfused, or call dequantize() on the model first"
+    )
 
 
 def register() -> None:

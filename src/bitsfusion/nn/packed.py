@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional
 from bitsfusion.errors import InputError
 from bitsfusion.kernels import unpack_into
 from bitsfusion.nn.fake_quantized import FakeQuantizedLayer
+from bitsfusion.nn.read_only import ReadOnlyWeight
 from bitsfusion.numerics import check_bits, quantize
 from bitsfusion.packing.accounting import LayerSize
 from bitsfusion.packing.radix import pack, unpack
@@ -57,8 +59,8 @@ class _Packed:
 
     @property
     def weight(self) -> Tensor:
-        """The unpacked weight in `compute_dtype`: a fresh tensor, there to be looked at, not to be trained."""
-        return self.unpack_weight(self.compute_dtype)
+        """The unpacked weight in `compute_dtype`: fresh, there to be looked at; it refuses to be written to."""
+        return self.unpack_weight(self.compute_dtype).as_subclass(ReadOnlyWeight)
 
     def unpack_weight(self, dtype: torch.dtype, reuse: bool = False) -> Tensor:
         """level x scale in float32, then cast to `dtype`: `torch.equal` to the fake-quantized weight cast likewise.
@@ -76,6 +78,12 @@ class _Packed:
         weight = _memory(math.prod(self.weight_shape), dtype, self.packed.device, reuse).view(self.weight_shape)
         unpack_into(self.packed, self.weight_shape, self.bits, weight)
         return weight
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """What `.to`, `.half` and so on go through: `compute_dtype` follows the floating parameters."""
+        super()._apply(fn, recurse)  # type: ignore[misc]
+        self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype)).dtype
+        return self
 
     def _serving_weight(self, input: Tensor) -> Tensor:
         """The weight for one forward; memory is reused only where no backward will ask for it."""
@@ -168,6 +176,28 @@ PackedLayer: TypeAlias = PackedLinear | PackedConv2d
 def packed_layer(layer: nn.Linear | nn.Conv2d, bits: int, packed: Tensor | None = None) -> PackedLayer:
     """The packed form of a Linear or Conv2d layer; with `packed` None an empty one on meta for a loader to fill."""
     return PackedLinear(layer, bits, packed) if isinstance(layer, nn.Linear) else PackedConv2d(layer, bits, packed)
+
+
+def dense_layer(layer: PackedLayer) -> nn.Linear | nn.Conv2d:
+    """The ordinary layer with the unpacked weight in `compute_dtype` and the same bias."""
+    if isinstance(layer, PackedLinear):
+        made: nn.Linear | nn.Conv2d = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    else:
+        made = nn.Conv2d(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,  # type: ignore[arg-type]
+            layer.stride,  # type: ignore[arg-type]
+            layer.padding,  # type: ignore[arg-type]
+            layer.dilation,  # type: ignore[arg-type]
+            layer.groups,
+            bias=False,
+            padding_mode=layer.padding_mode,
+            device="meta",
+        )
+    made.weight = nn.Parameter(layer.unpack_weight(layer.compute_dtype))
+    made.bias = layer.bias
+    return made.train(layer.training)
 
 
 def pack_layer(layer: FakeQuantizedLayer) -> PackedLayer:

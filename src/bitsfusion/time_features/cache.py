@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bitsfusion.errors import InputError
+from bitsfusion.time_features import lookup  # noqa: F401  registers the operator
 from bitsfusion.time_features.samplers import Coverage
 
 
@@ -25,6 +26,7 @@ class TimeFeatureRows(nn.Module):
     def __init__(self, rows: Tensor, coverage: Coverage) -> None:
         super().__init__()
         self.coverage = coverage
+        self.covered = str(coverage)
         self.register_buffer("rows", rows)
         self.register_buffer("steps", torch.tensor(coverage.steps, dtype=torch.int64), persistent=False)
 
@@ -34,14 +36,11 @@ class TimeFeatureRows(nn.Module):
         Raises:
             InputError: a step without a row; says which samplers are covered.
         """
-        hits = timesteps[:, None] == self.steps.to(timesteps.device)
-        found = hits.any(1)
-        if not bool(found.all()):
-            step = timesteps[~found][0].item()
-            raise InputError(
-                f"time step {step:g} is not cached: this model covers {self.coverage}; use these or pack again"
-            )
-        return self.rows[hits.int().argmax(1).to(self.rows.device)]
+        found: Tensor = torch.ops.bitsfusion.time_rows(self.rows, self.steps, timesteps, self.covered)
+        return found
+
+    def extra_repr(self) -> str:
+        return self.covered
 
 
 class _PassOn(nn.Module):
@@ -53,7 +52,7 @@ class _PassOn(nn.Module):
         return sample
 
 
-class _Columns(nn.Module):
+class CachedProjection(nn.Module):
     """Stands in for one block's time projection: its columns of the row."""
 
     def __init__(self, start: int, width: int) -> None:
@@ -62,6 +61,10 @@ class _Columns(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return features[:, self.start : self.start + self.width]
+
+    def extra_repr(self) -> str:
+        """What a user reads whose adapter wants this layer: PEFT quotes the module that it cannot adapt."""
+        return "no layer but cached rows: for adapters on time layers pack with the time layers kept"
 
 
 def time_layers(unet: nn.Module) -> list[str]:
@@ -139,7 +142,7 @@ def place_time_features(unet: nn.Module, rows: Tensor, coverage: Coverage) -> No
         raise InputError(f"time features: got {list(rows.shape)}, wanted [{len(coverage.steps)}, {sum(widths)}]")  # type: ignore[arg-type]
     start = 0
     for (_, block), width in zip(blocks, widths, strict=True):
-        block.time_emb_proj = _Columns(start, width)  # type: ignore[arg-type]
+        block.time_emb_proj = CachedProjection(start, width)  # type: ignore[arg-type]
         block.skip_time_act = True  # type: ignore[assignment]
         start += width  # type: ignore[operator, assignment]
     unet.time_proj = TimeFeatureRows(rows, coverage)

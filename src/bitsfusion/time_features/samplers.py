@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler, SchedulerMixin
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, PNDMScheduler, SchedulerMixin
 
 from bitsfusion.errors import InputError
 
@@ -18,9 +18,15 @@ class Sampler(str, Enum):
     PNDM = "pndm"
     DDIM = "ddim"
     DPM = "dpm"
+    LCM = "lcm"
 
 
-_CLASSES = {Sampler.PNDM: PNDMScheduler, Sampler.DDIM: DDIMScheduler, Sampler.DPM: DPMSolverMultistepScheduler}
+_CLASSES = {
+    Sampler.PNDM: PNDMScheduler,
+    Sampler.DDIM: DDIMScheduler,
+    Sampler.DPM: DPMSolverMultistepScheduler,
+    Sampler.LCM: LCMScheduler,
+}
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def sampler_timesteps(name: str, steps: int, scheduler_config: Mapping[str, Any]
     """The different time steps that sampler `name` visits in `steps` inference steps, in their order.
 
     Args:
-        name: pndm, ddim or dpm.
+        name: pndm, ddim, dpm or lcm.
         steps: as given to the pipeline's `num_inference_steps`.
         scheduler_config: `pipeline.scheduler.config`.
 
@@ -83,7 +89,10 @@ def sampler_timesteps(name: str, steps: int, scheduler_config: Mapping[str, Any]
     trained = int(scheduler.config.num_train_timesteps)
     if not 1 <= steps <= trained:
         raise InputError(f"sampler {name}: got {steps} steps, wanted 1 to {trained}")
-    scheduler.set_timesteps(steps)
+    try:
+        scheduler.set_timesteps(steps)
+    except ValueError as error:
+        raise InputError(f"sampler {name}: got {steps} steps: {str(error).strip().splitlines()[0]}") from None
     return list(dict.fromkeys(int(step) for step in scheduler.timesteps))
 
 

@@ -1,0 +1,38 @@
+"""A packed model back to an ordinary one, for those who want its weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers.configuration_utils import FrozenDict
+
+from bitsfusion.errors import InputError
+from bitsfusion.nn.packed import PackedConv2d, PackedLinear, dense_layer
+from bitsfusion.nn.replace import replace_module
+
+_NOTES = ("quantization_config", "_pre_quantization_dtype")
+
+
+def make_dense(model: Any) -> None:
+    """Unpacks every layer of a loaded model, in place: ordinary layers with equal weights, in the dtype computed in.
+
+    Memory grows to the dense model's, one layer at a time. What stands beside the packed layers stays, cached time
+    features too: time layers that were replaced by rows cannot be had back.
+
+    Args:
+        model: a diffusers model; adapters on packed layers stay, on top of the dense ones.
+
+    Raises:
+        InputError: a layer is offloaded; the model is then unchanged.
+    """
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, (PackedLinear, PackedConv2d))}
+    for name, layer in layers.items():
+        if layer.packed.is_meta:
+            raise InputError(f"{name}: got a layer that is offloaded, wanted it in memory: load without offloading")
+    while layers:
+        name, layer = layers.popitem()
+        replace_module(model, name, dense_layer(layer))
+    del layer
+    model._internal_dict = FrozenDict({key: value for key, value in model.config.items() if key not in _NOTES})
+    for attribute in ("fuse_lora", "quantization_method"):
+        vars(model).pop(attribute, None)
