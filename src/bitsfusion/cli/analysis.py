@@ -19,10 +19,13 @@ from bitsfusion.recipe.assign import assign as assign_bits
 from bitsfusion.recipe.schema import write_recipe
 from bitsfusion.runs.analysis import AnalysisJob
 from bitsfusion.runs.config import FolderSource, RunConfig, WorldSource
+from bitsfusion.sensitivity.entropy import level_entropies
 from bitsfusion.sensitivity.plan import Plan
 from bitsfusion.sensitivity.report import write_report
 from bitsfusion.sensitivity.settings import JacobianSettings, NoiseErrorSettings, PaperSettings, Settings
 from bitsfusion.sensitivity.table import read_table
+
+DEFAULT_BITS = 1.99
 
 
 class AnalysisMethod(str, Enum):
@@ -152,13 +155,33 @@ def _print_plan(plan: Plan, workers: int, json: bool) -> None:
 def assign(
     sensitivity: Annotated[Path, typer.Argument(help="Sensitivity file.")],
     out: Annotated[Path, typer.Option(help="Recipe file to write.")],
-    bits: Annotated[float, typer.Option(help="Average bits a weight, time features counted (Appendix H).")] = 1.99,
+    bits: Annotated[
+        float | None, typer.Option(help="Average bits a weight by Appendix H, time features counted.  [default: 1.99]")
+    ] = None,
+    true_bits: Annotated[
+        float | None, typer.Option(help="Average bits a weight on disk instead: the entropy of the levels.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Whose weights the entropies are of; by default the sensitivity file's model.")
+    ] = None,
     strategy: Annotated[
         Strategy, typer.Option(help="The paper's threshold, or the least total error.")
     ] = Strategy.OPTIMAL,
     eta: Annotated[float, typer.Option(help="Exponent of the layer size in the paper's strategy.")] = 0.3,
+    quiet: Quiet = False,
 ) -> None:
     """Bits for each layer from its sensitivity (section 3.3)."""
-    recipe = assign_bits(read_table(sensitivity), bits, strategy, eta=eta)
+    table = read_table(sensitivity)
+    if true_bits is None:
+        recipe = assign_bits(table, DEFAULT_BITS if bits is None else bits, strategy, eta=eta)
+        shown = f"{recipe.average_bits:.4f} bits on average"
+    else:
+        if bits is not None:
+            raise InputError("true-bits: got --bits too, wanted one of the two")
+        unet = load_pipeline(model or table.model).unet
+        with progress_bars(quiet) as progress:
+            entropies = level_entropies(unet, progress=lambda done, total: progress.update("entropies", done, total))
+        recipe = assign_bits(table, true_bits, strategy, eta=eta, entropies=entropies)
+        shown = f"{recipe.provenance['true_bits']:.4f} true bits on average, {recipe.average_bits:.4f} by Appendix H"
     write_recipe(out, recipe)
-    print(f"{out}: {recipe.average_bits:.4f} bits on average")
+    print(f"{out}: {shown}")

@@ -16,6 +16,7 @@ from bitsfusion.recipe.choices import ROUNDING, Bits, Choices, choices_of
 from bitsfusion.recipe.knapsack import least_error
 from bitsfusion.recipe.schema import Recipe
 from bitsfusion.recipe.threshold import ABOVE_MEASURED, clip_bonus, fill, search
+from bitsfusion.recipe.true_bits import Entropies, by_entropy
 from bitsfusion.sensitivity.table import MEASURED_BITS, SensitivityTable
 
 ETA = 0.3
@@ -37,6 +38,7 @@ def assign(
     eta: float = ETA,
     fill_up: bool = True,
     keep_time_layers: bool = False,
+    entropies: Entropies | None = None,
 ) -> Recipe:
     """The recipe with an average (Appendix H) of at most `target_bits`, as near to it as the layers allow.
 
@@ -45,6 +47,7 @@ def assign(
         fill_up: spend what the threshold leaves on the layers that gain most per bit; only of `paper`, which
             does not do it. Differs from the paper: on unless switched off.
         keep_time_layers: leave the time layers in at 8 bits, for any sampler, instead of caching their features.
+        entropies: makes `target_bits` the average of true bits: entropy instead of log2 of the number of levels.
 
     Raises:
         InputError: an unknown strategy, a table with rows missing, a target that cannot be met.
@@ -54,12 +57,16 @@ def assign(
     except ValueError:
         raise InputError(f"strategy: got {strategy!r}, wanted one of {', '.join(s.value for s in Strategy)}") from None
     choices = choices_of(table, keep_time_layers)
+    if entropies is not None:
+        choices = by_entropy(choices, table, entropies, keep_time_layers)
     if kind is Strategy.PAPER:
         bits, provenance = _paper(table, choices, target_bits, eta, fill_up)
     else:
         _check_range(choices, target_bits, _everywhere(choices, MIN_BITS), _everywhere(choices, MAX_BITS), kind)
         bits, proven = least_error(choices, choices.budget(target_bits))
         provenance = {"proven_optimal": proven}
+    if entropies is not None:
+        provenance = {"budget": "entropy", "true_bits": choices.average(bits), **provenance}
     return _recipe(table, choices, kind.value, target_bits, bits, provenance, keep_time_layers)
 
 
