@@ -59,10 +59,9 @@ def quantized(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     return made.eval()
 
 
-@pytest.fixture(scope="session")
-def pipeline() -> StableDiffusionPipeline:
+def build_pipeline(width: int = 32) -> StableDiffusionPipeline:
     tokenizer = build_tokenizer()
-    unet = build_unet()
+    unet = build_unet(width)
     torch.manual_seed(1)
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -102,8 +101,23 @@ def pipeline() -> StableDiffusionPipeline:
 
 
 @pytest.fixture(scope="session")
+def pipeline() -> StableDiffusionPipeline:
+    return build_pipeline()
+
+
+@pytest.fixture(scope="session")
 def student(pipeline: StableDiffusionPipeline) -> UNet2DConditionModel:
     return quantized(pipeline.unet)
+
+
+@pytest.fixture(scope="session")
+def any_step_folder(
+    pipeline: StableDiffusionPipeline, student: UNet2DConditionModel, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same with the time layers kept at 8 bits: for any sampler."""
+    path = tmp_path_factory.mktemp("packed") / "any_step"
+    write_pipeline(pipeline, student, path, None)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 import bitsfusion  # noqa: F401  registers with diffusers
+from bitsfusion.artifact.inspect import inspect_folder
 from bitsfusion.artifact.payload import encode_layer, tensor_bytes
 from bitsfusion.artifact.reader import open_folder
 from bitsfusion.artifact.verify import verify_folder
@@ -223,6 +226,250 @@ def test_not_a_packed_folder(copied: Path, tmp_path: Path) -> None:
     shutil.rmtree(copied / "unet")
     with pytest.raises(InputError, match="got no packed model"):
         verify_folder(copied)
+
+
+HUGE = 10**9
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda c: c.update(_class_name="../../os"), "wanted UNet2DConditionModel"),
+        (lambda c: c.update(_class_name="StableDiffusionPipeline"), "wanted UNet2DConditionModel"),
+        (lambda c: c.update(_class_name="AutoencoderKL"), "wanted UNet2DConditionModel"),
+        (lambda c: c.update(_class_name=["UNet2DConditionModel"]), "wanted UNet2DConditionModel"),
+        (lambda c: c.pop("_class_name"), "got _class_name None"),
+        (lambda c: c.update(block_out_channels=[HUGE, HUGE]), "block_out_channels: got a number of 30 bits"),
+        (lambda c: c.update(layers_per_block=HUGE), "layers_per_block: got a number of 30 bits"),
+        (lambda c: c.update(layers_per_block=10**6), "more than 10000 modules"),
+        (lambda c: c.update(transformer_layers_per_block=10**6), "more than 10000 modules"),
+        (lambda c: c.update(block_out_channels=[10**6, 10**6]), "got shape .*, wanted .*1000000"),
+        (lambda c: c.update(down_block_types=c["down_block_types"] * 10**5), "refuses it: Must provide the same"),
+        (lambda c: c.update(norm_num_groups=7), "refuses it: "),
+        (lambda c: c.update(act_fn="line\nbreak"), "refuses it: "),
+        (lambda c: c.update(extra=nested(100)), "extra: got more than 32 levels of nesting"),
+        (
+            lambda c: c["quantization_config"].update(provenance={"a": nested(100)}),
+            "provenance: got more than 32 levels",
+        ),
+    ],
+)
+def test_a_model_beyond_all_bounds(copied: Path, change: Callable[[dict[str, Any]], Any], says: str) -> None:
+    """Refused before it is built, in a second or two on an idle machine."""
+    config = json.loads((copied / CONFIG).read_text())
+    change(config)
+    (copied / CONFIG).write_text(json.dumps(config))
+    for look in (verify_folder, inspect_folder):
+        start = time.perf_counter()
+        with pytest.raises(ArtifactError, match=says) as caught:
+            look(copied)
+        assert time.perf_counter() - start < 20
+        assert str(caught.value).isprintable()
+
+
+def nested(depth: int) -> Any:
+    return [nested(depth - 1)] if depth else []
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"a": 1, "a": 1}', "the key 'a' twice"),
+        ('{"quantization_config": {"layers": {}, "layers": {}}}', "the key 'layers' twice"),
+        ('{"a": NaN}', "the number NaN"),
+        ('{"a": -Infinity}', "the number -Infinity"),
+        ('{"a": ' * 100_000, "JSON nested too deeply"),
+        ("[" * 100_000, "JSON nested too deeply"),
+        ('{"a": ' + "9" * 5000 + "}", "Exceeds the limit"),
+        ("[]", "a JSON list"),
+        ("\ufeff{}", "BOM"),
+        (" " * (5 << 20), "got 5242880 bytes, wanted at most 4194304"),
+    ],
+)
+def test_json_that_is_read_in_two_ways_or_not_at_all(copied: Path, text: str, says: str) -> None:
+    (copied / CONFIG).write_text(text)
+    with pytest.raises(ArtifactError, match=f"{CONFIG}: .*{says}") as caught:
+        verify_folder(copied)
+    assert str(caught.value).isprintable()
+
+
+BAD_NAMES = ["../../x", "a/../../b", "/etc/passwd", "a\nb", "a..b", "", ".", "a" * 300, "\x1b[31m", "ä", "\ud800"]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_names_that_no_layer_has(copied: Path, name: str) -> None:
+    change_config(copied, lambda c: c["layers"].update({name: c["layers"][LAYER]}))
+    for load in (verify_folder, lambda path: UNet2DConditionModel.from_pretrained(path / "unet")):
+        with pytest.raises(ArtifactError, match=r"^quantization_config: layers\.") as caught:
+            load(copied)
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 500
+
+
+def change_header(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    data = (folder / WEIGHTS).read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    made = change(header)
+    text = (made if isinstance(made, str) else json.dumps(header)).encode()
+    (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(text)) + text + data[end:])
+
+
+def moved(header: dict[str, Any], by: int) -> None:
+    """All tensors but the first move by so many bytes: a hole, or an overlap."""
+    for name, entry in header.items():
+        if name != "__metadata__" and entry["data_offsets"][0] > 0:
+            entry["data_offsets"] = [place + by for place in entry["data_offsets"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda h: moved(h, 8), "got byte .* as its first, wanted"),
+        (lambda h: moved(h, -8), "got byte .* as its first, wanted"),
+        (lambda h: h[PACKED].update(data_offsets=h["conv_in.packed"]["data_offsets"]), "got other offsets"),
+        (lambda h: h[PACKED].update(data_offsets=[1 << 62, 1 << 63]), f"^{PACKED}: got a shape or offsets"),
+        (lambda h: h[PACKED].update(shape=[1 << 40]), f"^{PACKED}: got other offsets in the header than U8"),
+        (lambda h: h[PACKED].update(shape=[-1]), f"^{PACKED}: got a shape or offsets"),
+        (lambda h: h[PACKED].update(shape=[True]), f"^{PACKED}: got a shape or offsets"),
+        (lambda h: h[PACKED].update(dtype="F64"), f"^{PACKED}: got dtype 'F64'"),
+        (lambda h: h[PACKED].update(dtype=["U8"]), f"^{PACKED}: got dtype"),
+        (lambda h: h[PACKED].update(more=1), f"^{PACKED}: got an odd entry"),
+        (lambda h: h.update({"../../x": h.pop(PACKED)}), r"^'../../x': got an odd name"),
+        (lambda h: h.update({"a\nb": h.pop(PACKED)}), r"^'a\\nb': got an odd name"),
+        (lambda h: h.update({"ghost.packed": h.pop(PACKED)}), f"^{LAYER}: got no tensor"),
+        (lambda h: h.update(__metadata__={"format": 1}), "__metadata__"),
+        (lambda h: json.dumps(h)[:-1] + f', "{PACKED}": {json.dumps(h[PACKED])}}}', f"the key '{PACKED}' twice"),
+        (lambda h: '{"a": ' * 5000, "JSON nested too deeply"),
+        (lambda h: " " + json.dumps(h), "a header that is no JSON object"),
+    ],
+)
+def test_headers_that_lie(copied: Path, change: Callable[[dict[str, Any]], Any], says: str) -> None:
+    change_header(copied, change)
+    for look in (verify_folder, inspect_folder):
+        with pytest.raises(ArtifactError, match=says) as caught:
+            look(copied)
+        assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("length", [0, 1, 99_000_000, 1 << 40, (1 << 64) - 1])
+def test_lengths_of_a_header(copied: Path, length: int) -> None:
+    data = (copied / WEIGHTS).read_bytes()
+    (copied / WEIGHTS).write_bytes(struct.pack("<Q", length) + data[8:])
+    with pytest.raises(ArtifactError, match="wanted a safetensors file"):
+        verify_folder(copied)
+
+
+def test_weights_without_a_config(copied: Path) -> None:
+    (copied / CONFIG).unlink()
+    for path in (copied, copied / "unet"):
+        with pytest.raises(ArtifactError, match=f"{CONFIG}: got no such file beside packed weights"):
+            verify_folder(path)
+
+
+def test_a_pickle_beside_the_weights(copied: Path) -> None:
+    (copied / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"cos\nsystem\n")
+    with pytest.raises(ArtifactError, match="may be a pickle"):
+        verify_folder(copied)
+
+
+def test_links_are_followed_and_pipes_are_not_read(copied: Path, tmp_path: Path) -> None:
+    """The hub's cache is made of links; a pipe would wait for ever."""
+    for file in (CONFIG, WEIGHTS):
+        (copied / file).rename(tmp_path / Path(file).name)
+        (copied / file).symlink_to(tmp_path / Path(file).name)
+    verify_folder(copied)
+    (copied / WEIGHTS).unlink()
+    os.mkfifo(copied / WEIGHTS)
+    with pytest.raises(ArtifactError, match="got no regular file"):
+        verify_folder(copied)
+    (copied / WEIGHTS).unlink()
+    (copied / WEIGHTS).symlink_to("/dev/zero")
+    with pytest.raises(ArtifactError, match="got no regular file"):
+        verify_folder(copied)
+    (copied / WEIGHTS).unlink()
+    (copied / WEIGHTS).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ArtifactError, match="No such file"):
+        verify_folder(copied)
+
+
+@pytest.fixture
+def sharded(folder: Path, tmp_path: Path) -> Path:
+    UNet2DConditionModel.from_pretrained(folder / "unet").save_pretrained(tmp_path / "shards", max_shard_size="50KB")
+    return tmp_path / "shards"
+
+
+def test_shards_are_read_as_one_file(sharded: Path, folder: Path) -> None:
+    files = sorted(sharded.glob("*.safetensors"))
+    assert len(files) > 2
+    verify_folder(sharded)
+    assert decoded(sharded) == decoded(folder)
+    one, many = inspect_folder(folder), inspect_folder(sharded)
+    assert (one.layers, one.bytes_in_memory) == (many.layers, many.bytes_in_memory)
+    assert many.bytes_on_disk.total == sum(file.stat().st_size for file in files)
+    assert many.bytes_on_disk.header > one.bytes_on_disk.header > 0
+    loaded = UNet2DConditionModel.from_pretrained(sharded).state_dict()
+    for name, tensor in UNet2DConditionModel.from_pretrained(folder / "unet").state_dict().items():
+        assert torch.equal(tensor, loaded[name])
+
+
+def change_index(folder: Path, change: Callable[[dict[str, str]], Any]) -> None:
+    path = folder / "diffusion_pytorch_model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    change(index["weight_map"])
+    path.write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda files: files.update({PACKED: "missing.safetensors"}), "missing.safetensors: got No such file"),
+        (lambda files: files.update({PACKED: f"../{files[PACKED]}"}), f"^{PACKED}: got file '../"),
+        (lambda files: files.update({PACKED: "/etc/passwd"}), f"^{PACKED}: got file '/etc/passwd'"),
+        (lambda files: files.update({PACKED: "/x/y.safetensors"}), f"^{PACKED}: got file '/x/y.safetensors'"),
+        (lambda files: files.update({PACKED: "model.bin"}), f"^{PACKED}: got file 'model.bin'"),
+        (lambda files: files.update({PACKED: 3}), f"^{PACKED}: got file of type int"),
+        (lambda files: files.update({"a/../../b": files[PACKED]}), "^'a/../../b': got an odd name"),
+        (lambda files: files.update({"ghost.packed": files[PACKED]}), "^ghost: got tensor ghost.packed only in the"),
+        (lambda files: files.pop(PACKED), f"^{LAYER}: got tensor {PACKED} only in a file"),
+        (lambda files: files.clear(), "got no weight_map"),
+    ],
+)
+def test_an_index_that_lies(sharded: Path, change: Callable[[dict[str, str]], Any], says: str) -> None:
+    change_index(sharded, change)
+    for look in (verify_folder, inspect_folder):
+        with pytest.raises(ArtifactError, match=says):
+            look(sharded)
+
+
+def test_a_shard_gone_twice_or_beside_a_single_file(sharded: Path, folder: Path) -> None:
+    files = sorted(sharded.glob("*.safetensors"))
+    data = files[0].read_bytes()
+    files[0].write_bytes(files[1].read_bytes())
+    with pytest.raises(ArtifactError, match="got it in two files"):
+        verify_folder(sharded)
+    files[0].unlink()
+    with pytest.raises(ArtifactError, match=f"{files[0].name}: got No such file"):
+        verify_folder(sharded)
+    files[0].write_bytes(data)
+    shutil.copy(folder / WEIGHTS, sharded)
+    with pytest.raises(ArtifactError, match="wanted one of both"):
+        verify_folder(sharded)
+
+
+def test_loading_finds_what_verify_finds(copied: Path) -> None:
+    """A flipped bit that decodes well, a changed bias, a tensor too many: none gets into a model."""
+    whole = (copied / WEIGHTS).read_bytes()
+    for change, says in (
+        (lambda t: t.update({PACKED: with_scale(t[PACKED], 0.5)}), f"^{LAYER}: got weights of SHA-256"),
+        (lambda t: t[f"{LAYER}.bias"].add_(1), "beside the packed layers: got SHA-256"),
+        (lambda t: t[f"{LAYER}.bias"].fill_(float("nan")), f"^{LAYER}.bias: got NaN"),
+        (lambda t: t.update({f"{LAYER}.weight": torch.zeros(2)}), f"^{LAYER}.weight: got a tensor"),
+    ):
+        (copied / WEIGHTS).unlink()
+        (copied / WEIGHTS).write_bytes(whole)
+        change_tensors(copied, change)
+        with pytest.raises(ArtifactError, match=says):
+            UNet2DConditionModel.from_pretrained(copied / "unet")
 
 
 def decoded(folder: Path) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bitsfusion.errors import ArtifactError
 from bitsfusion.numerics import initial_scale, level_bits, quantize
-from bitsfusion.packing.entropy import compress, decompress, entropy_bits
+from bitsfusion.packing.entropy import compress, counted_entropy, decompress, entropy_bits, level_counts
 from bitsfusion.packing.radix import pack
 
 
@@ -34,6 +34,51 @@ def test_entropy_of_known_counts() -> None:
     assert entropy_bits(torch.tensor([-1, 0, 0, 1]), 1) == pytest.approx(6)
     assert entropy_bits(torch.zeros(9), 1) == 0
     assert entropy_bits(torch.tensor([-1, 0, 1]), 1) == pytest.approx(3 * math.log2(3))
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("count", [1, 2, 7, 1001])
+def test_levels_are_counted_without_unpacking(bits: int, count: int) -> None:
+    half = 2 ** (bits - 1)
+    codes = torch.randint(-half, half + 1, (count,), generator=torch.Generator().manual_seed(count))
+    codes[0] = half
+    counts = level_counts(pack(codes, bits), count, bits)
+    assert counts.tolist() == [int((codes == level).sum()) for level in range(-half, half + 1)]
+    assert counted_entropy(counts) == pytest.approx(entropy_bits(codes, bits))
+
+
+def by_hand(content: bytes, window: int = 0, dictionary: bytes = b"") -> bytes:
+    """A zstd frame of one raw block (RFC 8878): its window is 2^(10 + window / 8)."""
+    descriptor = bytes([0b10000000 | len(dictionary)])  # four bytes of content size, no single segment
+    header = b"\x28\xb5\x2f\xfd" + descriptor + bytes([window]) + dictionary + len(content).to_bytes(4, "little")
+    return header + (len(content) << 3 | 1).to_bytes(3, "little") + content
+
+
+def test_a_frame_by_hand_is_read() -> None:
+    assert decompress(by_hand(b"hello"), 5) == b"hello"
+
+
+@pytest.mark.parametrize("window", [112, 160, 240])
+def test_a_large_window_is_refused(window: int) -> None:
+    with pytest.raises(ArtifactError, match=r"zstd (window of|frame)"):
+        decompress(by_hand(b"hello", window), 5)
+
+
+def test_a_dictionary_is_refused() -> None:
+    with pytest.raises(ArtifactError, match="zstd frame with dictionary 7, wanted none"):
+        decompress(by_hand(b"hello", dictionary=b"\x07"), 5)
+
+
+SKIPPABLE = b"\x50\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"hello"
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [SKIPPABLE, SKIPPABLE + compress(b"hello"), compress(b"hello") + SKIPPABLE, 2 * compress(b"hello"), b"", b"hello"],
+)
+def test_one_frame_and_nothing_else(blob: bytes) -> None:
+    with pytest.raises(ArtifactError, match="zstd frame"):
+        decompress(blob, 5)
 
 
 def test_bomb_is_refused_by_its_declared_size() -> None:

@@ -96,7 +96,7 @@ def inspect_folder(path: Path | str) -> Inspection:
     folder = open_folder(path)
     config = folder.config
     expected = folder.expected()
-    layers: list[LayerInspection] = []
+    layers: dict[str, LayerInspection] = {}
     others: dict[str, int] = {}
     fallbacks: dict[str, int] = {}
     with folder.tensors() as tensors:
@@ -104,34 +104,35 @@ def inspect_folder(path: Path | str) -> Inspection:
         for name, buffer in tensors.buffers():
             entry = config.layers[name]
             counts = level_counts(buffer[entry.size.scale_bytes :], entry.size.weights, entry.bits)
-            layers.append(_layer(name, entry, tensors.tensor(name + PACKED_SUFFIX), counted_entropy(counts)))
+            layers[name] = _layer(name, entry, tensors.tensor(name + PACKED_SUFFIX), counted_entropy(counts))
         for name, tensor in tensors.stored.items():
             if not name.endswith(PACKED_SUFFIX):
                 others[name] = tensor.nbytes
                 if len(tensor.shape) > 1 and name != ROWS_TENSOR:
                     fallbacks[name] = tensor.nbytes
     size = sum(file.stat().st_size for file in folder.weight_files())
+    in_order = [layers[name.removesuffix(PACKED_SUFFIX)] for name in expected if name.endswith(PACKED_SUFFIX)]
     features = others.pop(ROWS_TENSOR, 0)
-    scales = sum(layer.scale_bytes_on_disk for layer in layers)
-    frames = sum(layer.bytes_on_disk for layer in layers) - scales
+    scales = sum(layer.scale_bytes_on_disk for layer in in_order)
+    frames = sum(layer.bytes_on_disk for layer in in_order) - scales
     rest = sum(others.values())
     on_disk = FileBytes(frames, scales, features, rest, header=size - frames - scales - features - rest)
     weights = sum(config.weights.values())
-    removed = weights - sum(layer.weights for layer in layers)
+    removed = weights - sum(layer.weights for layer in in_order)
     return Inspection(
         path=str(folder.path),
         average_bits=config.average_bits,
         true_bits=8 * (frames + features) / weights,
         file_bits=8 * size / weights,
-        entropy_bits=(sum(layer.entropy * layer.weights for layer in layers) + 8 * features) / weights,
+        entropy_bits=(sum(layer.entropy * layer.weights for layer in in_order) + 8 * features) / weights,
         weights=weights,
         removed_weights=removed,
         bytes_on_disk=on_disk,
-        bytes_in_memory=sum(layer.bytes_in_memory for layer in layers) + features + rest,
+        bytes_in_memory=sum(layer.bytes_in_memory for layer in in_order) + features + rest,
         bytes_fp16=2 * weights + rest // 2,
         time_features=config.time_features.model_dump(mode="json"),
         fallbacks=fallbacks,
-        layers=tuple(layers),
+        layers=tuple(in_order),
     )
 
 

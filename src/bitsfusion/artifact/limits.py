@@ -21,7 +21,7 @@ MODEL_WEIGHTS = 1 << 33
 MODEL_NUMBER = 1 << 20
 """No integer of a model's config is larger: widths, depths and counts are not."""
 
-MODEL_MODULES = 20_000
+MODEL_MODULES = 10_000
 """SDXL's UNet has 1,930."""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bitsfusion.artifact.container import StoredTensor, read_header, read_object
+from bitsfusion.artifact.container import StoredTensor, check_name, read_header, read_object
 from bitsfusion.artifact.limits import shown
 from bitsfusion.artifact.payload import decode_layer, decode_layers
 from bitsfusion.artifact.schema import (
@@ -169,7 +169,8 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(files, dict) or not files:
         raise ArtifactError(f"{index}: got no weight_map, wanted an object of tensor names and files")
     for name, file in files.items():
+        check_name(name)
         if not isinstance(file, str) or _SHARD.fullmatch(file) is None:
-            got = shown(repr(file), 80) if isinstance(file, str) else f"a {type(file).__name__}"
-            raise ArtifactError(f"{shown(name, 80)}: got file {got} in {index.name}, wanted a plain *.safetensors name")
+            got = shown(repr(file), 80) if isinstance(file, str) else f"of type {type(file).__name__}"
+            raise ArtifactError(f"{name}: got file {got} in {index.name}, wanted a plain *.safetensors name")
     return files
