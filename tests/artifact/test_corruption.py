@@ -141,6 +141,7 @@ def test_changed_bias(copied: Path) -> None:
         (lambda c: c["layers"].pop(LAYER), f"^{LAYER}: got no bits"),
         (lambda c: c["removed"].pop("time_embedding.linear_1"), "^time_embedding.linear_1: got no bits"),
         (lambda c: c.update(new_key=1), "new_key: Extra inputs"),
+        (lambda c: c.update({"self": 1}), "self: Extra inputs"),
         (lambda c: c.update(format_version=2), "got format_version 2, wanted 1"),
         (lambda c: c["time_features"].update(channels=3), "^time_proj: .*wanted"),
         (lambda c: c["time_features"].update(steps=[]), "time_features: .*belong to cached"),

@@ -35,7 +35,7 @@ class BitsFusionConfig(QuantizationConfigMixin):
             a packed folder's own holds then, and a dense model is refused.
     """
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         """Takes the JSON object's keys.
 
         Raises:
@@ -172,7 +172,7 @@ class BitsFusionQuantizer(DiffusersQuantizer):
                 same = buffer_hash(tensor) == entry.sha256
             else:
                 saved[key] = self._others[key]
-                same = torch.equal(tensor.cpu(), saved[key].to(tensor.dtype))
+                same = _is_cast_of(tensor.cpu(), saved[key])
             if not same:
                 raise InputError(f"{key}: got other values than were loaded, wanted those: pack the changed model anew")
         # In float32 what is computed with may be the very tensor that is kept: then only the hash tells.
@@ -219,6 +219,12 @@ class BitsFusionQuantizer(DiffusersQuantizer):
     def is_compileable(self) -> bool:
         """Whole, without a graph break: unpacking and the look-up of time features are operators of their own."""
         return True
+
+
+def _is_cast_of(tensor: Tensor, original: Tensor) -> bool:
+    """Whether `tensor` is `original` in its dtype, perhaps by way of half precision."""
+    ways = (original.dtype, torch.bfloat16, torch.float16)
+    return any(torch.equal(tensor, original.to(way).to(tensor.dtype)) for way in ways)
 
 
 def refuse_fusing(*args: Any, **kwargs: Any) -> None:
