@@ -122,3 +122,12 @@ def test_the_cache_is_in_the_users_cache_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_cache() == tmp_path / ".cache" / "bitsfusion" / "latents"
+
+
+def test_where_samples_are_kept_decides_nothing():
+    section = {"kind": "imagefolder", "train_data_dir": "x"}
+    one, moved, other = (
+        parse(RunConfig, {"data": {**section, **more}}, "test").data.deciding()
+        for more in ({}, {"latents_cache_dir": "y", "max_bad_samples": 7}, {"seed": 1})
+    )
+    assert one == moved != other

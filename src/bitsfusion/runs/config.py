@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -46,6 +46,10 @@ class ImageSection(_Section):
     latents_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     latents_cache_dir: Path | None = None
     """Where encoded images are kept and found again; null: bitsfusion/latents in the user's cache folder."""
+
+    def deciding(self) -> dict[str, Any]:
+        """The options that the samples follow from, as JSON; not where they are kept, nor how many bad ones stop it."""
+        return self.model_dump(mode="json", exclude={"latents_cache_dir", "max_bad_samples"})
 
 
 class FolderSource(ImageSection):

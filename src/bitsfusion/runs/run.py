@@ -54,6 +54,8 @@ class Run:
                 raise InputError(f"until: got {until!r}, wanted one of {', '.join(STEPS)}")
             if self.workspace.folder.ranks.main:
                 write_json(self.path / "config.json", self.config.model_dump(mode="json"))
+            if self.workspace.folder.ranks.count > 1:
+                _ = self.workspace.data  # encoded by all processes together, before the main one works alone
             for name in STEPS[: STEPS.index(until) + 1]:
                 getattr(self, name)()
         finally:

@@ -19,6 +19,7 @@ from bitsfusion.data.world.captions import Split
 from bitsfusion.data.world_training import WorldData
 from bitsfusion.runs.config import DataSource, FolderSource, HfDatasetSource, WorldSource
 from bitsfusion.runs.progress import ProgressSink
+from bitsfusion.training.ranks import on_cpu
 
 HELD_OUT_SEED = 1_000_003
 """Of the scenes that no student trains on."""
@@ -107,7 +108,8 @@ def _captioned(source: Any, pipeline: Any, progress: ProgressSink) -> TrainingDa
 
 
 def _encoding_device(home: torch.device) -> torch.device:
-    """An accelerator where there is one, this process's own under a launcher; otherwise where the VAE is."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    return torch.device("mps") if torch.backends.mps.is_available() else home
+    """An accelerator where one is used, this process's own under a launcher; otherwise where the VAE is."""
+    accelerator = None if on_cpu() else torch.accelerator.current_accelerator()
+    if accelerator is None:
+        return home
+    return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count())

@@ -12,7 +12,7 @@ from bitsfusion.files import sha256_folder
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.models.pipeline import load_pipeline, pipeline_folder
 from bitsfusion.recipe.schema import Recipe, read_recipe
-from bitsfusion.runs.config import RunConfig
+from bitsfusion.runs.config import ImageSection, RunConfig
 from bitsfusion.runs.folder import RunFolder
 from bitsfusion.runs.progress import ProgressSink
 from bitsfusion.runs.sources import training_data
@@ -58,12 +58,12 @@ class Workspace:
     @functools.cached_property
     def data(self) -> TrainingData:
         """What the students train on."""
-        return training_data(self.config.data, self.pipeline, "train")
+        return training_data(self.config.data, self.pipeline, "train", self.progress)
 
     @functools.cached_property
     def held_out(self) -> TrainingData:
         """What they are measured on."""
-        return training_data(self.config.data, self.pipeline, self.config.evaluation.split)
+        return training_data(self.config.data, self.pipeline, self.config.evaluation.split, self.progress)
 
     @functools.cached_property
     def scorer(self) -> ClipScorer | None:
@@ -81,4 +81,6 @@ def stage_folder(stage: str, seed: int) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, ImageSection):
+        return value.deciding()
     return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
