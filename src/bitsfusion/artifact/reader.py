@@ -144,15 +144,15 @@ def open_folder(path: Path | str) -> PackedFolder:
             packed = values.get("quantization_config")
             if isinstance(packed, dict) and packed.get("quant_method") == QUANT_METHOD:
                 return PackedFolder(folder, values, parse_config(packed))
-        elif _holds_packed_tensors(folder):
+        elif holds_packed_tensors(folder):
             raise ArtifactError(f"{folder / CONFIG_FILE}: got no such file beside packed weights, wanted the config")
     raise InputError(
         f"{path}: got no packed model, wanted a folder with quant_method {QUANT_METHOD!r} in a {CONFIG_FILE}"
     )
 
 
-def _holds_packed_tensors(folder: Path) -> bool:
-    """Whether a folder without a config was a packed one."""
+def holds_packed_tensors(folder: Path) -> bool:
+    """Whether a folder without a readable config was a packed one."""
     try:
         if (folder / INDEX_FILE).is_file():
             names = set(_weight_map(folder / INDEX_FILE))

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from bitsfusion.artifact.components import copy_components
 from bitsfusion.artifact.parts import ModelParts, parts_of_model
 from bitsfusion.artifact.payload import buffer_hash, encode_layer, others_hash
-from bitsfusion.artifact.reader import open_folder
 from bitsfusion.artifact.schema import (
     CONFIG_FILE,
     PACKED_SUFFIX,
@@ -27,8 +26,9 @@ from bitsfusion.artifact.schema import (
     SamplerEntry,
     TimeFeaturesEntry,
 )
+from bitsfusion.artifact.target import check_target
 from bitsfusion.artifact.weight_file import write_weights
-from bitsfusion.errors import ArtifactError, InputError
+from bitsfusion.errors import InputError
 from bitsfusion.files import atomic_folder
 from bitsfusion.time_features import Coverage, SamplerSteps, cover
 
@@ -125,18 +125,9 @@ def write_parts(
 
 
 def _new_folder(folder: Path | str) -> Any:
-    """`atomic_folder`, unless a typing slip would replace someone's home, or the model that is being packed."""
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: got a file, wanted a folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        try:
-            open_folder(folder)
-        except ArtifactError:
-            pass  # packed but broken: may be replaced
-        except InputError:
-            raise InputError(f"{folder}: got a folder with other files, wanted a new, empty or packed one") from None
-    return atomic_folder(folder)
+    """`atomic_folder`, where nothing but a packed model would be replaced."""
+    check_target(Path(folder))
+    return atomic_folder(Path(folder))
 
 
 def _write(

@@ -1,0 +1,57 @@
+"""What a new packed folder may take the place of: nothing, an empty folder, or a packed one and nothing else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from bitsfusion.artifact.container import read_object
+from bitsfusion.artifact.reader import holds_packed_tensors
+from bitsfusion.artifact.schema import CONFIG_FILE, INDEX_FILE, QUANT_METHOD, WEIGHTS_FILE
+from bitsfusion.errors import ArtifactError, InputError
+
+_PIPELINE_FILE = "model_index.json"
+_SHARD = re.compile(re.escape(WEIGHTS_FILE).replace(r"\.safetensors", r"-\d{5}-of-\d{5}\.safetensors"))
+
+
+def check_target(folder: Path) -> None:
+    """A typing slip must not replace someone's home, nor the model that is being packed, nor notes kept beside it.
+
+    Raises:
+        InputError: the folder holds something that would be lost.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: got a file, wanted a folder")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    parts = _parts(folder)
+    if not any(_is_packed(place) for place in (folder, *(folder / name for name in parts))):
+        raise InputError(f"{folder}: got a folder with other files, wanted a new, empty or packed one")
+    for entry in sorted(folder.iterdir()):
+        if entry.name not in parts and _SHARD.fullmatch(entry.name) is None:
+            raise InputError(
+                f"{folder}: got a folder with other files ({entry.name}) beside a packed model, wanted them elsewhere: "
+                "it is replaced as a whole"
+            )
+
+
+def _parts(folder: Path) -> set[str]:
+    """The names of all that a packed model or pipeline folder consists of."""
+    if not (folder / _PIPELINE_FILE).is_file():
+        return {CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE}
+    try:
+        index = read_object(folder / _PIPELINE_FILE)
+    except ArtifactError:
+        index = {}
+    return {_PIPELINE_FILE, *(name for name in index if re.fullmatch(r"[A-Za-z0-9_]+", name))}
+
+
+def _is_packed(folder: Path) -> bool:
+    """Whether there is a packed model, be it a broken one."""
+    if not folder.is_dir():
+        return False
+    try:
+        packed = read_object(folder / CONFIG_FILE).get("quantization_config")
+    except ArtifactError:
+        return holds_packed_tensors(folder)
+    return isinstance(packed, dict) and packed.get("quant_method") == QUANT_METHOD
