@@ -18,12 +18,7 @@ from bitsfusion.nn.replace import fake_quantized_layers
 from bitsfusion.time_features import cache_time_features, cover
 
 from .conftest import SAMPLERS
-
-
-def images(pipeline: StableDiffusionPipeline, steps: int = 4) -> np.ndarray:
-    generator = torch.Generator().manual_seed(7)
-    made = pipeline("a red cross", num_inference_steps=steps, generator=generator, output_type="np", height=8, width=8)
-    return made.images
+from .drawing import images, load
 
 
 def in_memory(pipeline: StableDiffusionPipeline, unet: UNet2DConditionModel) -> StableDiffusionPipeline:
@@ -32,12 +27,6 @@ def in_memory(pipeline: StableDiffusionPipeline, unet: UNet2DConditionModel) -> 
     made = StableDiffusionPipeline(**{**pipeline.components, "unet": unet}, requires_safety_checker=False)
     made.set_progress_bar_config(disable=True)
     return made
-
-
-def load(folder: Path, **options: object) -> StableDiffusionPipeline:
-    loaded = StableDiffusionPipeline.from_pretrained(folder, **options)
-    loaded.set_progress_bar_config(disable=True)
-    return loaded
 
 
 def test_same_images(pipeline: StableDiffusionPipeline, student: UNet2DConditionModel, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Which steps a sampler visits."""
 
 import pytest
-from diffusers import PNDMScheduler
+from diffusers import DPMSolverMultistepScheduler, PNDMScheduler
 
 from bitsfusion.errors import InputError
 from bitsfusion.time_features import Coverage, SamplerSteps, cover, sampler_timesteps
@@ -28,6 +28,19 @@ def test_union() -> None:
     assert set(coverage.steps) == {*sampler_timesteps("pndm", 50, CONFIG), *sampler_timesteps("dpm", 20, CONFIG)}
     assert coverage.samplers == (SamplerSteps("pndm", 50), SamplerSteps("dpm", 20))
     assert str(coverage) == "pndm 50 steps, dpm 20 steps"
+
+
+def test_a_spacing_that_the_file_leaves_open_is_covered_in_both_readings() -> None:
+    """diffusers gives DPM-Solver++ its own spacing on the original config, PNDM's on the saved one."""
+    left_open = PNDMScheduler(beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1).config
+    visited = []
+    for spacing in ({}, {"timestep_spacing": "leading"}):
+        scheduler = DPMSolverMultistepScheduler.from_config(left_open, **spacing)
+        scheduler.set_timesteps(20)
+        visited.append(set(scheduler.timesteps.tolist()))
+    assert visited[0] != visited[1]
+    assert set(cover([("dpm", 20)], left_open).steps) == visited[0] | visited[1]
+    assert set(cover([("dpm", 20)], CONFIG).steps) == visited[1] == set(sampler_timesteps("dpm", 20, left_open))
 
 
 def test_unknown_sampler() -> None:

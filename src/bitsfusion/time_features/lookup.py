@@ -49,10 +49,8 @@ def _time_rows_shape(rows: Tensor, steps: Tensor, timesteps: Tensor, covered: st
 
 
 # Reading values ends a CUDA graph; torch before 2.9 has no tag to say so.
-_tags = tuple(
-    getattr(torch.Tag, name) for name in ("pt2_compliant_tag", "cudagraph_unsafe") if hasattr(torch.Tag, name)
-)
+_TAGS = ("pt2_compliant_tag", "cudagraph_unsafe")
 _library = torch.library.Library("bitsfusion", "FRAGMENT")
-_library.define(_SCHEMA, tags=_tags)
+_library.define(_SCHEMA, tags=tuple(getattr(torch.Tag, tag) for tag in _TAGS if hasattr(torch.Tag, tag)))
 _library.impl("time_rows", time_rows, "CompositeExplicitAutograd")
 torch.library.register_fake("bitsfusion::time_rows", _time_rows_shape, lib=_library)

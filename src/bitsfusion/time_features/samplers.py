@@ -21,6 +21,7 @@ class Sampler(str, Enum):
     LCM = "lcm"
 
 
+_LEFT_TO_CLASS = "_use_default_values"  # diffusers' list of the config's keys that its file does not have
 _CLASSES = {
     Sampler.PNDM: PNDMScheduler,
     Sampler.DDIM: DDIMScheduler,
@@ -63,9 +64,16 @@ class Coverage:
 def build_scheduler(name: str, scheduler_config: Mapping[str, Any]) -> SchedulerMixin:
     """The diffusers scheduler called `name` on the noise schedule of a pipeline's scheduler config.
 
+    The config's values count as its file's, those that its file leaves to the class too: so it is once diffusers has
+    saved it, and a packed folder draws as the model it was made from.
+
     Raises:
         InputError: no sampler of that name.
     """
+    return _scheduler(name, {key: value for key, value in scheduler_config.items() if key != _LEFT_TO_CLASS})
+
+
+def _scheduler(name: str, scheduler_config: Mapping[str, Any]) -> SchedulerMixin:
     try:
         scheduler = _CLASSES[Sampler(name)]
     except ValueError:
@@ -85,7 +93,10 @@ def sampler_timesteps(name: str, steps: int, scheduler_config: Mapping[str, Any]
     Raises:
         InputError: no such sampler, or a number of steps the schedule does not have.
     """
-    scheduler = build_scheduler(name, scheduler_config)
+    return _visited(build_scheduler(name, scheduler_config), name, steps)
+
+
+def _visited(scheduler: SchedulerMixin, name: str, steps: int) -> list[int]:
     trained = int(scheduler.config.num_train_timesteps)
     if not 1 <= steps <= trained:
         raise InputError(f"sampler {name}: got {steps} steps, wanted 1 to {trained}")
@@ -99,9 +110,15 @@ def sampler_timesteps(name: str, steps: int, scheduler_config: Mapping[str, Any]
 def cover(samplers: Iterable[SamplerSteps | tuple[str, int]], scheduler_config: Mapping[str, Any]) -> Coverage:
     """The union of the steps of all `samplers`, from the noisiest on.
 
+    A value that the config's file leaves to its class (`timestep_spacing` in SD-v1.5) is that class's default when the
+    saved config makes another scheduler, but the other class's when the original does: both readings are covered.
+
     Raises:
         InputError: as `sampler_timesteps`, or no sampler given.
     """
     named = tuple(s if isinstance(s, SamplerSteps) else SamplerSteps(*s) for s in samplers)
-    steps = {step for s in named for step in sampler_timesteps(s.name, s.steps, scheduler_config)}
+    steps: set[int] = set()
+    for s in named:
+        for build in (build_scheduler, _scheduler):
+            steps.update(_visited(build(s.name, scheduler_config), s.name, s.steps))
     return Coverage(tuple(sorted(steps, reverse=True)), named)
