@@ -33,8 +33,8 @@ class CachedData:
     def __init__(
         self, chunks: Sequence[Chunk], key: dict[str, Any], seed: int = 0, max_samples: int | None = None
     ) -> None:
-        self._chunks = [chunk for chunk in chunks if chunk.names]
-        self._ends = np.cumsum([len(chunk.names) for chunk in self._chunks])
+        self._chunks = [chunk for chunk in chunks if chunk.samples]
+        self._ends = np.cumsum([chunk.samples for chunk in self._chunks])
         total = int(self._ends[-1]) if self._chunks else 0
         self.count = total if max_samples is None else min(total, max_samples)
         self._order = EpochOrder(self.count, seed)
@@ -59,11 +59,9 @@ class CachedData:
             places.setdefault(number, []).append(place)
         latents, ids, names = {}, {}, {}
         for number, at in places.items():
-            chunk = self._chunks[number]
-            found = chunk.rows([int(rows[place]) for place in at])
-            for offset, place in enumerate(at):
-                latents[place], ids[place] = found[0][offset], found[1][offset]
-                names[place] = chunk.names[int(rows[place])]
+            found = self._chunks[number].rows([int(rows[place]) for place in at])
+            for place, latent, tokens, name in zip(at, *found, strict=True):
+                latents[place], ids[place], names[place] = latent, tokens, name
         order = range(len(indices))
         return Batch(
             torch.stack([latents[place] for place in order]),
@@ -110,10 +108,10 @@ def cached_data(
     """
     encoder = Encoder(vae, tokenizer, resolution, dtype)
     key = encoder.key()
-    cache = LatentCache(cache_dir, {**key, "source": source.identity})
+    cache = LatentCache(cache_dir, {**key, "source": source.identity, "parts": source.parts})
     chunks = fill(cache, source, encoder, BadSampleLimit(max_bad_samples), max_samples, progress)
     bad = [one for chunk in chunks for one in chunk.bad]
-    if not any(chunk.names for chunk in chunks):
+    if not any(chunk.samples for chunk in chunks):
         raise InputError(f"{source.title}: no usable sample" + (f", {first_few(bad)}" if bad else ""))
     records, cut = sum(chunk.records for chunk in chunks), sum(chunk.cut for chunk in chunks)
     if bad:

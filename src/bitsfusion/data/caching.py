@@ -94,7 +94,7 @@ class _Filling:
         self._max, self._progress = max_samples, progress
 
     def samples(self, part: int) -> int:
-        return sum(len(chunk.names) for chunk in self._cache.chunks(part))
+        return sum(chunk.samples for chunk in self._cache.chunks(part))
 
     def wanted(self, part: int, before: int) -> bool:
         """Whether a part needs another chunk, `before` usable samples being in the parts before it."""
@@ -107,7 +107,7 @@ class _Filling:
         for chunk in self._all():
             if self._max is None or samples < self._max:
                 found.append(chunk)
-                samples += len(chunk.names)
+                samples += chunk.samples
         self._check(found, sum(chunk.records for chunk in found))
         return found
 

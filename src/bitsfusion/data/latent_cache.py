@@ -2,7 +2,7 @@
 
 `part-00012-0003.safetensors` holds what became of up to 512 records of part 12, from its 1536th on: `latents`
 [n, c, h, w] in the cache's dtype and `input_ids` [n, tokens] int32, n being the usable ones. Its metadata holds the
-numbers and names in `Chunk`. A part is complete when its chunks lead without a gap to one that is the `last`.
+numbers in `Chunk` and the samples' names. A part is complete when its chunks lead without a gap to a `last` one.
 """
 
 from __future__ import annotations
@@ -34,13 +34,12 @@ _CLAIMS = "claims"
 class Chunk:
     """One file of the cache.
 
-    path: of the file. names: of the usable samples, in order. bad: (name, reason) of the others. cut: how many
-    captions were longer than the tokenizer takes. content: SHA-256 over names, images and captions. last: whether the
-    part ends here.
+    path: of the file. samples: how many are usable. bad: (name, reason) of the others. cut: how many captions were
+    longer than the tokenizer takes. content: SHA-256 over names, images and captions. last: whether the part ends here.
     """
 
     path: Path
-    names: tuple[str, ...]
+    samples: int
     bad: tuple[tuple[str, str], ...]
     cut: int
     content: str
@@ -49,14 +48,16 @@ class Chunk:
     @property
     def records(self) -> int:
         """Usable or not."""
-        return len(self.names) + len(self.bad)
+        return self.samples + len(self.bad)
 
-    def rows(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Latents [n, c, h, w] float32 and token ids [n, tokens] int64 of some samples."""
+    def rows(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, list[str]]:
+        """Latents [n, c, h, w] float32, token ids [n, tokens] int64 and names of some samples."""
         with safe_open(self.path, "pt") as file:
             latents, ids = file.get_slice("latents"), file.get_slice("input_ids")
+            names = json.loads(file.metadata()["names"])
             parts = [(latents[row : row + 1], ids[row : row + 1]) for row in rows]
-        return torch.cat([part[0] for part in parts]).float(), torch.cat([part[1] for part in parts]).long()
+        found = torch.cat([part[0] for part in parts]).float(), torch.cat([part[1] for part in parts]).long()
+        return *found, [names[row] for row in rows]
 
 
 class LatentCache:
@@ -103,6 +104,7 @@ class LatentCache:
     ) -> None:
         """Adds the next chunk of a part; see `Chunk`."""
         metadata = {
+            "samples": str(len(names)),
             "names": json.dumps(list(names)),
             "bad": json.dumps([list(one) for one in bad]),
             "cut": str(cut),
@@ -127,10 +129,9 @@ def _read(path: Path) -> Chunk | None:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
-        names, bad = json.loads(metadata["names"]), json.loads(metadata["bad"])
-        pairs = tuple((str(name), str(reason)) for name, reason in bad)
+        bad = tuple((str(name), str(reason)) for name, reason in json.loads(metadata["bad"]))
         last = json.loads(metadata["last"])
-        return Chunk(path, tuple(names), pairs, int(metadata["cut"]), metadata["content"], last)
+        return Chunk(path, int(metadata["samples"]), bad, int(metadata["cut"]), metadata["content"], last)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
 
