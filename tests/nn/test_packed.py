@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from bitsfusion.errors import InputError
+from bitsfusion.kernels import int8
+from bitsfusion.kernels.cpu.library import Missing
 from bitsfusion.nn.fake_quantized import FakeQuantizedConv2d, FakeQuantizedLayer, FakeQuantizedLinear
-from bitsfusion.nn.packed import PackedConv2d, PackedLinear, pack_layer, packed_layer
+from bitsfusion.nn.packed import PackedConv2d, PackedLinear, int8_activations, pack_layer, packed_layer
 from bitsfusion.numerics import ScaleInit, initial_scale
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -141,3 +143,47 @@ def test_adapters_find_what_they_build_on() -> None:
 def test_wrong_buffer() -> None:
     with pytest.raises(InputError, match=r"wanted torch.uint8 \[9\]"):
         packed_layer(nn.Linear(13, 1), 2, torch.zeros(3, dtype=torch.uint8))
+
+
+rounding = pytest.mark.skipif(int8.why_not() is not None, reason=str(int8.why_not()))
+
+
+@rounding
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_int8_activations_come_close_and_can_be_left_again(kind: str, compiled: bool) -> None:
+    packed = pack_layer(trained(kind, 3, padding=1) if kind == "conv" else trained(kind, 3))
+    value = torch.randn(30, 13) if kind == "linear" else torch.randn(2, 6, 8, 8)
+    run = torch.compile(packed, fullgraph=True, backend="aot_eager") if compiled else packed
+    with torch.no_grad():
+        exact = packed(value)
+        assert int8_activations(packed) == 1
+        close = run(value)
+        assert torch.equal(close, packed(value)) and not torch.equal(close, exact)
+        assert (close - exact).norm() < 0.02 * exact.norm()
+        int8_activations(packed, enabled=False)
+        assert torch.equal(packed(value), exact)
+
+
+@rounding
+def test_int8_activations_leave_alone_what_they_do_not_serve() -> None:
+    strided = pack_layer(trained("conv", 2, stride=2))
+    padded = pack_layer(trained("conv", 2, padding=1, padding_mode="circular"))
+    narrow, eight = pack_layer(trained("conv", 2, padding=1)), pack_layer(trained("linear", 8))
+    assert int8_activations(nn.ModuleList([strided, padded, narrow, eight])) == 3
+    assert not eight.int8
+    image, odd = torch.randn(1, 6, 16, 16), torch.randn(1, 6, 9, 9)
+    for layer, value in ((strided, image), (padded, image), (narrow, odd), (eight, torch.randn(2, 13))):
+        wanted = copy.deepcopy(layer)
+        int8_activations(wanted, enabled=False)
+        with torch.no_grad():
+            assert torch.equal(layer(value), wanted(value))
+    image.requires_grad_()
+    narrow(image).sum().backward()
+    assert image.grad is not None and bool(image.grad.abs().sum() > 0)
+
+
+def test_int8_activations_say_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8, "library", lambda: Missing("not built"))
+    with pytest.raises(InputError, match=r"int8 activations: got a CPU without them \(not built\)"):
+        int8_activations(nn.Linear(2, 2))

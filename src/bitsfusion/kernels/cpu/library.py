@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-INTERFACE = 1  # of the C++ sources; another one is a library left over from another version
+INTERFACE = 2  # of the C++ sources; another one is a library left over from another version
 FILE_PATTERN = "_native*.so"
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _ALONE = 1 << 15  # weights that are not worth waking a second thread for
 
 
@@ -29,10 +30,17 @@ class Isa(IntEnum):
 
 @dataclass(frozen=True)
 class Library:
-    """The loaded library. Fields: its functions; `isas`, those that it and this processor have, the best one last."""
+    """The loaded library.
+
+    Fields:
+        functions: what it exports.
+        isas: the instruction sets that it and this processor have, the best one last.
+        int8: whether it and this processor have what products on int8 activations need.
+    """
 
     functions: ctypes.CDLL
     isas: tuple[Isa, ...]
+    int8: bool
 
 
 @dataclass(frozen=True)
@@ -60,10 +68,16 @@ def load(file: Path) -> Library | Missing:
         return Missing(f"{file.name} does not load: {error}")
     if found != INTERFACE:
         return Missing(f"{file.name} has interface {found}, wanted {INTERFACE}; install bitsfusion again")
-    integer, pointer, whole = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int
+    integer: Any = ctypes.c_int64
+    pointer: Any = ctypes.c_void_p
+    whole: Any = ctypes.c_int
     functions.bitsfusion_unpack.argtypes = [pointer, integer, integer, integer, whole, whole, pointer, whole, whole]
     functions.bitsfusion_exact_scale.argtypes = [pointer, integer, integer, whole, pointer, whole]
-    return Library(functions, tuple(isa for isa in Isa if functions.bitsfusion_has_isa(int(isa))))
+    layer, result = [pointer, integer, integer], [whole, pointer, pointer, whole]
+    functions.bitsfusion_int8_linear.argtypes = [*layer, integer, whole, pointer, integer, *result]
+    functions.bitsfusion_int8_convolution.argtypes = [*layer, whole, pointer, *[integer] * 8, *result]
+    isas = tuple(isa for isa in Isa if functions.bitsfusion_has_isa(int(isa)))
+    return Library(functions, isas, bool(functions.bitsfusion_has_int8()))
 
 
 def unpack_into(
@@ -83,7 +97,7 @@ def unpack_into(
         RuntimeError: no library, or not this instruction set.
         ValueError: sizes that do not fit each other.
     """
-    found = _loaded()
+    found = loaded()
     rows, numel = shape[0], out.numel()
     if packed.dtype != torch.uint8 or not packed.is_contiguous() or not out.is_contiguous():
         raise ValueError(f"packed: got {packed.dtype}, wanted contiguous uint8 and a contiguous out")
@@ -98,7 +112,7 @@ def unpack_into(
         rows,
         width,
         bits,
-        _DTYPES[out.dtype],
+        DTYPES[out.dtype],
         out.data_ptr(),
         found.isas[-1] if isa is None else isa,
         threads,
@@ -120,7 +134,7 @@ def exact_scale(rows: Tensor, half: int, threads: int | None = None) -> Tensor |
     Raises:
         RuntimeError: no library.
     """
-    found = _loaded()
+    found = loaded()
     rows = rows.contiguous()
     scale = torch.empty(rows.shape[0])
     threads = threads or torch.get_num_threads()
@@ -130,7 +144,12 @@ def exact_scale(rows: Tensor, half: int, threads: int | None = None) -> Tensor |
     return None if status else scale
 
 
-def _loaded() -> Library:
+def loaded() -> Library:
+    """The library.
+
+    Raises:
+        RuntimeError: there is none; says why.
+    """
     found = library()
     if isinstance(found, Missing):
         raise RuntimeError(f"CPU kernels: {found.reason}")
