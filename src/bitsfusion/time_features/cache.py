@@ -76,15 +76,21 @@ def time_layers(unet: nn.Module) -> list[str]:
     ]
 
 
+def uncacheable(unet: nn.Module) -> str | None:
+    """What in the UNet's config makes its time features depend on more than the time step; None if nothing does."""
+    config = getattr(unet, "config", None)
+    keys = ("addition_embed_type", "class_embed_type", "num_class_embeds", "time_cond_proj_dim")
+    return next((key for key in keys if getattr(config, key, None) is not None), None)
+
+
 def _blocks(unet: nn.Module) -> list[tuple[str, nn.Module]]:
     """The ResBlocks with a time projection, in module order; refuses what a table of steps cannot stand for."""
-    config = getattr(unet, "config", None)
-    for key in ("addition_embed_type", "class_embed_type", "num_class_embeds", "time_cond_proj_dim"):
-        if getattr(config, key, None) is not None:
-            raise InputError(
-                f"time features: got a UNet with {key}, so that they depend on more than the step; "
-                "keep the time layers at 8 bits instead"
-            )
+    key = uncacheable(unet)
+    if key is not None:
+        raise InputError(
+            f"time features: got a UNet with {key}, so that they depend on more than the step; "
+            "keep the time layers at 8 bits instead"
+        )
     blocks = []
     for name, module in unet.named_modules():
         if isinstance(getattr(module, "time_emb_proj", None), nn.Linear):
