@@ -94,3 +94,19 @@ def test_wrong_size() -> None:
 def test_codes_out_of_range() -> None:
     with pytest.raises(ValueError, match="at most 1"):
         pack(torch.tensor([2]), 1)
+
+
+@pytest.mark.parametrize("place", [0, 8 << 18, (8 << 18) + 12])
+def test_a_ninth_bit_is_found_wherever_it_is(place: int) -> None:
+    """The plane is looked at in parts of 2^18 bytes."""
+    count = (8 << 18) + 13
+    packed = pack(torch.ones(count, dtype=torch.int16), 8)
+    check_range(packed, count, 8)
+    packed[count + place // 8] |= 1 << place % 8
+    with pytest.raises(ArtifactError, match="above 256"):
+        check_range(packed, count, 8)
+    packed[place] = 0
+    check_range(packed, count, 8)
+    packed[-1] |= 1 << 5
+    with pytest.raises(ArtifactError, match="ninth-bit plane"):
+        check_range(packed, count, 8)

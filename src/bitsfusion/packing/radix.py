@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from bitsfusion.numerics import check_bits, half_levels, level_count
 
 _SYMBOLS = {1: 5, 2: 3, 3: 2, 4: 1, 5: 1, 6: 1, 7: 1}
 _WIDE = 8  # the one b whose levels do not fit a byte
+_PART = 1 << 18  # bytes of the ninth-bit plane that are looked at together
 
 
 def symbols_per_byte(bits: int) -> int:
@@ -118,11 +120,7 @@ def check_range(packed: Tensor, numel: int, bits: int) -> None:
         return
     per_byte, count = symbols_per_byte(bits), level_count(bits)
     if bits == _WIDE:
-        plane = _unpack_plane(packed[numel:])
-        if bool((plane[:numel].bool() & (packed[:numel] != 0)).any()):
-            raise ArtifactError("got a symbol above 256, wanted at most 256 for b = 8")
-        if bool(plane[numel:].any()):
-            raise ArtifactError("got bits set after the last weight of the ninth-bit plane, wanted zeros")
+        _check_plane(packed[:numel].cpu().numpy(), packed[numel:].cpu().numpy())
         return
     largest = int(packed.max())
     if largest >= count**per_byte:
@@ -130,6 +128,17 @@ def check_range(packed: Tensor, numel: int, bits: int) -> None:
     unused = packed.numel() * per_byte - numel
     if unused and bool(level_table(bits)[int(packed[-1])][per_byte - unused :].any()):
         raise ArtifactError("got weights after the last one, wanted level 0 in the unused places of the last byte")
+
+
+def _check_plane(low: np.ndarray, plane: np.ndarray) -> None:
+    """`check_range` for b = 8, a part at a time."""
+    for start in range(0, len(low), 8 * _PART):
+        part = low[start : start + 8 * _PART]
+        ninth = np.unpackbits(plane[start // 8 : start // 8 + _PART], bitorder="little")
+        if (ninth[: len(part)] & (part != 0)).any():
+            raise ArtifactError("got a symbol above 256, wanted at most 256 for b = 8")
+        if ninth[len(part) :].any():
+            raise ArtifactError("got bits set after the last weight of the ninth-bit plane, wanted zeros")
 
 
 def _padded(symbols: Tensor, multiple: int, value: int) -> Tensor:
