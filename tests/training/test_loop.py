@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 
 import pytest
 import torch
+from PIL import Image
 
 from bitsfusion.errors import BitsFusionError, InputError
 from bitsfusion.nn.replace import fake_quantized_layers
@@ -164,3 +166,59 @@ def test_uniform_time_steps_train_too(tiny, tmp_path):
     config = SHORT.model_copy(update={"timesteps": TimeStepConfig(kind="uniform"), "feature_weight": 0.0})
     result = train(tiny.build_student(teacher), teacher, config=config, out_dir=tmp_path, **tiny.parts())
     assert math.isfinite(result.loss)
+
+
+def test_validation_images_are_drawn_and_change_nothing(tiny, tmp_path):
+    teacher, students = tiny.build_unet(), []
+    prompts = {"validation_prompts": ("red circle", "blue"), "validation_steps": 2, "validation_inference_steps": 2}
+    for name, changes in (("without", {}), ("with", prompts)):
+        config = SHORT.model_copy(update={"ema_decay": 0.9, **changes})
+        result = train(
+            tiny.build_student(teacher),
+            teacher,
+            config=config,
+            out_dir=tmp_path / name,
+            vae=tiny.build_vae() if changes else None,
+            **tiny.parts(),
+        )
+        students.append(result.student.state_dict())
+    drawn = sorted(path.relative_to(tmp_path / "with").as_posix() for path in tmp_path.rglob("*.png"))
+    assert drawn == [f"validation/step-{step}/{number}.png" for step in (2, 3) for number in ("000", "001")]
+    with Image.open(tmp_path / "with" / drawn[0]) as image:
+        assert image.size == (8, 8)
+    assert all(torch.equal(value, students[1][name]) for name, value in students[0].items())
+    with pytest.raises(InputError, match="validation_prompts: got prompts and no VAE"):
+        train(tiny.build_student(teacher), teacher, config=config, out_dir=tmp_path / "none", **tiny.parts())
+
+
+def test_a_16_bit_teacher_gives_nearly_the_same_losses(tiny, tmp_path):
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        teacher = tiny.build_unet()
+        config = SHORT.model_copy(update={"teacher_dtype": dtype, "max_train_steps": 1})
+        result = train(tiny.build_student(teacher), teacher, config=config, out_dir=tmp_path / dtype, **tiny.parts())
+        assert teacher.dtype == getattr(torch, dtype)
+        losses.append(result.loss)
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_a_missing_package_is_one_line(tiny, tmp_path):
+    teacher = tiny.build_unet()
+    for changes, message in (
+        ({"use_8bit_adam": True}, "bitsandbytes"),
+        ({"report_to": "wandb"}, "report_to: got wandb"),
+    ):
+        name = message.split()[0]
+        if importlib.util.find_spec("bitsandbytes" if "8bit" in str(changes) else "wandb"):
+            continue
+        config = SHORT.model_copy(update=changes)
+        with pytest.raises(InputError, match=message):
+            train(tiny.build_student(teacher), teacher, config=config, out_dir=tmp_path / name, **tiny.parts())
+
+
+def test_metrics_reach_a_tracker(tiny, tmp_path):
+    pytest.importorskip("tensorboard")
+    teacher = tiny.build_unet()
+    config = SHORT.model_copy(update={"report_to": "tensorboard"})
+    train(tiny.build_student(teacher), teacher, config=config, out_dir=tmp_path, **tiny.parts())
+    assert list((tmp_path / "bitsfusion").glob("events.*"))

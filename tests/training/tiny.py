@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from bitsfusion.data.batches import Batch
@@ -55,6 +55,12 @@ def build_text_encoder() -> CLIPTextModel:
     return CLIPTextModel(
         CLIPTextConfig(vocab_size=64, max_position_embeddings=TOKENS, bos_token_id=0, eos_token_id=1, **shape)
     ).eval()
+
+
+def build_vae() -> AutoencoderKL:
+    torch.manual_seed(2)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    return AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, sample_size=8, **blocks)
 
 
 class RandomData:

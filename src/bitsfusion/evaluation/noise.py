@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,16 +77,26 @@ def time_step_curve(
     text_encoder: Any,
     noise_scheduler: Any,
     points: int = 20,
+    each: int = 32,
+    covered: Sequence[int] | None = None,
 ) -> list[tuple[int, float]]:
     """(t, mean latent error) at evenly spaced steps: (1 - abar_t) / abar_t x ||eps_fp - eps_q||^2 (Eq. 9).
 
     The squared norm is a mean over latent elements, so that models of any size compare.
+
+    Args:
+        points: how many steps.
+        each: samples at each of them.
+        covered: the steps that the student knows, to choose from; all where not given.
     """
-    each, total = 32, noise_scheduler.config.num_train_timesteps
+    total = noise_scheduler.config.num_train_timesteps
     steps = (torch.arange(points) + 1) * total // points - 1
+    if covered is not None:
+        known = torch.tensor(sorted(covered))
+        steps = known[((torch.arange(points) + 1) * len(known) // points - 1).clamp(min=0)].unique()
     probe = make_probe(
-        data, text_encoder, noise_scheduler, points * each, seed=9, timesteps=steps.repeat_interleave(each)
+        data, text_encoder, noise_scheduler, len(steps) * each, seed=9, timesteps=steps.repeat_interleave(each)
     )
     errors = (predict(student, probe) - predict(teacher, probe)).square().mean((1, 2, 3))
-    weighted = (errors * probe.latent_weight).view(points, each).mean(1)
+    weighted = (errors * probe.latent_weight).view(len(steps), each).mean(1)
     return list(zip(steps.tolist(), weighted.tolist(), strict=True))

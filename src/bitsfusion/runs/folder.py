@@ -16,6 +16,28 @@ from bitsfusion.training.ranks import Ranks
 SCHEMA_VERSION = 1
 
 
+def folder_lock(folder: Path, file: Path) -> IO[str]:
+    """Keeps other processes out of `folder` until what is returned is closed; makes both.
+
+    Raises:
+        InputError: it is a file, or another process holds the lock.
+        BitsFusionError: it cannot be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: got a file, wanted a run folder or a new name")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(file, "w")  # noqa: SIM115 (held until close)
+    except OSError as error:
+        raise BitsFusionError(f"{folder}: could not be written ({error.strerror})") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise InputError(f"{folder}: another process is working in this run folder") from None
+    return lock
+
+
 class RunFolder:
     """Steps and their records, `steps/NAME.json`: the SHA-256 of what went in and of each output.
 
@@ -34,7 +56,7 @@ class RunFolder:
         self._steps_done = 0  # of this launch
         self._lock: IO[str] | None = None
         if self.ranks.main:
-            self._lock = self._take_lock()
+            self._lock = folder_lock(self.path, self.path / "steps" / "lock")
             self._told.unlink(missing_ok=True)
         self.ranks.wait()
 
@@ -42,21 +64,6 @@ class RunFolder:
     def _told(self) -> Path:
         """Where the main process counts the steps that it has done since the launch."""
         return self.path / "steps" / "launch.json"
-
-    def _take_lock(self) -> IO[str]:
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path}: got a file, wanted a run folder or a new name")
-        try:
-            (self.path / "steps").mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / "steps" / "lock", "w")  # noqa: SIM115 (held until close)
-        except OSError as error:
-            raise BitsFusionError(f"{self.path}: could not be written ({error.strerror})") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            raise InputError(f"{self.path}: another process is working in this run folder") from None
-        return lock
 
     def close(self) -> None:
         """Lets other processes use the folder."""

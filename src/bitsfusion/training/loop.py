@@ -171,7 +171,7 @@ def train(
                 if every and state.step % every == 0 and state.step < config.max_train_steps:
                     save_checkpoint(out_dir, state, info, config.checkpoints_total_limit)
                 if validation.due(state.step):
-                    with ema.in_place() if ema else contextlib.nullcontext():
+                    with objective.paused(), ema.in_place() if ema else contextlib.nullcontext():
                         validation.draw(out_dir / "validation" / f"step-{state.step}")
 
     accelerator.wait_for_everyone()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -79,10 +80,13 @@ class BlockFeatures:
 
     def __init__(self, unet: nn.Module) -> None:
         self._caught: list[Tensor] = []
+        self._paused = False
         blocks = [*unet.down_blocks, *unet.up_blocks]  # type: ignore[misc]
         self._hooks = [block.register_forward_hook(self._catch) for block in blocks]
 
     def _catch(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self._paused:
+            return
         # A Down block returns (output, skip connections), an Up block its output.
         self._caught.append(output[0] if isinstance(output, tuple) else output)
 
@@ -90,6 +94,15 @@ class BlockFeatures:
         """The features of the last forward, Down blocks first; forgets them."""
         caught, self._caught = self._caught, []
         return caught
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Forwards inside are let pass."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
 
     def __enter__(self) -> BlockFeatures:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -37,6 +38,12 @@ class Objective:
                 stack.enter_context(BlockFeatures(student)),
                 stack.enter_context(BlockFeatures(self._teacher)),
             )
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The student may be used for something else inside."""
+        with self._features[0].paused() if self._features else contextlib.nullcontext():
+            yield
 
     def __call__(self, model: nn.Module, part: Sample) -> tuple[dict[str, Tensor], Tensor]:
         """The scalar losses, "loss" among them with its gradient, and each sample's noise loss ([n], detached)."""

@@ -12,7 +12,10 @@ from torch import nn
 from bitsfusion.errors import InputError
 from bitsfusion.files import atomic_path
 from bitsfusion.metrics.generation import generate_images
+from bitsfusion.time_features.samplers import Sampler, build_scheduler
 from bitsfusion.training.config import TrainingConfig
+
+_STABLE_DIFFUSION = {"clip_sample": False, "skip_prk_steps": True, "steps_offset": 1}
 
 
 class Validation:
@@ -36,7 +39,7 @@ class Validation:
             text_encoder=text_encoder,
             tokenizer=tokenizer,
             unet=student,
-            scheduler=scheduler,
+            scheduler=build_scheduler(Sampler.PNDM, {**scheduler.config, **_STABLE_DIFFUSION}),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

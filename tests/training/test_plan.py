@@ -1,0 +1,76 @@
+"""The plan's counts against counts made another way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from bitsfusion.errors import InputError
+from bitsfusion.training.config import PAPER_STAGE1, PAPER_STAGE2, TrainingConfig
+from bitsfusion.training.plan import Machine, count_forward, plan_stage
+
+SD15 = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
+
+
+def test_operations_are_those_of_the_layers(tiny):
+    """2 x inputs x outputs x places of each Linear and Conv2d, and the two products of each attention, by hooks."""
+    unet, counted = tiny.build_unet(), []
+
+    def count(module, inputs, output):
+        if isinstance(module, torch.nn.Linear):
+            counted.append(2 * inputs[0].numel() * module.out_features)
+        elif isinstance(module, torch.nn.Conv2d):
+            counted.append(2 * output.numel() * module.weight[0].numel())
+
+    for module in unet.modules():
+        module.register_forward_hook(count)
+    attention = functional.scaled_dot_product_attention
+
+    def watched(query, key, value, **options):
+        counted.append(4 * query.numel() * key.shape[-2])
+        return attention(query, key, value, **options)
+
+    functional.scaled_dot_product_attention = watched
+    try:
+        with torch.no_grad():
+            unet(torch.randn(1, 4, 4, 4), torch.tensor([1]), torch.randn(1, 8, 16))
+    finally:
+        functional.scaled_dot_product_attention = attention
+    config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
+    assert count_forward(config, 4, 8).flops == sum(counted)
+
+
+def test_counts_grow_with_the_image_and_fall_with_checkpointing(tiny):
+    config = {key: value for key, value in tiny.build_unet().config.items() if not key.startswith("_")}
+    small, large, low = (
+        count_forward(config, 8, 8),
+        count_forward(config, 16, 8),
+        count_forward(config, 16, 8, "bf16"),
+    )
+    assert 3.5 * small.flops < large.flops and low.flops == large.flops
+    assert 3 * small.activations < large.activations
+    assert large.checkpointed < large.activations
+    assert 0.4 * large.activations < low.activations < 0.75 * large.activations
+
+
+@pytest.mark.slow
+def test_the_papers_stages_fit_eight_gpus():
+    plans = [
+        plan_stage(SD15, preset.model_copy(update={"mixed_precision": "bf16", "gradient_checkpointing": True}), 64, 77)
+        for preset in (PAPER_STAGE1, PAPER_STAGE2)
+    ]
+    assert [plan.samples_per_step for plan in plans] == [256, 1024]
+    assert all(plan.parameters == 859_520_964 and plan.to_dict()["fits"] for plan in plans)
+    one, two = plans
+    assert two.days / one.days == pytest.approx(1024 * 50 / (256 * 20) * 4 / 5, rel=1e-6)
+    # 339 billion multiply-adds in the layers, as is known of this UNet at 512 pixels; then attention, by its shapes:
+    # five blocks each at 64 x 64, 32 x 32 and 16 x 16, one at 8 x 8, over the places themselves and 77 tokens.
+    levels = {64: (320, 5), 32: (640, 5), 16: (1280, 5), 8: (1280, 1)}
+    attention = sum(4 * size**2 * width * (size**2 + 77) * count for size, (width, count) in levels.items())
+    assert one.flops_per_sample == pytest.approx(5 * (2 * 338.6e9 + attention), rel=0.002)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(InputError, match="multiple of 160"):
+        plan_stage(SD15, TrainingConfig(train_batch_size=32, total_batch_size=256), 64, 77, Machine(gpus=5))
