@@ -58,7 +58,7 @@ def progress_bars(quiet: bool) -> Iterator[ProgressSink]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), refresh_per_second=2) as progress:
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=2, transient=True) as progress:
         yield Bars(progress)
 
 

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from bitsfusion.embedded import PIPELINE_FOLDER
 from bitsfusion.errors import InputError
 from bitsfusion.files import read_json
+from bitsfusion.models.weight_files import weight_files
 
 EMBEDDED = "embedded"
 """The name of the model that ships inside the package."""
@@ -50,9 +51,18 @@ def load_pipeline(model: str, dtype: torch.dtype = torch.float32) -> StableDiffu
         name = index.get("_class_name", "unknown class")
         raise InputError(f"{model}: got a {name} without a UNet, wanted a Stable Diffusion pipeline")
     try:
-        pipeline: Any = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
+        pipeline: Any = DiffusionPipeline.from_pretrained(folder, dtype=dtype, variant=_variant(folder / "unet"))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{model}: could not be loaded as a diffusers pipeline: {reason}") from None
     result: StableDiffusionPipeline = pipeline
     return result
+
+
+def _variant(folder: Path) -> str | None:
+    """fp16 where a component has its weights under such names only; diffusers itself looks for plain ones."""
+    try:
+        files = weight_files(folder)
+    except (InputError, OSError):
+        return None  # other formats: diffusers' business
+    return None if files is None else files.variant

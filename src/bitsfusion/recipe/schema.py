@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bitsfusion.errors import InputError
 from bitsfusion.files import read_json, sha256_json, write_json
-from bitsfusion.models.unet import LayerInfo, LayerRole
+from bitsfusion.models.unet import EMBEDDING_ROLES, LayerInfo, LayerRole, layer_role
 from bitsfusion.numerics import MAX_BITS, MIN_BITS
 from bitsfusion.packing.accounting import average_bits
 from bitsfusion.schema import named, parse
@@ -77,16 +77,35 @@ def write_recipe(path: Path, recipe: Recipe) -> None:
 
 
 def check_fits(recipe: Recipe, layers: Mapping[str, LayerInfo], where: str = "recipe") -> None:
-    """Passes if the recipe is for a UNet with exactly these `layers` (`models.unet.unet_layers`).
+    """Passes if the recipe is for a UNet with these `layers` (`models.unet.unet_layers`), see `check_layers`."""
+    check_layers(recipe.weights, recipe.removed, layers, where)
+
+
+def check_layers(
+    weights: Mapping[str, int], removed: Collection[str], layers: Mapping[str, LayerInfo], where: str = "recipe"
+) -> None:
+    """Passes if a recipe of a base model goes for one with these `layers`: the base itself or a fine-tune of it.
+
+    Layers that it chooses bits for must be the same, with as many weights. What is at 8 bits anyway may differ:
+    conv_in and conv_out in their size (inpainting has 9 input channels), time and conditioning layers in being there
+    at all (LCM adds one).
+
+    Args:
+        weights: number of weights of every layer that the recipe knows.
+        removed: those that it removes.
+        where: begins the message.
 
     Raises:
-        InputError: unknown layers, layers left out, removed layers that are no time layers, or other shapes.
+        InputError: unknown layers, layers left out, removed layers that are no time layers, or other sizes.
     """
-    _none([name for name in recipe.weights if name not in layers], f"{where}: got layers that the model does not have")
-    _none([name for name in layers if name not in recipe.weights], f"{where}: leaves out layers of the model")
-    permanent = [name for name in recipe.removed if layers[name].role is not LayerRole.TIME]
+    unknown = [name for name in weights if name not in layers and layer_role(name) not in EMBEDDING_ROLES]
+    _none(unknown, f"{where}: got layers that the model does not have")
+    left_out = [name for name in layers if name not in weights and layer_role(name) not in EMBEDDING_ROLES]
+    _none(left_out, f"{where}: leaves out layers of the model")
+    permanent = [name for name in removed if layer_role(name) is not LayerRole.TIME]
     _none(permanent, f"{where}: removes layers that are no time layers")
-    other = [name for name, numel in recipe.weights.items() if layers[name].numel != numel]
+    chosen = [name for name in weights if layer_role(name) is LayerRole.QUANTIZED]
+    other = [name for name in chosen if layers[name].numel != weights[name]]
     _none(other, f"{where}: got another number of weights than the model has in")
 
 

@@ -1,0 +1,156 @@
+"""`bitsfusion init` and `pack`: a pipeline's folder -> a packed one, layer by layer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from torch import nn
+
+from bitsfusion.artifact.components import components
+from bitsfusion.artifact.parts import ModelParts, parts_of_folder, parts_of_model
+from bitsfusion.artifact.schema import PackedConfig
+from bitsfusion.artifact.writer import PAPER_SAMPLERS, write_parts
+from bitsfusion.errors import InputError
+from bitsfusion.files import read_json, sha256_file, sha256_folder
+from bitsfusion.models.pipeline import pipeline_folder
+from bitsfusion.models.unet import unet_layers
+from bitsfusion.models.unet_folder import UNetFolder, left_out, open_unet
+from bitsfusion.numerics import ScaleInit
+from bitsfusion.recipe.assign import assign
+from bitsfusion.recipe.named import is_file, recipe_bits
+from bitsfusion.runs.progress import ProgressSink
+from bitsfusion.sensitivity.weight_error import weight_error_table
+from bitsfusion.time_features import Coverage, SamplerSteps, cover
+from bitsfusion.time_features.cache import uncacheable
+from bitsfusion.training.checkpoint import load_student
+
+AUTO: Literal["auto"] = "auto"
+"""Cache what the paper caches (PNDM, 50 steps) where the UNet allows it; otherwise keep the time layers and say so."""
+
+Cover: TypeAlias = Sequence[SamplerSteps] | Literal["auto"] | None
+"""Samplers whose time features are cached; None keeps the time layers at 8 bits; or `AUTO`."""
+
+
+def init_model(
+    model: str,
+    out: Path,
+    *,
+    recipe: str | None = None,
+    bits: float | None = None,
+    method: ScaleInit = ScaleInit.EXACT,
+    samplers: Cover = AUTO,
+    progress: ProgressSink | None = None,
+) -> PackedConfig:
+    """Quantizer init, time features and packing, without training (section 4.1); no model is loaded as a whole.
+
+    Args:
+        model: "embedded", a diffusers pipeline folder with a UNet2DConditionModel, or a hub id.
+        out: the packed pipeline folder to write.
+        recipe: a recipe file, a published recipe, or uniform:N; see `recipe_bits`.
+        bits: instead of a recipe, the average bits of one by `weight_error_table`, time features counted.
+        method: how scales are found.
+        samplers: see `Cover`.
+        progress: is told of every layer.
+
+    Returns:
+        What the folder says about itself. `provenance["notes"]` lists, in plain words, what was not done as asked.
+
+    Raises:
+        InputError: both or neither of recipe and bits, a recipe or a file that does not fit (names the layer).
+        BitsFusionError: the disk.
+    """
+    if (recipe is None) == (bits is None):
+        got = "neither" if recipe is None else "both"
+        raise InputError(f"recipe, bits: got {got}, wanted one of them: a recipe, or an average number of bits")
+    progress = progress or ProgressSink()
+    source, unet = _open(model)
+    coverage, notes = _coverage(unet.skeleton, source, samplers)
+    if bits is not None:
+        chosen, made_by = _by_weight_error(unet, bits, coverage, progress)
+    else:
+        assert recipe is not None
+        chosen = recipe_bits(recipe, unet_layers(unet.skeleton))
+        made_by = {"recipe": recipe, **({"recipe_sha256": sha256_file(Path(recipe))} if is_file(recipe) else {})}
+    notes += [note for note in (left_out(unet),) if note is not None]
+    provenance = {**made_by, "scale_init": method.value, **({"notes": notes} if notes else {})}
+    parts = parts_of_folder(unet, chosen, method, coverage)
+    return _write(parts, source, out, provenance, progress)
+
+
+def pack_checkpoint(
+    checkpoint: Path, model: str, out: Path, samplers: Cover = AUTO, progress: ProgressSink | None = None
+) -> PackedConfig:
+    """A finished stage or a checkpoint of one -> a packed pipeline folder.
+
+    Args:
+        checkpoint: a stage's folder, or a checkpoint-{step} in it.
+        model: the pipeline it was trained from, which gives all but the UNet.
+        out: the folder to write.
+        samplers: see `Cover`.
+        progress: is told of every layer.
+    """
+    source = _source(model)
+    student = load_student(checkpoint)
+    coverage, notes = _coverage(student, source, samplers)
+    provenance = {"checkpoint": checkpoint.name, **({"notes": notes} if notes else {})}
+    return _write(parts_of_model(student, coverage), source, out, provenance, progress or ProgressSink())
+
+
+def _source(model: str) -> Path:
+    folder = pipeline_folder(model)
+    if "unet" not in components(folder):
+        name = read_json(folder / "model_index.json").get("_class_name", "unknown class")
+        raise InputError(f"{model}: got a {name} without a UNet, wanted a pipeline with a UNet2DConditionModel")
+    return folder
+
+
+def _open(model: str) -> tuple[Path, UNetFolder]:
+    source = _source(model)
+    return source, open_unet(source / "unet")
+
+
+def _coverage(unet: nn.Module, source: Path, samplers: Cover) -> tuple[Coverage | None, list[str]]:
+    """The steps to cache, if any, and what is to be said about it."""
+    if samplers is None:
+        return None, []
+    reason = uncacheable(unet) if samplers == AUTO else None
+    if reason is not None:
+        return None, [f"time layers stay, at 8 bits and for any sampler: the UNet has {reason}, no features to cache"]
+    config = read_json(source / "scheduler" / "scheduler_config.json")
+    return cover(PAPER_SAMPLERS if samplers == AUTO else samplers, config), []
+
+
+def _by_weight_error(
+    unet: UNetFolder, bits: float, coverage: Coverage | None, progress: ProgressSink
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """Bits for every layer by the weights alone, and where they come from."""
+    started = time.monotonic()
+    table = weight_error_table(
+        unet_layers(unet.skeleton),
+        lambda name: unet.tensor(f"{name}.weight"),
+        model=unet.path.parent.name,
+        steps=0 if coverage is None else len(coverage.steps),
+        progress=lambda done, total: progress.update("weight error", done, total),
+    )
+    recipe = assign(table, bits, keep_time_layers=coverage is None)
+    progress.finish("weight error", time.monotonic() - started)
+    return dict(recipe.bits), {"recipe": table.method, "target_bits": bits}
+
+
+def _write(
+    parts: ModelParts, source: Path, out: Path, provenance: Mapping[str, Any], progress: ProgressSink
+) -> PackedConfig:
+    started = time.monotonic()
+    config = write_parts(
+        parts,
+        source,
+        out,
+        source_sha256=sha256_folder(source),
+        provenance=provenance,
+        progress=lambda done, total: progress.update("pack", done, total),
+    )
+    progress.finish("pack", time.monotonic() - started)
+    return config
