@@ -1,9 +1,11 @@
 """One forward of a Stable Diffusion v1.5-sized UNet on packed bits, beside the dense one with the same weights.
 
-    python benchmarks/forward.py [--latents 32 64] [--batch 2] [--dtype bfloat16] [--rounds 5] [--threads 2]
+    python benchmarks/forward.py [--latents 32 64] [--batch 2] [--dtype bfloat16] [--rounds 5] [--threads 2] [--int8]
 
 Bits are those of the published 1.99-bit recipe, weights are random levels; time features are cached in both. The models
-are in one process, take turns, and give the same numbers, which is checked; ratios are of the medians. 3 GB of memory.
+are in one process, take turns, and give the same numbers, which is checked. With --int8 the packed model takes a third
+turn with its activations rounded; its error is that of the output against the dense model's, norm to norm. Ratios are
+of medians, of the time on the clock and of processor time, which other work on the machine disturbs less. 3 GB.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from bitsfusion import kernels
 from bitsfusion.models.published import published_recipe
-from bitsfusion.nn.packed import PackedConv2d, PackedLinear, packed_layer
+from bitsfusion.nn.packed import PackedConv2d, PackedLinear, int8_activations, packed_layer
 from bitsfusion.nn.replace import replace_module
 from bitsfusion.numerics import level_count
 from bitsfusion.packing.radix import packed_size, symbols_per_byte
@@ -68,40 +70,60 @@ def build(dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
     return dense.eval(), packed.eval()
 
 
-def seconds(model: nn.Module, inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[float, Tensor]:
-    started = time.perf_counter()
+def timed(model: nn.Module, inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[float, float, Tensor]:
+    """Seconds on the clock, seconds of the processor, the output."""
+    started, used = time.perf_counter(), time.process_time()
     output: Tensor = model(*inputs).sample
-    return time.perf_counter() - started, output
+    return time.perf_counter() - started, time.process_time() - used, output
 
 
 @torch.no_grad()
+def measure(
+    dense: nn.Module, packed: nn.Module, inputs: tuple[Tensor, Tensor, Tensor], rounds: int, rounded: bool
+) -> None:
+    names = ["dense", "packed", *(["int8"] if rounded else [])]
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    outputs: dict[str, Tensor] = {}
+    for _ in range(rounds + 1):
+        for name in names:
+            if rounded:
+                int8_activations(packed, name == "int8")
+            *seconds, outputs[name] = timed(dense if name == "dense" else packed, inputs)
+            times[name].append((seconds[0], seconds[1]))
+    assert torch.equal(outputs["dense"], outputs["packed"])
+    wanted = outputs["dense"].float()
+    whole = [statistics.median(column) for column in zip(*times["dense"][1:], strict=True)]
+    for name in names:
+        clock, processor = (statistics.median(column) for column in zip(*times[name][1:], strict=True))
+        error = float((outputs[name].float() - wanted).norm() / wanted.norm())
+        side = f"{inputs[0].shape[-2]}x{inputs[0].shape[-1]}"
+        ratios = f"{clock / whole[0]:>7.3f} {processor:>11.3f} {processor / whole[1]:>7.3f}"
+        print(f"{side:>8} {name:>7} {clock:>9.3f} {ratios} {error:>9.4f}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--latents", type=int, nargs="+", default=[32], help="height and width, an eighth of the pixels"
-    )
+    parser.add_argument("--latents", type=int, nargs="+", default=[32], help="sides, each an eighth of the image's")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--int8", action="store_true", help="also with activations rounded to int8")
     chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     dtype = getattr(torch, chosen.dtype)
     dense, packed = build(dtype)
-    served = kernels.available()["cpu"]
+    served = kernels.available()["cpu"].name
     print(f"UNet of SD-v1.5's size, batch {chosen.batch}, {chosen.dtype}, {torch.get_num_threads()} threads, {served}")
-    print(f"{'latents':>8} {'dense s':>9} {'packed s':>9} {'ratio':>7}")
+    print(f"{'latents':>8} {'model':>7} {'seconds':>9} {'ratio':>7} {'processor s':>11} {'ratio':>7} {'error':>9}")
     for side in chosen.latents:
         inputs = (
             torch.randn(chosen.batch, 4, side, side, dtype=dtype),
             torch.tensor([STEP]).expand(chosen.batch),
             torch.randn(chosen.batch, 77, 768, dtype=dtype),
         )
-        assert torch.equal(seconds(dense, inputs)[1], seconds(packed, inputs)[1])
-        times = [(seconds(dense, inputs)[0], seconds(packed, inputs)[0]) for _ in range(chosen.rounds)]
-        whole, ours = (statistics.median(column) for column in zip(*times, strict=True))
-        print(f"{side:>5}x{side:<2} {whole:>9.3f} {ours:>9.3f} {ours / whole:>7.3f}", flush=True)
+        measure(dense, packed, inputs, chosen.rounds, chosen.int8)
 
 
 if __name__ == "__main__":
