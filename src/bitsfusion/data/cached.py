@@ -85,8 +85,8 @@ def cached_data(
 ) -> CachedData:
     """`source` as training data; what is not in the cache is encoded first.
 
-    Token ids are kept rather than the text encoder's output: the text encoder takes under 1 % of a training step at
-    SD-v1.5 size, its output would take four times the latents' place.
+    Token ids are kept rather than the text encoder's output: it is 13 GFLOP a sample beside 803 for one UNet forward at
+    SD-v1.5 size (0.4 % of a Stage I step), and its output would take nearly four times the latents' place.
 
     Args:
         source: captioned images.
