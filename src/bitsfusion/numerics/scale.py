@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor
 
 from bitsfusion.errors import InputError
 from bitsfusion.numerics.levels import half_levels
-from bitsfusion.numerics.quantize import quantize
 
 ALTERNATING_STEPS = 10
 _EXACT_CHUNK = 1 << 22  # candidates sorted at once: bounds the memory of the exact search to about 0.2 GB
@@ -47,7 +47,7 @@ def initial_scale(weight: Tensor, bits: int, method: ScaleInit = ScaleInit.EXACT
     if method is ScaleInit.MINMAX:
         return _minmax(rows, half)
     if method is ScaleInit.ALTERNATING:
-        return _alternating(rows, bits, half)
+        return _alternating(rows, half)
     return _exact(rows, half)
 
 
@@ -56,13 +56,16 @@ def _minmax(rows: Tensor, half: int) -> Tensor:
     return rows.abs().amax(1) / half
 
 
-def _alternating(rows: Tensor, bits: int, half: int) -> Tensor:
+def _alternating(rows: Tensor, half: int) -> Tensor:
     """Eq. 5: ten times, levels from the scale, then the least-squares scale from the levels; starts at min-max."""
     scale = _minmax(rows, half)
+    levels, products = torch.empty_like(rows), torch.empty_like(rows)
     for _ in range(ALTERNATING_STEPS):
-        levels = quantize(rows, scale, bits).float()
-        energy = levels.square().sum(1)
-        scale = torch.where(energy > 0, (rows * levels).sum(1) / energy.clamp(min=1), scale)
+        divisor = torch.where(scale == 0, math.inf, scale)[:, None]
+        torch.div(rows, divisor, out=levels).round_().clamp_(-half, half)
+        energy = torch.mul(levels, levels, out=products).sum(1)
+        fitted = torch.mul(rows, levels, out=products).sum(1) / energy.clamp(min=1)
+        scale = torch.where(energy > 0, fitted, scale)
     return scale
 
 
