@@ -93,10 +93,29 @@ void scalar_part(const Layer& layer, float scale, int64_t first, int64_t last, t
     }
 }
 
+// A whole row, by a table of the weights that its symbols stand for where the row is longer than that.
 template <int BITS, int DTYPE>
 void scalar_row(const Layer& layer, int64_t row, typename Element<DTYPE>::Type* weight) {
-    const int64_t first = row * layer.width;
-    scalar_part<BITS, DTYPE>(layer, layer.scales[row], first, first + layer.width, weight);
+    constexpr int K = per_byte(BITS), L = level_count(BITS);
+    constexpr int SIZE = K > 1 ? L : BITS == 8 ? 512 : 256;  // a symbol may be larger than any that is packed
+    const float scale = layer.scales[row];
+    int64_t i = row * layer.width;
+    const int64_t last = i + layer.width;
+    if (layer.width > SIZE) {
+        typename Element<DTYPE>::Type table[SIZE];
+        for (int symbol = 0; symbol < SIZE; ++symbol) {
+            table[symbol] = Element<DTYPE>::of(static_cast<float>(symbol - half_levels(BITS)) * scale);
+        }
+        const int64_t whole = (i + K - 1) / K * K;  // where the first byte begins that is the row's alone
+        scalar_part<BITS, DTYPE>(layer, scale, i, whole, weight);
+        weight += whole - i;
+        for (i = whole; last - i >= K; i += K) {
+            int byte = layer.codes[i / K];
+            if constexpr (BITS == 8) byte += ((layer.plane[i >> 3] >> (i & 7)) & 1) << 8;
+            for (int digit = 0; digit < K; ++digit, byte /= L) *weight++ = table[K > 1 ? byte % L : byte];
+        }
+    }
+    scalar_part<BITS, DTYPE>(layer, scale, i, last, weight);
 }
 
 // How one vector of W 16-bit lanes gets its digits when its first weight is digit `phase` of its first byte: the byte of
