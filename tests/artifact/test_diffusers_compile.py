@@ -16,7 +16,8 @@ from .drawing import inputs, load
 @pytest.mark.parametrize(
     ("name", "backend"),
     [
-        ("folder", "aot_eager"),
+        ("folder", "eager"),
+        pytest.param("folder", "aot_eager", marks=pytest.mark.slow),
         pytest.param("any_step_folder", "aot_eager", marks=pytest.mark.slow),
         pytest.param("folder", "inductor", marks=pytest.mark.slow),
     ],

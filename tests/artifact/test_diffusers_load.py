@@ -19,7 +19,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
-from bitsfusion.artifact.diffusers_plugin import BitsFusionConfig
+from bitsfusion import BitsFusionConfig
 from bitsfusion.errors import InputError
 from bitsfusion.nn.packed import PackedConv2d, PackedLinear
 

@@ -28,7 +28,8 @@ class ReadOnlyWeight(Tensor):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if args and isinstance(args[0], cls) and _writes(func.__name__):
+        first = next(iter((*args, *(kwargs or {}).values())), None)
+        if isinstance(first, cls) and _writes(func.__name__):
             raise InputError(
                 "weight: got a write to the weight of a packed layer, wanted none: an adapter cannot be fused into "
                 "packed bits; leave it unfused, or call dequantize() on the model first"
