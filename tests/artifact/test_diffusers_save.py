@@ -54,6 +54,16 @@ def test_shards(packed: Path, tmp_path: Path) -> None:
     assert torch.equal(again(*inputs(again)).sample, unet(*inputs(unet)).sample)
 
 
+@pytest.mark.parametrize("sizes", [("40KB", "10GB"), ("10GB", "40KB")], ids=["shards first", "shards second"])
+def test_shards_and_a_single_file_in_one_folder_are_found(folder: Path, tmp_path: Path, sizes: tuple[str, str]) -> None:
+    """diffusers leaves the index, or the file, of an earlier save."""
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    for size in sizes:
+        unet.save_pretrained(tmp_path / "unet", max_shard_size=size)
+    with pytest.raises(ArtifactError, match="wanted one of both: remove the older one"):
+        verify_folder(tmp_path / "unet")
+
+
 def test_a_lost_shard_is_found_on_load(folder: Path, tmp_path: Path) -> None:
     import json
 
