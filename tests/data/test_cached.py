@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
+import warnings
 from copy import deepcopy
 
 import pytest
@@ -161,6 +162,16 @@ def test_bad_samples_are_left_out_and_counted(write_folder, open_data, tmp_path)
         assert "1 of 12 captions cut to 12 tokens" in cut
         good = [f"{index}.png" for index in range(12) if f"{index}.png" not in bad]
         assert data.count == 6 and list(data.samples(range(6)).names) == good
+
+
+def test_warnings_of_the_library_that_decodes_stay_there(write_folder, open_data, tmp_path, monkeypatch):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 600)  # a warning for each image, an error above 1200 pixels
+    filters = list(warnings.filters)
+    for name in ("one", "two", "three"):
+        with warnings.catch_warnings(record=True) as caught:
+            open_data(ImageFolder(write_folder(tmp_path / name, 9)))
+        assert not caught
+    assert warnings.filters == filters
 
 
 @pytest.mark.parametrize("limit", [0, 0.25, 0.499, 2, 5])

@@ -6,6 +6,7 @@ import collections
 import hashlib
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -62,22 +63,16 @@ def fill(
     Raises:
         InputError: more samples are unusable than `limit` bears.
     """
-    work = _Filling(cache, source, encoder, limit, max_samples, progress)
     claims = Claims(cache.folder)
+    work = _Filling(cache, source, encoder, limit, max_samples, progress, claims)
     try:
-        for wait in (False, True):
-            before = 0
-            for part in range(source.parts):
-                if work.wanted(part, before):
-                    with claims.part(part, wait) as granted:
-                        if granted:
-                            work.part(part, before)
-                before += work.samples(part)
-                if max_samples is not None and before >= max_samples:
-                    break
+        with warnings.catch_warnings():  # here, not where images are decoded: it is not for threads
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # large images, damaged EXIF; what it cannot read raises
+            for wait in (False, True):
+                work.pass_over(wait)
+        return work.chunks()
     finally:
         claims.close()
-    return work.chunks()
 
 
 class _Filling:
@@ -89,9 +84,22 @@ class _Filling:
         limit: BadSampleLimit,
         max_samples: int | None,
         progress: CachingProgress | None,
+        claims: Claims,
     ) -> None:
         self._cache, self._source, self._encoder, self._limit = cache, source, encoder, limit
-        self._max, self._progress = max_samples, progress
+        self._max, self._progress, self._claims = max_samples, progress, claims
+
+    def pass_over(self, wait: bool) -> None:
+        """Makes what is wanted of all parts; of those that other processes work on, after waiting or not at all."""
+        before = 0
+        for part in range(self._source.parts):
+            if self.wanted(part, before):
+                with self._claims.part(part, wait) as granted:
+                    if granted:
+                        self.part(part, before)
+            before += self.samples(part)
+            if self._max is not None and before >= self._max:
+                break
 
     def samples(self, part: int) -> int:
         return sum(chunk.samples for chunk in self._cache.chunks(part))

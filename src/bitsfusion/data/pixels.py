@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from typing import Any
 
 import numpy as np
@@ -38,18 +37,16 @@ def decode_image(content: Any, resolution: int) -> Tensor:
     if not isinstance(content, bytes | bytearray | memoryview):
         raise BadSampleError(f"image is of type {type(content).__name__}, wanted the bytes of an image file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL's on large images and damaged EXIF; what it cannot read raises
-            with Image.open(io.BytesIO(content)) as opened:
-                width, height = opened.size
-                if min(width, height) * _LARGEST_ENLARGEMENT < resolution:
-                    raise BadSampleError(
-                        f"image of {width} x {height} pixels is too small for {resolution}, wanted "
-                        f"{-(-resolution // _LARGEST_ENLARGEMENT)} or more on the short side"
-                    )
-                opened.draft(None, (2 * resolution, 2 * resolution))
-                image = _rgb(ImageOps.exif_transpose(opened))
-            image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.BICUBIC)
+        with Image.open(io.BytesIO(content)) as opened:
+            width, height = opened.size
+            if min(width, height) * _LARGEST_ENLARGEMENT < resolution:
+                raise BadSampleError(
+                    f"image of {width} x {height} pixels is too small for {resolution}, wanted "
+                    f"{-(-resolution // _LARGEST_ENLARGEMENT)} or more on the short side"
+                )
+            opened.draft(None, (2 * resolution, 2 * resolution))
+            image = _rgb(ImageOps.exif_transpose(opened))
+        image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.BICUBIC)
     except BadSampleError:
         raise
     except MemoryError:
