@@ -15,6 +15,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
         ("count_bits.py", [], "1.98847 bits on average"),
         ("compare_scales.py", [], "exact"),
         ("pack_without_training.py", ["OUT"], "bits on average"),
+        ("train_adapter.py", ["OUT"], "with it, 223488 trained parameters"),
     ],
 )
 def test_example(name, arguments, printed, tmp_path, monkeypatch, capsys):
@@ -24,4 +25,4 @@ def test_example(name, arguments, printed, tmp_path, monkeypatch, capsys):
 
 
 def test_no_example_is_left_out():
-    assert len(list(EXAMPLES.glob("*.py"))) == 3
+    assert len(list(EXAMPLES.glob("*.py"))) == 4
