@@ -33,7 +33,9 @@ def copy_components(source: Path, target: Path) -> None:
     """Copies all but the UNet from one pipeline folder to another, weights as safetensors only.
 
     Where a component has only a variant such as fp16, the copy has plain names: a packed folder loads without
-    `variant=`. Files that hold the same weights in other formats or variants stay behind.
+    `variant=`. Files that hold the same weights in other formats or variants stay behind. Configs of transformers'
+    models (text encoders) ask for float32: without `dtype=` diffusers loads its own models, the UNet too, in float32,
+    but those in whatever dtype their files have, and float16 text states would meet a float32 UNet.
 
     Raises:
         InputError: as `components`, or a component whose weights are no safetensors.
@@ -53,6 +55,7 @@ def _copy(source: Path, target: Path) -> None:
             shutil.copyfile(file, target / file.name)
     if weights is None:
         return
+    _compute_in_float32(target / "config.json")
     for file in weights.files:
         shutil.copyfile(file, target / weights.plain_name(file))
     if weights.index is not None:
@@ -60,6 +63,13 @@ def _copy(source: Path, target: Path) -> None:
         names = {name: weights.plain_name(Path(file)) for name, file in index["weight_map"].items()}
         text = json.dumps({**index, "weight_map": names}, indent=2) + "\n"
         (target / weights.plain_name(weights.index)).write_text(text, encoding="utf-8")
+
+
+def _compute_in_float32(path: Path) -> None:
+    config = read_json(path)
+    if isinstance(config, dict) and "_class_name" not in config:  # which all of diffusers' own models have
+        config.pop("torch_dtype", None)  # its name before transformers 5
+        path.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
 
 
 def _index(source: Path) -> dict[str, Any]:

@@ -1,0 +1,250 @@
+"""`init` on pipelines of every kind with a UNet2DConditionModel, and its choice of bits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
+    PNDMScheduler,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+import bitsfusion  # noqa: F401  registers with diffusers
+from bitsfusion.artifact.verify import verify_folder
+from bitsfusion.embedded import PIPELINE_FOLDER
+from bitsfusion.errors import InputError
+from bitsfusion.files import read_json, write_json
+from bitsfusion.models.pipeline import load_pipeline
+from bitsfusion.models.unet import LayerRole, unet_layers
+from bitsfusion.recipe.assign import assign
+from bitsfusion.recipe.schema import write_recipe
+from bitsfusion.runs.packing import init_model
+from bitsfusion.sensitivity.weight_error import weight_error_table
+from bitsfusion.time_features import SamplerSteps
+
+UNET = {
+    "sample_size": 8,
+    "block_out_channels": (16, 32),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "cross_attention_dim": 48,
+    "attention_head_dim": 8,
+    "norm_num_groups": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def layers():
+    return unet_layers(load_pipeline("embedded").unet)
+
+
+def with_unet(folder: Path, **changes) -> Path:
+    """The embedded pipeline's folder with another UNet: random weights, `changes` in the config."""
+    shutil.copytree(PIPELINE_FOLDER, folder)
+    config = UNet2DConditionModel.load_config(PIPELINE_FOLDER / "unet")
+    shutil.rmtree(folder / "unet")
+    torch.manual_seed(0)
+    UNet2DConditionModel.from_config({**config, **changes}).save_pretrained(folder / "unet")
+    return folder
+
+
+def text_encoders(tokenizer):
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": tokenizer.model_max_length,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    first = CLIPTextModel(CLIPTextConfig(hidden_size=32, **sizes))
+    second = CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=16, projection_dim=16, **sizes))
+    return first.eval(), second.eval()
+
+
+def tiny_vae():
+    return AutoencoderKL(
+        sample_size=16,
+        latent_channels=4,
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        norm_num_groups=8,
+    ).eval()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 8])
+def test_uniform(tmp_path, layers, bits):
+    config = init_model("embedded", tmp_path / "out", recipe=f"uniform:{bits}")
+    kept = {name: layer for name, layer in layers.items() if layer.role is not LayerRole.TIME}
+    wanted = {name: 8 if layer.role is LayerRole.FIRST_LAST else bits for name, layer in kept.items()}
+    assert config.bits == wanted
+    assert config.provenance == {"recipe": f"uniform:{bits}", "scale_init": "exact"}
+    verify_folder(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "recipe", ["uniform:0", "uniform:9", "uniform:", "uniform:2.5", "uniform:12", "sd16", "no.json"]
+)
+def test_recipes_that_there_are_not(tmp_path, recipe):
+    with pytest.raises(InputError, match=f"got '{recipe}', wanted"):
+        init_model("embedded", tmp_path / "out", recipe=recipe)
+
+
+@pytest.mark.parametrize("bits", [1.99, 2.5, 4.0])
+def test_average_bits_without_a_recipe(tmp_path, bits):
+    config = init_model("embedded", tmp_path / "out", bits=bits)
+    assert bits - 0.01 < config.average_bits <= bits
+    assert config.provenance["recipe"] == "weight_error"
+    assert config.time_features.kind == "cached"
+
+
+def test_average_bits_count_time_layers_that_stay(tmp_path):
+    config = init_model("embedded", tmp_path / "out", bits=2.3, samplers=None)
+    assert 2.29 < config.average_bits <= 2.3
+    assert config.time_features.kind == "layers_8bit" and config.bits["time_embedding.linear_1"] == 8
+
+
+def test_a_recipe_or_bits_and_not_both(tmp_path):
+    for both, got in (({}, "neither"), ({"recipe": "uniform:2", "bits": 2.0}, "both")):
+        with pytest.raises(InputError, match=f"got {got}, wanted one of them"):
+            init_model("embedded", tmp_path / "out", **both)
+    with pytest.raises(InputError, match=r"got 0\.5 bits on average"):
+        init_model("embedded", tmp_path / "out", bits=0.5)
+
+
+def test_weight_error_sees_what_is_hard_to_round_and_what_is_small(layers):
+    generator = torch.Generator().manual_seed(0)
+    chosen = {name: layer for name, layer in layers.items() if layer.role is LayerRole.QUANTIZED}
+    ternary, heavy, plain = [name for name, layer in chosen.items() if layer.shape == (128, 128)][:3]
+
+    def weight(name):
+        normal = torch.randn(layers[name].shape, generator=generator)
+        return normal.sign() if name == ternary else normal**3 if name == heavy else normal
+
+    table = weight_error_table(layers, weight, model="made up")
+    error = {(row.layer, row.bits): row.mse for row in table.rows}
+    assert max(error[ternary, bits] for bits in (1, 2, 3)) < 1e-6
+    assert all(error[heavy, bits] > error[plain, bits] for bits in (1, 2, 3))
+    largest, smallest = (pick(chosen, key=lambda name: chosen[name].numel) for pick in (max, min))
+    assert error[largest, 1] < error[smallest, 1]
+    bits = assign(table, 1.99).bits
+    assert bits[ternary] == 1 < bits[plain] <= bits[heavy] and bits[largest] < bits[smallest]
+
+
+def test_the_recipe_of_the_base_serves_its_inpainting_fine_tune(tmp_path):
+    tokenizer = load_pipeline("embedded").tokenizer
+    sizes = {**UNET, "cross_attention_dim": 32}
+    base = unet_layers(UNet2DConditionModel(**sizes))
+    recipe = assign(weight_error_table(base, lambda name: torch.randn(base[name].shape), model="base"), 3.0)
+    write_recipe(tmp_path / "recipe.json", recipe)
+    StableDiffusionInpaintPipeline(
+        vae=tiny_vae(),
+        text_encoder=text_encoders(tokenizer)[0],
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(**sizes, in_channels=9),
+        scheduler=PNDMScheduler(skip_prk_steps=True, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(tmp_path / "model")
+    config = init_model(str(tmp_path / "model"), tmp_path / "out", recipe=str(tmp_path / "recipe.json"))
+    assert config.layers["conv_in"].shape == (16, 9, 3, 3) and config.bits == recipe.bits
+    loaded = StableDiffusionInpaintPipeline.from_pretrained(tmp_path / "out")
+    loaded.set_progress_bar_config(disable=True)
+    picture = Image.new("RGB", (16, 16), "white")
+    mask = picture.convert("L")
+    made = loaded("a red circle", image=picture, mask_image=mask, num_inference_steps=50, height=16, width=16)
+    assert made.images[0].size == (16, 16)
+
+
+def test_the_recipe_of_another_base_names_the_layers(tmp_path, layers):
+    recipe = assign(weight_error_table(layers, lambda name: torch.randn(layers[name].shape), model="base"), 1.99)
+    write_recipe(tmp_path / "recipe.json", recipe)
+    width = load_pipeline("embedded").unet.config.cross_attention_dim
+    folder = with_unet(tmp_path / "model", cross_attention_dim=2 * width)
+    with pytest.raises(InputError, match=r"another number of weights than the model has in: \S*attn2\.to_k") as caught:
+        init_model(str(folder), tmp_path / "out", recipe=str(tmp_path / "recipe.json"))
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_sdxl(tmp_path):
+    tokenizer = load_pipeline("embedded").tokenizer
+    first, second = text_encoders(tokenizer)
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        **UNET,
+        use_linear_projection=True,
+        transformer_layers_per_block=(1, 2),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 16,
+    )
+    StableDiffusionXLPipeline(
+        vae=tiny_vae(),
+        text_encoder=first,
+        text_encoder_2=second,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(),
+        add_watermarker=False,
+    ).save_pretrained(tmp_path / "model")
+    config = init_model(str(tmp_path / "model"), tmp_path / "out", recipe="uniform:2")
+    assert config.time_features.kind == "layers_8bit"
+    assert "the UNet has addition_embed_type" in config.provenance["notes"][0]
+    eight = [name for name, count in config.bits.items() if count == 8]
+    assert {"conv_in", "conv_out", "add_embedding.linear_1", "add_embedding.linear_2"} <= set(eight)
+    assert all(name.startswith(("conv_", "add_", "time_")) or name.endswith("time_emb_proj") for name in eight)
+    verify_folder(tmp_path / "out")
+    loaded = StableDiffusionXLPipeline.from_pretrained(tmp_path / "out", add_watermarker=False)
+    loaded.set_progress_bar_config(disable=True)
+    image = loaded("a red circle", num_inference_steps=3, height=16, width=16, output_type="np").images[0]
+    assert image.shape == (16, 16, 3)
+    averaged = init_model(str(tmp_path / "model"), tmp_path / "averaged", bits=4.0)
+    assert 3.9 < averaged.average_bits <= 4.0 and averaged.bits["add_embedding.linear_1"] == 8
+    with pytest.raises(InputError, match="addition_embed_type"):
+        init_model(str(tmp_path / "model"), tmp_path / "x", recipe="uniform:2", samplers=[SamplerSteps("pndm", 50)])
+
+
+def test_lcm(tmp_path, layers):
+    """Distilled with a guidance embedding: one more time layer than its base, whose recipe serves it."""
+    recipe = assign(weight_error_table(layers, lambda name: torch.randn(layers[name].shape), model="base"), 1.99)
+    write_recipe(tmp_path / "recipe.json", recipe)
+    folder = with_unet(tmp_path / "model", time_cond_proj_dim=24)
+    LCMScheduler.from_config(read_json(folder / "scheduler" / "scheduler_config.json")).save_pretrained(
+        folder / "scheduler"
+    )
+    index = read_json(folder / "model_index.json")
+    index |= {"_class_name": "LatentConsistencyModelPipeline", "scheduler": ["diffusers", "LCMScheduler"]}
+    write_json(folder / "model_index.json", index)
+    config = init_model(str(folder), tmp_path / "out", recipe=str(tmp_path / "recipe.json"))
+    assert "time_cond_proj_dim" in config.provenance["notes"][0]
+    assert config.bits["time_embedding.cond_proj"] == 8
+    loaded = LatentConsistencyModelPipeline.from_pretrained(tmp_path / "out")
+    loaded.set_progress_bar_config(disable=True)
+    loaded("a red circle", num_inference_steps=2, height=64, width=64)
+
+
+def test_a_pipeline_without_a_unet(tmp_path):
+    (tmp_path / "transformer").mkdir()
+    index = {"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match="got a FluxPipeline without a UNet"):
+        init_model(str(tmp_path), tmp_path / "out", recipe="uniform:2")
