@@ -6,6 +6,8 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from bitsfusion.cli.main import main
@@ -133,6 +135,31 @@ def test_a_recipe_for_another_model(capsys, tmp_path, recipe):
     assert "mid_block.attentions.0.proj_in" in line
     assert "9" in line
     assert not (tmp_path / "x").exists()
+
+
+def test_bits_or_a_recipe(capsys, tmp_path):
+    line = fails(capsys, 2, "init", "embedded", "--recipe", "uniform:2", "--bits", "1.99", "--out", tmp_path / "x")
+    assert "recipe, bits: got both, wanted one of them" in line
+    assert "got neither" in fails(capsys, 2, "init", "embedded", "--out", tmp_path / "x")
+    main_ok("init", "embedded", "--bits", "1.99", "--out", tmp_path / "x", "--json")
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["folder"] == str(tmp_path / "x") and printed["notes"] == []
+    assert 1.98 < printed["average_bits"] <= 1.99
+
+
+def test_a_unet_whose_time_features_cannot_be_cached(capsys, tmp_path):
+    """Init goes on, and says what it did."""
+    pipeline = load_pipeline("embedded")
+    pipeline.save_pretrained(tmp_path / "model")
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel.from_config({**pipeline.unet.config, "time_cond_proj_dim": 8})
+    unet.save_pretrained(tmp_path / "model" / "unet")
+    main_ok("init", tmp_path / "model", "--recipe", "uniform:2", "--out", tmp_path / "x", "--quiet")
+    note, result = capsys.readouterr().out.splitlines()
+    assert note.startswith("note: time layers stay, at 8 bits and for any sampler: the UNet has time_cond_proj_dim")
+    assert result.startswith(str(tmp_path / "x"))
+    line = fails(capsys, 2, "init", tmp_path / "model", "--recipe", "uniform:2", "--cover", "pndm:50", "--out", "y")
+    assert "time_cond_proj_dim" in line and "keep the time layers at 8 bits instead" in line
 
 
 def test_an_average_that_cannot_be_met(capsys, recipe, tmp_path):
