@@ -18,7 +18,8 @@ def test_world_prompts_have_a_seed_each():
 def test_prompt_files(tmp_path):
     (tmp_path / "a.txt").write_text("one cat\n\n two dogs \n")
     (tmp_path / "a.jsonl").write_text('{"prompt": "one cat", "tag": "x"}\n{"prompt": "two dogs"}\n')
-    for name in ("a.txt", "a.jsonl"):
+    (tmp_path / "a.tsv").write_text('Prompt\tCategory\none cat\tAnimals\ntwo dogs\tAnimals, "and more\n')
+    for name in ("a.txt", "a.jsonl", "a.tsv"):
         prompts = file_prompts(tmp_path / name, 5)
         assert prompts.texts == ("one cat", "two dogs")
         assert prompts.seeds == (5, 6)
@@ -26,7 +27,8 @@ def test_prompt_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("a.txt", "\n"), ("a.jsonl", "{}"), ("a.jsonl", "x"), ("missing.txt", None)]
+    ("name", "text"),
+    [("a.txt", "\n"), ("a.jsonl", "{}"), ("a.jsonl", "x"), ("a.tsv", "a\tb\nc\td\n"), ("missing.txt", None)],
 )
 def test_bad_prompt_files(tmp_path, name, text):
     if text is not None:

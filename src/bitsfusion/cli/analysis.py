@@ -54,7 +54,10 @@ def analyze(
     ] = None,
     resolution: Annotated[int, typer.Option(help="Pixels of the square training images.")] = 512,
     samples: Annotated[int, typer.Option(min=1, help="Noisy latents of the cheaper methods.")] = 64,
-    prompts: Annotated[Path | None, typer.Option(help="Prompts of the paper's method, .txt or .jsonl.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Prompts of the paper's method: .txt, .jsonl or .tsv; K are taken, evenly spaced."),
+    ] = None,
     images: Annotated[int, typer.Option(min=1, help="K, images for each candidate of the paper's method.")] = 100,
     iterations: Annotated[
         int, typer.Option(min=0, help="T, training steps for each candidate of the paper's method.")
@@ -87,7 +90,7 @@ def analyze(
         if len(chosen.texts) < images:
             raise InputError(f"prompts: got {len(chosen.texts)} in {prompts}, wanted {images} (--images)")
         settings = PaperSettings(
-            prompts=chosen.texts[:images],
+            prompts=tuple(chosen.texts[place * len(chosen.texts) // images] for place in range(images)),
             iterations=iterations,
             train_batch_size=train_batch_size,
             learning_rate=learning_rate,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ def world_prompts(split: Split, per_task: int, seed: int) -> PromptSet:
 
 
 def file_prompts(path: Path, seed: int) -> PromptSet:
-    """One prompt a line of a .txt file, or the "prompt" of each line of a .jsonl file (GenEval's form).
+    """One prompt a line of a .txt file, the "prompt" of each line of a .jsonl file (GenEval's form), or the column
+    "Prompt" of a .tsv file (PartiPrompts' form).
 
     Raises:
         InputError: there is no such file, a line has no prompt, or there is none at all.
@@ -71,6 +73,11 @@ def file_prompts(path: Path, seed: int) -> PromptSet:
             texts = tuple(str(json.loads(line)["prompt"]) for line in lines)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise InputError(f'{path}: wanted {{"prompt": ...}} on every line, got {error!r}') from None
+    elif Path(path).suffix == ".tsv":
+        cells = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+        if any(not row.get("Prompt") for row in cells):
+            raise InputError(f"{path}: wanted a column Prompt with a prompt on every line, got {lines[0]!r}")
+        texts = tuple(row["Prompt"].strip() for row in cells)
     else:
         texts = tuple(line.strip() for line in lines)
     if not texts:
