@@ -12,6 +12,10 @@
 
 #include <cstdint>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "parallel.h"
 #include "radix.h"
 #include "unpack_avx2.h"
@@ -77,7 +81,10 @@ int bitsfusion_has_isa(int isa) {
     using namespace bitsfusion;
     if (isa == SCALAR) return 1;
 #if defined(__x86_64__)
-    if (isa == AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+    if (isa == AVX2) {
+        unsigned a, b, c, d;  // not every compiler's builtin knows F16C
+        return __builtin_cpu_supports("avx2") && __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
+    }
     if (isa == AVX512) {
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
