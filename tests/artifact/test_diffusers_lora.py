@@ -21,6 +21,7 @@ TARGETS = {
     "one": ["to_q", "to_k", "to_v", "to_out.0", "conv1", "proj_in"],
     "two": ["to_q", "conv2"],
     "time": ["to_q", "time_emb_proj"],
+    "embedding": ["to_q", "linear_1"],
 }
 
 
@@ -105,12 +106,15 @@ def test_fusing_after_dequantizing(folder: Path, loras: Path) -> None:
     np.testing.assert_allclose(images(fused), images(made), atol=1e-5)
 
 
-def test_time_layers_that_are_cached_cannot_be_adapted(folder: Path, any_step_folder: Path, loras: Path) -> None:
-    with pytest.raises(ValueError, match=r"CachedProjection.*pack with the time layers kept"):
-        load(folder).load_lora_weights(loras / "time")
+@pytest.mark.parametrize("name", ["time", "embedding"])
+def test_time_layers_that_are_cached_cannot_be_adapted(
+    folder: Path, any_step_folder: Path, loras: Path, name: str
+) -> None:
+    with pytest.raises(ValueError, match=r"Cached.*pack with the time layers kept"):
+        load(folder).load_lora_weights(loras / name)
     kept = load(any_step_folder)
     plain = images(kept)
-    kept.load_lora_weights(loras / "time")
+    kept.load_lora_weights(loras / name)
     assert np.abs(images(kept) - plain).max() > 1e-4
 
 

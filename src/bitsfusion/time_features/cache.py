@@ -43,8 +43,20 @@ class TimeFeatureRows(nn.Module):
         return self.covered
 
 
+class CachedLayer(nn.Module):
+    """A name that a layer had: whoever wants to adapt it shall find out, not pass it over."""
+
+    def extra_repr(self) -> str:
+        """What a user reads whose adapter wants this layer: PEFT quotes the module that it cannot adapt."""
+        return "no layer but cached rows: for adapters on time layers pack with the time layers kept"
+
+
 class _PassOn(nn.Module):
     """Stands in for the time embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear_1, self.linear_2 = CachedLayer(), CachedLayer()
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
         if condition is not None:
@@ -52,7 +64,7 @@ class _PassOn(nn.Module):
         return sample
 
 
-class CachedProjection(nn.Module):
+class CachedProjection(CachedLayer):
     """Stands in for one block's time projection: its columns of the row."""
 
     def __init__(self, start: int, width: int) -> None:
@@ -61,10 +73,6 @@ class CachedProjection(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return features[:, self.start : self.start + self.width]
-
-    def extra_repr(self) -> str:
-        """What a user reads whose adapter wants this layer: PEFT quotes the module that it cannot adapt."""
-        return "no layer but cached rows: for adapters on time layers pack with the time layers kept"
 
 
 def time_layers(unet: nn.Module) -> list[str]:
