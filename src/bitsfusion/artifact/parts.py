@@ -21,7 +21,7 @@ from bitsfusion.numerics import ScaleInit, quantize
 from bitsfusion.time_features import Coverage, time_feature_rows, time_layers
 from bitsfusion.time_features.cache import TimeFeatureRows
 
-_FIXED_SCALE = ScaleInit.ALTERNATING  # of layers at 8 bits that no recipe names: the exact search gains nothing there
+_FIXED_SCALE = ScaleInit.ALTERNATING  # of layers at 8 bits that no recipe names: the exact search gains 0.1 dB there
 
 
 @dataclass(frozen=True)
