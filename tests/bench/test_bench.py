@@ -177,8 +177,13 @@ def test_rows_of_an_interrupted_run_are_found_and_those_of_another_are_not(tmp_p
     work.output(row.name).touch()
     assert Work(tmp_path, ["this"]).row(row.name) == row
     assert Work(tmp_path, ["that"]).row(row.name) is None
+    work.keep_rounds(["dense-bf16", OURS], [{"dense-bf16": 1.0, OURS: 1.1}])
+    assert Work(tmp_path, ["this"]).rounds(["dense-bf16", OURS]) == [{"dense-bf16": 1.0, OURS: 1.1}]
+    assert Work(tmp_path, ["this"]).rounds(["dense-bf16"]) == []
     work.finish()
-    assert Work(tmp_path, ["this"]).row(row.name) is None
+    again = Work(tmp_path, ["this"])
+    assert again.row(row.name) is None
+    assert again.rounds(["dense-bf16", OURS]) == []
 
 
 @pytest.mark.parametrize("name", INSTALLED)

@@ -136,7 +136,7 @@ class _Measurement:
                 row.name: stack.enter_context(WorkerProcess(row.name, self._dtype(row.name), self.settings.threads))
                 for row in group
             }
-            seconds: dict[str, list[float]] = {name: [] for name in workers}
+            rounds = self.work.rounds(list(workers))
             errors: dict[str, str] = {}
 
             def each(work: Callable[[str, WorkerProcess], Any]) -> None:
@@ -150,26 +150,27 @@ class _Measurement:
             def load(name: str, worker: WorkerProcess) -> None:
                 worker.ask("load", folder=str(self._folder(method_called(name))[0]), **self._shape())
 
+            def forward(name: str, worker: WorkerProcess) -> None:
+                rounds[-1][name] = worker.ask("forward")["seconds"]
+
             each(load)
             each(lambda name, worker: worker.ask("forward"))
-            for _ in range(self.settings.repeats):
-                each(lambda name, worker: seconds[name].append(worker.ask("forward")["seconds"]))
-        base = seconds[self.base]
-        return [
-            row.model_copy(
-                update={
-                    "forward_seconds": tuple(times),
-                    "forward_median": statistics.median(times) if times else None,
-                    "forward_ratio": statistics.median(t / b for t, b in zip(times, base, strict=False))
-                    if times and base
-                    else None,
-                    "timed_with": tuple(name for name in workers if name != row.name),
-                    "error": errors.get(row.name),
-                }
-            )
-            for row in group
-            for times in [seconds[row.name]]
-        ]
+            while len(rounds) < self.settings.repeats:
+                rounds.append({})
+                each(forward)
+                self.work.keep_rounds(list(workers), rounds)
+        return [row.model_copy(update=self._times(row.name, rounds, errors)) for row in group]
+
+    def _times(self, name: str, rounds: list[dict[str, float]], errors: dict[str, str]) -> dict[str, Any]:
+        times = [seconds[name] for seconds in rounds if name in seconds]
+        ratios = [seconds[name] / seconds[self.base] for seconds in rounds if {name, self.base} <= set(seconds)]
+        return {
+            "forward_seconds": tuple(times),
+            "forward_median": statistics.median(times) if times else None,
+            "forward_ratio": statistics.median(ratios) if ratios else None,
+            "timed_with": tuple(other for other in (rounds[0] if rounds else {}) if other != name),
+            "error": errors.get(name),
+        }
 
     def _folder(self, method: Method) -> tuple[Path, dict[str, Any]]:
         if method.name == OURS:

@@ -37,6 +37,21 @@ class Work:
         """Writes a row that is measured."""
         write_json(self._under_way / f"{row.name}.json", row.model_dump(mode="json"))
 
+    def rounds(self, names: list[str]) -> list[dict[str, float]]:
+        """The rounds that this run timed for a group before it was interrupted: seconds by method."""
+        try:
+            rounds: list[dict[str, float]] = read_json(self._rounds_file(names))
+            return rounds
+        except InputError:
+            return []
+
+    def keep_rounds(self, names: list[str], rounds: list[dict[str, float]]) -> None:
+        """Writes the rounds of a group that are timed so far."""
+        write_json(self._rounds_file(names), rounds)
+
+    def _rounds_file(self, names: list[str]) -> Path:
+        return self._under_way / f"rounds-{sha256_json(names)[:12]}.json"
+
     def finish(self) -> None:
         """Removes rows and outputs: the result holds them now."""
         shutil.rmtree(self._under_way)
