@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
@@ -109,8 +110,9 @@ class RayWorkers:
             ray.init(address="local", num_cpus=cores, include_dashboard=False, object_store_memory=100 << 20, **quiet)
             return
         try:
+            _knock(self.address)
             ray.init(address=self.address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise InputError(f"ray: found no cluster at {self.address!r}: {_line(error)}") from None
 
 
@@ -125,6 +127,13 @@ class _Measurer:
         if self._method is None:
             self._method = self._build()
         return os.getpid(), measured_row(self._method, candidate)
+
+
+def _knock(address: str) -> None:
+    """Raises at once where nobody listens at HOST:PORT; Ray itself would try for minutes and then end the process."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _import_ray() -> Any:
