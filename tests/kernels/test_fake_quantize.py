@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bitsfusion import numerics
+from bitsfusion.kernels import fake_quantize as fake_quantize_module
 from bitsfusion.kernels.cpu.library import Library, library
 from bitsfusion.kernels.fake_quantize import fake_quantize
 from bitsfusion.numerics import half_levels, initial_scale
@@ -37,7 +38,7 @@ def run(function, weight, scale, bits, grad):
 def test_the_compiled_form_is_used() -> None:
     if isinstance(library(), Library):
         weight, scale, _ = case((3, 5), 2)
-        assert "_Compiled" in type(fake_quantize(weight.requires_grad_(), scale, 2).grad_fn).__name__
+        assert fake_quantize_module._compiled(weight, scale) is not None
 
 
 @needs_library

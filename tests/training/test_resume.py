@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -227,6 +228,22 @@ def test_a_run_goes_on_with_another_number_of_processes(tiny, tmp_path):
     assert launch(Path(tiny.__file__), tmp_path / "two", GENTLE, processes=2, where="step 4") != 0
     assert run(tiny, tmp_path / "two", **GENTLE).resumed_from == 3
     agree(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_shards_over_two_processes_give_the_losses_of_one(tiny, tmp_path):
+    """FSDP2 over gloo: parts of weights, moments and averages; killed, and gone on with in one process."""
+    run(tiny, tmp_path / "one", **GENTLE)
+    sharded = {**GENTLE, "shard": True, "gradient_checkpointing": True}
+    assert launch(Path(tiny.__file__), tmp_path / "whole", sharded, processes=2) == 0
+    agree(tmp_path / "whole", tmp_path / "one")
+    assert launch(Path(tiny.__file__), tmp_path / "killed", sharded, processes=2, where="step 5") != 0
+    shutil.copytree(tmp_path / "killed", tmp_path / "alone")
+    assert launch(Path(tiny.__file__), tmp_path / "killed", sharded, processes=2) == 0
+    ours, theirs = (load_file(tmp_path / name / "student.safetensors") for name in ("killed", "whole"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert run(tiny, tmp_path / "alone", **GENTLE).resumed_from == 3
+    agree(tmp_path / "alone", tmp_path / "one")
 
 
 @pytest.mark.slow

@@ -11,11 +11,9 @@ from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.cli import analysis
 from bitsfusion.cli.console import print_json, progress_bars
 from bitsfusion.cli.options import Json, Model, Quiet, samplers_to_cover
-from bitsfusion.cli.run import execute
 from bitsfusion.models.pipeline import EMBEDDED
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.runs import packing
-from bitsfusion.runs.config import read_config
 from bitsfusion.runs.packing import init_model, pack_checkpoint
 
 Covered = Annotated[
@@ -31,7 +29,7 @@ Covered = Annotated[
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
     analysis.register(app)
-    for command in (init, train, pack):
+    for command in (init, pack):
         app.command()(command)
 
 
@@ -55,15 +53,6 @@ def init(
             model, out, recipe=recipe, bits=bits, method=scale_init, samplers=_samplers(cover), progress=progress
         )
     _report(config, out, json)
-
-
-def train(
-    config: Annotated[Path, typer.Argument(help="YAML file; see configs/.")],
-    out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/ and the config's name.")] = None,
-    quiet: Quiet = False,
-) -> None:
-    """Stage I, then Stage II (section 4.2), with the steps before them where they are missing."""
-    execute(read_config(config), out or Path("runs") / config.stem, "stage2", quiet, json=False)
 
 
 def pack(

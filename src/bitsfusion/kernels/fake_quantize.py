@@ -29,75 +29,97 @@ def fake_quantize(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     Returns:
         float32 of `weight`'s shape.
     """
-    usable = all(
-        tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous()
-        for tensor in (weight, scale)
-    )
-    if not usable or torch.compiler.is_compiling() or _functions() is None:
+    if torch.compiler.is_compiling() or _compiled(weight, scale) is None:
         return reference(weight, scale, bits)
-    result: Tensor = _Compiled.apply(weight, scale, half_levels(bits))
+    result: Tensor = _FakeQuantize.apply(weight, scale, bits)
     return result
+
+
+@torch.no_grad()
+def rounded(weight: Tensor, scale: Tensor, bits: int, out: Tensor | None = None) -> Tensor:
+    """`fake_quantize` without gradients, into `out` (float32, contiguous, of `weight`'s shape) where given."""
+    functions = _compiled(weight, scale)
+    if functions is None:
+        value = reference(weight, scale, bits)
+        return value if out is None else out.copy_(value)
+    out = torch.empty_like(weight) if out is None else out
+    functions.bitsfusion_fake_quantize(
+        weight.data_ptr(),
+        scale.data_ptr(),
+        *_rows(weight),
+        half_levels(bits),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def gradients(weight: Tensor, scale: Tensor, bits: int, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of weight and scale from that of the rounded weight, whose memory may be used for the first.
+
+    Args:
+        weight, scale, bits: as `fake_quantize`.
+        grad: of `weight`'s shape, float32; not to be used afterwards.
+    """
+    functions = _compiled(weight, scale)
+    if functions is None:
+        with torch.enable_grad():
+            leaves = weight.detach().requires_grad_(), scale.detach().requires_grad_()
+            first, second = torch.autograd.grad(reference(*leaves, bits), leaves, grad)
+        return first, second
+    grad, grad_scale = grad.contiguous(), torch.empty_like(scale)
+    rows, width = _rows(weight)
+    half = half_levels(bits)
+    functions.bitsfusion_fake_quantize_gradients(
+        weight.data_ptr(),
+        scale.data_ptr(),
+        rows,
+        width,
+        half,
+        1 / math.sqrt(max(1, width) * half),
+        grad.data_ptr(),
+        grad_scale.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return grad, grad_scale
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Keeps nothing but its inputs: levels are found again in the backward pass, cheaper than written and read."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+        ctx.save_for_backward(weight, scale)
+        ctx.bits = bits
+        return rounded(weight, scale, bits)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        weight, scale = ctx.saved_tensors
+        own = grads[0].clone(memory_format=torch.contiguous_format)  # others may hold this gradient, too
+        return *gradients(weight, scale, ctx.bits, own), None
+
+
+def _compiled(*tensors: Tensor) -> ctypes.CDLL | None:
+    """The functions, if there are any and they go for these tensors."""
+    usable = all(t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
+    return _functions() if usable else None
 
 
 @cache
 def _functions() -> ctypes.CDLL | None:
     """The library with its two functions declared; None where it is missing or has none."""
     found = library()
-    if not isinstance(found, Library) or not hasattr(found.functions, "bitsfusion_fake_quantize_backward"):
+    if not isinstance(found, Library) or not hasattr(found.functions, "bitsfusion_fake_quantize_gradients"):
         return None
     functions = found.functions
-    pointer, integer, whole = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    sizes = [integer, integer, whole]
-    functions.bitsfusion_fake_quantize.argtypes = [pointer, pointer, *sizes, pointer, whole]
-    functions.bitsfusion_fake_quantize_backward.argtypes = [
-        *[pointer] * 3,
-        *sizes,
-        ctypes.c_float,
-        pointer,
-        pointer,
-        whole,
-    ]
-    for function in (functions.bitsfusion_fake_quantize, functions.bitsfusion_fake_quantize_backward):
+    pointer, size, whole = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    common: list[Any] = [pointer, pointer, size, size, whole]
+    functions.bitsfusion_fake_quantize.argtypes = [*common, pointer, whole]
+    functions.bitsfusion_fake_quantize_gradients.argtypes = [*common, ctypes.c_float, pointer, pointer, whole]
+    for function in (functions.bitsfusion_fake_quantize, functions.bitsfusion_fake_quantize_gradients):
         function.restype = None
     return functions
-
-
-class _Compiled(torch.autograd.Function):
-    """Keeps nothing but its inputs: levels are found again in the backward pass, cheaper than written and read."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, scale: Tensor, half: int) -> Tensor:
-        ctx.save_for_backward(weight, scale)
-        ctx.half = half
-        out = torch.empty_like(weight)
-        functions = _functions()
-        assert functions
-        functions.bitsfusion_fake_quantize(
-            weight.data_ptr(), scale.data_ptr(), *_rows(weight), half, out.data_ptr(), torch.get_num_threads()
-        )
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        weight, scale = ctx.saved_tensors
-        rows, width = _rows(weight)
-        grad = grads[0].contiguous()
-        grad_weight, grad_scale = torch.empty_like(weight), torch.empty_like(scale)
-        functions = _functions()
-        assert functions
-        functions.bitsfusion_fake_quantize_backward(
-            weight.data_ptr(),
-            scale.data_ptr(),
-            grad.data_ptr(),
-            rows,
-            width,
-            ctx.half,
-            1 / math.sqrt(max(1, width) * ctx.half),
-            grad_weight.data_ptr(),
-            grad_scale.data_ptr(),
-            torch.get_num_threads(),
-        )
-        return grad_weight, grad_scale, None
 
 
 def _rows(weight: Tensor) -> tuple[int, int]:

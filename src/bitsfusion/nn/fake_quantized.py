@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from bitsfusion.errors import InputError
 from bitsfusion.kernels.fake_quantize import fake_quantize
+from bitsfusion.nn.fused import fused_conv2d, fused_linear, fusible
 from bitsfusion.numerics import check_bits
 
 
@@ -48,6 +49,8 @@ class FakeQuantizedLinear(nn.Linear):
         return fake_quantize(self.weight, self.scale, self.bits)
 
     def forward(self, input: Tensor) -> Tensor:
+        if fusible(input, self.weight):
+            return fused_linear(input, self.weight, self.scale, self.bias, self.bits)
         return functional.linear(input, self.quantized_weight(), self.bias)
 
 
@@ -83,6 +86,9 @@ class FakeQuantizedConv2d(nn.Conv2d):
         return fake_quantize(self.weight, self.scale, self.bits)
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.padding_mode == "zeros" and not isinstance(self.padding, str) and fusible(input, self.weight):
+            geometry = (self.stride, self.padding, self.dilation, self.groups)
+            return fused_conv2d(input, self.weight, self.scale, self.bias, self.bits, geometry)
         return self._conv_forward(input, self.quantized_weight(), self.bias)
 
 

@@ -27,6 +27,7 @@ from bitsfusion.files import atomic_folder, atomic_path, read_json, write_json
 from bitsfusion.nn.replace import fake_quantize_model, fake_quantized_layers
 from bitsfusion.training.ema import ExponentialMovingAverage
 from bitsfusion.training.log import Window
+from bitsfusion.training.sharding import is_sharded, like, load_into, whole
 
 SCHEMA_VERSION = 1
 STUDENT_WEIGHTS = "student.safetensors"
@@ -46,6 +47,8 @@ class TrainingState:
     names: list[str]
     """Of the parameters, in the optimizer's order."""
     ema: ExponentialMovingAverage | None
+    counts_in_int: bool = False
+    """The optimizer's step counts are Python's (bitsandbytes) and not tensors."""
     scaler: Any = None
     """torch's GradScaler under fp16."""
     step: int = 0
@@ -131,24 +134,24 @@ def find_checkpoint(out_dir: Path, resume: str | None) -> Path | None:
     raise InputError(f"resume_from_checkpoint: got {resume}, wanted latest, null or a checkpoint folder")
 
 
-def save_checkpoint(out_dir: Path, state: TrainingState, info: Mapping[str, Any], limit: int | None) -> Path:
+def save_checkpoint(
+    out_dir: Path, state: TrainingState, info: Mapping[str, Any], limit: int | None, main: bool = True
+) -> Path:
     """Writes `out_dir`/checkpoint-{step} and then deletes the oldest above `limit`.
+
+    All processes of a sharded student call this, to give their parts; the `main` one alone writes.
 
     Raises:
         BitsFusionError: it could not be written; the older ones are still there.
     """
     path = out_dir / f"checkpoint-{state.step}"
+    if not main:
+        for tensors in _parts(state).values():
+            dict(whole(tensors, keep=False))
+        return path
     with atomic_folder(path) as folder:
-        _save(state.student.state_dict(), folder / STUDENT_WEIGHTS)
-        if state.ema:
-            _save(state.ema.state(), folder / _AVERAGES)
-        moments = state.optimizer.state_dict()["state"]
-        flat = {
-            f"{key}:{state.names[i]}": torch.as_tensor(value)
-            for i, entry in moments.items()
-            for key, value in entry.items()
-        }
-        _save(flat, folder / _MOMENTS)
+        for name, tensors in _parts(state).items():
+            _save(tensors, folder / name)
         write_json(folder / STUDENT_INFO, {**info, "step": state.step})
         rest = {"schema_version": SCHEMA_VERSION, "step": state.step, "seconds": state.seconds}
         window = {"sums": state.window.sums, "counts": state.window.counts}
@@ -158,6 +161,28 @@ def save_checkpoint(out_dir: Path, state: TrainingState, info: Mapping[str, Any]
         if old != path:
             shutil.rmtree(old.rename(old.with_name(f".{old.name}.old")))
     return path
+
+
+def _parts(state: TrainingState) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a checkpoint by file."""
+    moments = {
+        f"{key}:{name}": torch.tensor(value) if isinstance(value, int) else _unshared(key, value)
+        for name, parameter in _optimized(state).items()
+        for key, value in state.optimizer.state[parameter].items()
+    }
+    averages = {_AVERAGES: state.ema.state()} if state.ema else {}
+    return {STUDENT_WEIGHTS: state.student.state_dict(), **averages, _MOMENTS: moments}
+
+
+def _unshared(key: str, value: Tensor) -> Tensor:
+    """bitsandbytes' tables are the same for all parameters; a file has each tensor once."""
+    return value.clone() if key.startswith("qmap") else value
+
+
+def _optimized(state: TrainingState) -> dict[str, Tensor]:
+    """Parameters by name, in the optimizer's order."""
+    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    return dict(zip(state.names, parameters, strict=True))
 
 
 def load_checkpoint(path: Path, state: TrainingState, info: Mapping[str, Any]) -> None:
@@ -171,12 +196,13 @@ def load_checkpoint(path: Path, state: TrainingState, info: Mapping[str, Any]) -
     _load_into(state.student, _load(path / STUDENT_WEIGHTS), path)
     if state.ema:
         state.ema.load(_load(path / _AVERAGES))
-    places = {name: index for index, name in enumerate(state.names)}
-    moments: dict[int, dict[str, Tensor]] = {}
+    named = _optimized(state)
     for key, value in _load(path / _MOMENTS).items():
         kind, _, name = key.partition(":")
-        moments.setdefault(places[name], {})[kind] = value
-    state.optimizer.load_state_dict({"state": moments, "param_groups": state.optimizer.state_dict()["param_groups"]})
+        parameter = named[name]
+        # bitsandbytes counts steps in an int, torch in a tensor.
+        own = int(value) if kind == "step" and state.counts_in_int else like(value, parameter).to(parameter.device)
+        state.optimizer.state[parameter][kind] = own
     if state.scaler:
         state.scaler.load_state_dict(rest["grad_scaler"])
     state.step, state.seconds, state.window = rest["step"], rest["seconds"], Window(**rest["window"])
@@ -189,8 +215,14 @@ def remove_leftovers(out_dir: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def save_student(folder: Path, student: nn.Module, info: Mapping[str, Any]) -> None:
-    """Writes a finished stage's weights and, last, the student.json that marks it as finished."""
+def save_student(folder: Path, student: nn.Module, info: Mapping[str, Any], main: bool = True) -> None:
+    """Writes a finished stage's weights and, last, the student.json that marks it as finished.
+
+    All processes of a sharded student call this; the `main` one alone writes.
+    """
+    if not main:
+        dict(whole(student.state_dict(), keep=False))
+        return
     with atomic_path(folder / STUDENT_WEIGHTS) as temporary:
         _save(student.state_dict(), temporary)
     write_json(folder / STUDENT_INFO, dict(info))
@@ -232,7 +264,10 @@ def load_finished(folder: Path, student: nn.Module) -> None:
 
 def _load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: Path, assign: bool = False) -> None:
     try:
-        model.load_state_dict(tensors, assign=assign)
+        if is_sharded(model):
+            load_into(model, tensors)
+        else:
+            model.load_state_dict(tensors, assign=assign)
     except RuntimeError as error:
         raise InputError(f"{where}: the weights do not fit the model: {' '.join(str(error).split())[:300]}") from None
 
@@ -246,6 +281,6 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
     try:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+        save_file({name: tensor.contiguous() for name, tensor in whole(tensors, keep=True)}, path)
     except SafetensorError as error:
         raise BitsFusionError(f"{path}: could not be written ({error})") from error

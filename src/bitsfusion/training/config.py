@@ -56,6 +56,8 @@ class TrainingConfig(BaseModel):
     """Of the teacher's weights; the 16-bit ones halve its memory."""
     use_8bit_adam: bool = False
     """AdamW with 8-bit moments, from bitsandbytes."""
+    shard: bool = False
+    """Weights, gradients and moments in parts over the processes (FSDP2) instead of whole in each (DDP)."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
     adam_weight_decay: float = Field(1e-2, ge=0)
@@ -91,6 +93,8 @@ class TrainingConfig(BaseModel):
             raise ValueError(
                 f"lr_warmup_steps {self.lr_warmup_steps} leaves none of {self.max_train_steps} max_train_steps"
             )
+        if self.shard and self.mixed_precision == "fp16":
+            raise ValueError("mixed_precision: got fp16 with shard, wanted bf16 or no")
         if self.total_batch_size and self.gradient_accumulation_steps != 1:
             raise ValueError("gradient_accumulation_steps: wanted none beside total_batch_size, which decides them")
         if self.validation_steps and not self.validation_prompts:
@@ -118,7 +122,13 @@ class TrainingConfig(BaseModel):
 
         How a step's samples are split over processes and micro-batches is none of them: it changes the rounding only.
         """
-        split = {"train_batch_size", "gradient_accumulation_steps", "total_batch_size", "gradient_checkpointing"}
+        split = {
+            "train_batch_size",
+            "gradient_accumulation_steps",
+            "total_batch_size",
+            "gradient_checkpointing",
+            "shard",
+        }
         kept = {"checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "report_to"}
         shown = {"validation_prompts", "validation_steps", "validation_inference_steps"}
         samples = self.train_batch_size * self.accumulation(processes) * processes

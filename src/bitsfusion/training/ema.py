@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from bitsfusion.training.sharding import like
+
 
 class ExponentialMovingAverage:
     """Averages of named parameters, in float32 on their device.
@@ -36,7 +38,7 @@ class ExponentialMovingAverage:
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Takes over averages saved by `state`."""
         for name, average in zip(self._names, self._averages, strict=True):
-            average.copy_(state[name])
+            average.copy_(like(state[name], average))
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -54,4 +56,5 @@ class ExponentialMovingAverage:
     @torch.no_grad()
     def copy_to_parameters(self) -> None:
         """Puts the averages in the place of the parameters' values."""
-        torch._foreach_copy_([p.detach() for p in self._parameters], self._averages)
+        for parameter, average in zip(self._parameters, self._averages, strict=True):
+            parameter.copy_(average)

@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from bitsfusion.data.batches import TrainingData, tokenize
 from bitsfusion.errors import BitsFusionError, InputError
@@ -39,6 +40,7 @@ from bitsfusion.training.objective import Objective
 from bitsfusion.training.optimizer import build_optimizer, learning_rate_factor
 from bitsfusion.training.ranks import on_cpu
 from bitsfusion.training.samples import Sample, draw_sample
+from bitsfusion.training.sharding import is_sharded, shard, synchronize
 from bitsfusion.training.validation import Validation
 
 Progress: TypeAlias = Callable[[int, int, dict[str, float]], None]
@@ -120,16 +122,21 @@ def train(
     student.requires_grad_(True).eval().to(accelerator.device)
     if config.gradient_checkpointing:
         student.enable_gradient_checkpointing()
+    sharded = config.shard or accelerator.distributed_type == DistributedType.FSDP
+    if sharded:
+        shard(student)
     optimizer, names = build_optimizer(student, config, accelerator.device)
     named = dict(student.named_parameters())
     parameters = [named[name] for name in names]
     ema = ExponentialMovingAverage(named.items(), config.ema_decay) if config.ema_decay else None
-    model, stepper = accelerator.prepare(student, optimizer)
-    state = TrainingState(student, optimizer, names, ema, accelerator.scaler)
+    # A sharded student is left as it is: Accelerate would gather its weights in 16 bits, before the quantizer.
+    model, stepper = (student, optimizer) if sharded else accelerator.prepare(student, optimizer)
+    state = TrainingState(student, optimizer, names, ema, config.use_8bit_adam, accelerator.scaler)
     if checkpoint:
         load_checkpoint(checkpoint, state, info)
     resumed_from = state.step
-    if accelerator.is_main_process:
+    main = accelerator.is_main_process
+    if main:
         out_dir.mkdir(parents=True, exist_ok=True)
         remove_leftovers(out_dir)
         cut_log(out_dir / LOG_NAME, state.step)
@@ -154,7 +161,7 @@ def train(
                 group["lr"] = base * factor(state.step)
             metrics, errors = _accumulate(accelerator, model, objective, sample.split(config.train_batch_size))
             if config.max_grad_norm is not None:
-                metrics["grad_norm"] = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
+                metrics["grad_norm"] = _clip(accelerator, parameters, config.max_grad_norm, sharded)
                 if state.scaler and not math.isfinite(metrics["grad_norm"]):
                     del metrics["grad_norm"]  # fp16 overflowed: the loss scaler skips this step and mends itself
             if not all(map(math.isfinite, metrics.values())):
@@ -165,14 +172,14 @@ def train(
             if ema:
                 ema.update(state.step)
             state.seconds = time.monotonic() - began
-            if accelerator.is_main_process:
+            if main:
                 _after_step(accelerator, state, metrics, config, out_dir, progress)
-                every = config.checkpointing_steps
-                if every and state.step % every == 0 and state.step < config.max_train_steps:
-                    save_checkpoint(out_dir, state, info, config.checkpoints_total_limit)
-                if validation.due(state.step):
-                    with objective.paused(), ema.in_place() if ema else contextlib.nullcontext():
-                        validation.draw(out_dir / "validation" / f"step-{state.step}")
+            every = config.checkpointing_steps
+            if (main or sharded) and every and state.step % every == 0 and state.step < config.max_train_steps:
+                save_checkpoint(out_dir, state, info, config.checkpoints_total_limit, main)
+            if (main or sharded) and validation.due(state.step):
+                with objective.paused(), ema.in_place() if ema else contextlib.nullcontext():
+                    validation.draw(out_dir / "validation" / f"step-{state.step}", main)
 
     accelerator.wait_for_everyone()
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)
@@ -180,8 +187,8 @@ def train(
         ema.copy_to_parameters()
     if config.gradient_checkpointing:
         student.disable_gradient_checkpointing()
-    if accelerator.is_main_process:
-        save_student(out_dir, student, {**info, "step": state.step})
+    if main or sharded:
+        save_student(out_dir, student, {**info, "step": state.step}, main)
     accelerator.wait_for_everyone()
     if config.report_to:
         accelerator.end_training()
@@ -220,11 +227,13 @@ def _accelerator(config: TrainingConfig, out_dir: Path) -> Accelerator:
         raise InputError(f"mixed_precision: got {config.mixed_precision}: {error}") from None
     if config.report_to and not accelerator.log_with:
         raise InputError(f"report_to: got {config.report_to}, wanted a tracker whose package is installed")
-    supported = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-    if accelerator.distributed_type not in supported:
-        raise InputError(
-            f"accelerate: got {accelerator.distributed_type.value}, wanted one process or DDP (MULTI_GPU, MULTI_CPU)"
-        )
+    kinds = DistributedType
+    if accelerator.distributed_type not in (kinds.NO, kinds.MULTI_CPU, kinds.MULTI_GPU, kinds.FSDP):
+        raise InputError(f"accelerate: got {accelerator.distributed_type.value}, wanted one process, DDP or FSDP")
+    if config.shard and accelerator.num_processes == 1:
+        raise InputError("shard: got one process, wanted several (accelerate launch, torchrun)")
+    if accelerator.distributed_type == kinds.FSDP and config.mixed_precision == "fp16":
+        raise InputError("mixed_precision: got fp16 with FSDP, wanted bf16 or no")
     accelerator.gradient_accumulation_steps = 1  # the loop divides by its own, whatever `accelerate launch` was told
     return accelerator
 
@@ -237,7 +246,9 @@ def _accumulate(
     errors: list[Tensor] = []
     for part in parts:
         more = part is not parts[-1]
-        with accelerator.no_sync(model) if more else contextlib.nullcontext():
+        if is_sharded(model):
+            synchronize(model, not more)
+        with accelerator.no_sync(model) if more and not is_sharded(model) else contextlib.nullcontext():
             measured, sample_errors = objective(model, part)
             accelerator.backward(measured["loss"] / len(parts))
         losses.append({name: value.detach() for name, value in measured.items()})
@@ -245,6 +256,14 @@ def _accumulate(
     means = torch.stack([torch.stack(list(values.values())) for values in losses]).mean(0)
     means = accelerator.gather(means[None]).mean(0)
     return dict(zip(losses[0], means.tolist(), strict=True)), torch.cat(errors)
+
+
+def _clip(accelerator: Accelerator, parameters: Sequence[nn.Parameter], limit: float, sharded: bool) -> float:
+    """Scales the gradients down to `limit`; their norm before."""
+    if not sharded:
+        return float(accelerator.clip_grad_norm_(parameters, limit))
+    norm = nn.utils.clip_grad_norm_(parameters, limit)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 def _not_finite(step: int, rank: int, metrics: dict[str, float], errors: Tensor, sample: Sample) -> str:

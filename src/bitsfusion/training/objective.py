@@ -57,7 +57,8 @@ class Objective:
             if self._teacher is not None:
                 dtype = self._teacher.dtype
                 targets = self._teacher(noisy.to(dtype), timesteps, states.to(dtype), return_dict=False)[0]
-        output = model(noisy, timesteps, states, return_dict=False)[0]
+        with self._accelerator.autocast():
+            output = model(noisy, timesteps, states, return_dict=False)[0].float()
         if targets is None:
             errors = noise_prediction(output, latents, noise, timesteps, self._scheduler)
         else:

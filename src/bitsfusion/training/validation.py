@@ -50,8 +50,8 @@ class Validation:
         every = self._config.validation_steps or self._config.max_train_steps
         return self._pipeline is not None and (step % every == 0 or step == self._config.max_train_steps)
 
-    def draw(self, folder: Path) -> list[Path]:
-        """Writes 000.png, 001.png and so on, one a prompt, to `folder`."""
+    def draw(self, folder: Path, write: bool = True) -> list[Path]:
+        """Writes 000.png, 001.png and so on, one a prompt, to `folder`; draws only where not `write`."""
         assert self._pipeline
         prompts = self._config.validation_prompts
         images = generate_images(
@@ -61,6 +61,8 @@ class Validation:
             steps=self._config.validation_inference_steps,
             batch_size=4,
         )
+        if not write:
+            return []
         paths = [folder / f"{number:03}.png" for number in range(len(prompts))]
         for path, image in zip(paths, images, strict=True):
             with atomic_path(path) as temporary:

@@ -1,4 +1,4 @@
-// Fake quantization, forward and backward, in one pass over the weights each: numerics/quantize.py without temporaries.
+// Fake quantization, forward and (in place) backward, in one pass over the weights each: numerics/quantize.py without temporaries.
 //
 // level = round(clamp(w / s, -half, half)), half to even; one float32 division, one float32 product. Clamping first
 // gives the same level, since half is whole, and keeps the argument small enough to round by adding 1.5 * 2^23.
@@ -38,37 +38,40 @@ BF_INLINE void forward_loop(const float* __restrict weight, float* __restrict ou
     }
 }
 
-// The slope d(level * s) / ds, and the weight's gradient.
-BF_INLINE float slope(float weight, float grad, const Range& range, float* grad_weight) {
+// Turns the gradient of a rounded weight into the weight's own; the slope d(level * s) / ds.
+BF_INLINE float slope(float weight, float* grad, const Range& range) {
     const float ratio = weight / range.divisor, kept = clamped(ratio, range.half);
     const bool inside = kept == ratio;
-    *grad_weight = inside ? grad : 0.0f * grad;
+    *grad = inside ? *grad : 0.0f * *grad;
     return kept + ROUNDER - ROUNDER - (inside ? ratio : 0.0f);
 }
 
-BF_INLINE float backward_loop(const float* __restrict weight, const float* __restrict grad, float* __restrict grad_weight,
-                              int64_t width, float scale, int half) {
+BF_INLINE float backward_loop(const float* __restrict weight, float* __restrict grad, int64_t width, float scale,
+                              int half) {
     const Range range(scale, half);
     float sums[LANES] = {};
     int64_t i = 0;
     for (; i + LANES <= width; i += LANES) {
         for (int lane = 0; lane < LANES; ++lane) {
-            sums[lane] += grad[i + lane] * slope(weight[i + lane], grad[i + lane], range, grad_weight + i + lane);
+            const float before = grad[i + lane];
+            sums[lane] += before * slope(weight[i + lane], grad + i + lane, range);
         }
     }
     double sum = 0;
-    for (; i < width; ++i) sum += static_cast<double>(grad[i] * slope(weight[i], grad[i], range, grad_weight + i));
+    for (; i < width; ++i) {
+        const float before = grad[i];
+        sum += static_cast<double>(before * slope(weight[i], grad + i, range));
+    }
     for (const float lane : sums) sum += static_cast<double>(lane);
     return static_cast<float>(sum);
 }
 
-#define BITSFUSION_ROWS(NAME, TARGET)                                                                              \
-    TARGET void NAME##_forward(const float* weight, float* out, int64_t width, float scale, int half) {            \
-        forward_loop(weight, out, width, scale, half);                                                             \
-    }                                                                                                              \
-    TARGET float NAME##_backward(const float* weight, const float* grad, float* grad_weight, int64_t width,        \
-                                 float scale, int half) {                                                          \
-        return backward_loop(weight, grad, grad_weight, width, scale, half);                                       \
+#define BITSFUSION_ROWS(NAME, TARGET)                                                                   \
+    TARGET void NAME##_forward(const float* weight, float* out, int64_t width, float scale, int half) { \
+        forward_loop(weight, out, width, scale, half);                                                  \
+    }                                                                                                   \
+    TARGET float NAME##_backward(const float* weight, float* grad, int64_t width, float scale, int half) { \
+        return backward_loop(weight, grad, width, scale, half);                                         \
     }
 
 BITSFUSION_ROWS(plain, )
@@ -116,16 +119,15 @@ void bitsfusion_fake_quantize(const float* weight, const float* scale, int64_t r
              [&](int64_t row) { best.forward(weight + row * width, out + row * width, width, scale[row], half); });
 }
 
-// grad, grad_weight: rows * width floats; grad_scale: rows floats, each the plain sum times `factor`.
-void bitsfusion_fake_quantize_backward(const float* weight, const float* scale, const float* grad, int64_t rows,
-                                       int64_t width, int half, float factor, float* grad_weight, float* grad_scale,
-                                       int threads) {
+// grad: rows * width floats, the rounded weight's gradient, which becomes the weight's; grad_scale: rows floats, each the
+// plain sum times `factor`.
+void bitsfusion_fake_quantize_gradients(const float* weight, const float* scale, int64_t rows, int64_t width, int half,
+                                       float factor, float* grad, float* grad_scale, int threads) {
     using namespace bitsfusion;
     const Rows best = best_rows();
     each_row(rows, width, threads, [&](int64_t row) {
         const int64_t first = row * width;
-        grad_scale[row] =
-            best.backward(weight + first, grad + first, grad_weight + first, width, scale[row], half) * factor;
+        grad_scale[row] = best.backward(weight + first, grad + first, width, scale[row], half) * factor;
     });
 }
 

@@ -1,0 +1,126 @@
+"""`bitsfusion train` and `timesteps`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitsfusion.cli.console import print_json, print_table, progress_bars
+from bitsfusion.cli.options import Json, Model, Quiet
+from bitsfusion.cli.run import execute
+from bitsfusion.errors import InputError
+from bitsfusion.evaluation.time_step_figure import draw_time_steps
+from bitsfusion.models.pipeline import EMBEDDED, load_pipeline
+from bitsfusion.runs.config import FolderSource, WorldSource
+from bitsfusion.runs.sources import training_data
+from bitsfusion.runs.stage import StageConfig, plan_training, read_training_config, train_stage
+from bitsfusion.runs.time_steps import measure_time_steps
+from bitsfusion.training.plan import Machine, Plan
+from bitsfusion.training.ranks import Ranks
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    for command in (train, timesteps):
+        app.command()(command)
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file of a stage or of a whole run; see configs/.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write; by default runs/ and the config's name.")] = None,
+    set: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY.KEY=VALUE in the place of what the file says, as training.seed=1; repeat for more."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved config and what it will cost, and stop.")
+    ] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="A100-80GB of the plan that --dry-run prints.")] = 8,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Trains (section 4.2): one stage by itself, or both of a run with the steps before them where they are missing.
+
+    Under `accelerate launch` or torchrun all processes train together.
+    """
+    resolved = read_training_config(config, set)
+    if dry_run:
+        plans = plan_training(resolved, replace(Machine(), gpus=gpus))
+        if json:
+            named = {name: plan.to_dict() for name, plan in plans.items()}
+            print_json({"config": resolved.model_dump(mode="json"), "plan": named})
+        else:
+            print_json(resolved.model_dump(mode="json"))
+            _print_plans(plans)
+        return
+    out = out or Path("runs") / config.stem
+    quiet = quiet or not Ranks().main
+    if not isinstance(resolved, StageConfig):
+        execute(resolved, out, "stage2", quiet, json=False)
+        return
+    with progress_bars(quiet) as progress:
+        result = train_stage(resolved, out, progress)
+    if not Ranks().main:
+        return
+    if json:
+        print_json({"folder": str(out), "steps": result.steps, "loss": result.loss, "seconds": result.seconds})
+    else:
+        print(f"{out}: {result.steps} steps, loss {result.loss:.5f}, {result.seconds:.0f} s")
+
+
+def _print_plans(plans: dict[str, Plan]) -> None:
+    machine = next(iter(plans.values())).machine
+    rows = [
+        [name, *(f"{plan.bytes[name] / 1e9:.2f}" for plan in plans.values())]
+        for name in next(iter(plans.values())).bytes
+    ]
+    rows += [
+        ["together", *(f"{plan.bytes_per_gpu / 1e9:.1f}" for plan in plans.values())],
+        ["samples a step", *(str(plan.samples_per_step) for plan in plans.values())],
+        ["steps", *(str(plan.steps) for plan in plans.values())],
+        ["TFLOP a sample", *(f"{plan.flops_per_sample / 1e12:.2f}" for plan in plans.values())],
+        ["days", *(f"{plan.days:.2f}" for plan in plans.values())],
+    ]
+    print(f"Plan for {machine.gpus} x {machine.name}, everything held on each (DDP); GB of 10^9 bytes a GPU:")
+    print_table(["", *plans], rows)
+    print(f"Operations and activations are counted; {machine.utilisation:.0%} of the peak rate is assumed. Left out:")
+    print("text encoder, data, communication, buckets and workspaces of the libraries, validation images.")
+
+
+def timesteps(
+    model: Model,
+    quantized: Annotated[Path, typer.Argument(help="A finished stage's folder, a checkpoint, or a packed folder.")],
+    out: Annotated[Path, typer.Option(help="Curve to write; a picture of it beside it, .png.")] = Path(
+        "time_steps.json"
+    ),
+    data: Annotated[
+        Path | None, typer.Option(help="Imagefolder of captioned images; the embedded model needs none.")
+    ] = None,
+    resolution: Annotated[int, typer.Option(help="Pixels of the square images.")] = 512,
+    points: Annotated[int, typer.Option(min=2, help="Time steps to measure at.")] = 20,
+    samples: Annotated[int, typer.Option(min=1, help="Noisy latents at each.")] = 32,
+    alpha: Annotated[float, typer.Option(help="Of the Beta distribution in the picture.")] = 3.0,
+    beta: Annotated[float, typer.Option()] = 1.0,
+    json: Json = False,
+) -> None:
+    """At which time steps a quantized model errs (Eq. 9, figure 4)."""
+    if data is None and model != EMBEDDED:
+        raise InputError("data: got none, wanted --data FOLDER of captioned images for this model")
+    source = (
+        WorldSource(pool=1024)
+        if data is None
+        else FolderSource(kind="imagefolder", train_data_dir=data, resolution=resolution)
+    )
+    pipeline = load_pipeline(model)
+    held_out = training_data(source, pipeline, "validation")
+    curve = measure_time_steps(pipeline, quantized, held_out, out, points, samples)
+    picture = out.with_suffix(".png")
+    draw_time_steps(curve, picture, alpha, beta, pipeline.scheduler.config.num_train_timesteps)
+    if json:
+        print_json({"curve": curve, "file": str(out), "picture": str(picture)})
+    else:
+        print_table(["t", "latent error"], [[str(step), f"{error:.3g}"] for step, error in curve])
+        print(f"{out}, {picture}")

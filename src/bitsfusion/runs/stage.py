@@ -1,0 +1,182 @@
+"""One training stage by itself: a model, data, bits or an earlier stage's student, and the stage's options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import yaml
+from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from bitsfusion.errors import InputError
+from bitsfusion.files import read_json
+from bitsfusion.models.pipeline import pipeline_folder
+from bitsfusion.models.unet import unet_layers
+from bitsfusion.nn.replace import fake_quantize_model
+from bitsfusion.numerics import ScaleInit
+from bitsfusion.recipe.named import recipe_bits
+from bitsfusion.runs.config import DataSource, RunConfig, WorldSource
+from bitsfusion.runs.folder import folder_lock
+from bitsfusion.runs.progress import ProgressSink
+from bitsfusion.runs.sources import training_data
+from bitsfusion.schema import parse
+from bitsfusion.training.checkpoint import STUDENT_INFO, find_checkpoint, load_student
+from bitsfusion.training.config import TrainingConfig
+from bitsfusion.training.loop import TrainingResult, train
+from bitsfusion.training.plan import Machine, Plan, plan_stage
+from bitsfusion.training.ranks import Ranks
+
+
+class StageConfig(BaseModel):
+    """A stage of training on files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    """A diffusers folder, a hub id, or "embedded": the teacher, and the text encoder, tokenizer and VAE."""
+    data: Annotated[DataSource, Field(discriminator="kind")]
+    recipe: str | None = None
+    """Start from the model's own weights with these bits: a recipe file, or a published recipe's name."""
+    scale_init: ScaleInit = ScaleInit.EXACT
+    student: Path | None = None
+    """Or start from a finished stage's folder, or a checkpoint of it."""
+    training: TrainingConfig
+
+    @model_validator(mode="after")
+    def _check(self) -> StageConfig:
+        if (self.recipe is None) == (self.student is None):
+            raise ValueError(f"recipe {self.recipe}, student {self.student}: wanted one of them to start from")
+        return self
+
+
+def read_training_config(path: Path, overrides: list[str] | None = None) -> StageConfig | RunConfig:
+    """A YAML file of one stage (it has a `training` section) or of a whole run.
+
+    Args:
+        path: the file.
+        overrides: "key.key=value" each, the value in YAML; put in the place of what the file says.
+
+    Raises:
+        InputError: there is no such file, it is not YAML, or a field is unknown or out of range.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: wanted a YAML file, got {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: got a {type(values).__name__}, wanted fields and their values")
+    for text in overrides or ():
+        _override(values, text)
+    schema: type[StageConfig | RunConfig] = StageConfig if "training" in values else RunConfig
+    return parse(schema, values, str(path))
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    *sections, last = key.split(".")
+    if not equals or not all((*sections, last)):
+        raise InputError(f"set: got {text!r}, wanted KEY=VALUE such as training.train_batch_size=1")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise InputError(f"set: {key}: {section} is no section of the config")
+    try:
+        values[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise InputError(f"set: {key}: got {value!r}, wanted a value in YAML") from None
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A pipeline without its UNet."""
+
+    folder: Path
+    components: Any
+
+    def unet(self, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
+        """A fresh copy of the pipeline's UNet."""
+        unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(self.folder / "unet", dtype=dtype)
+        return unet
+
+
+def train_stage(config: StageConfig, out: Path, progress: ProgressSink | None = None) -> TrainingResult:
+    """Trains one stage into folder `out`, or goes on with it; `out` is then what `bitsfusion pack` reads.
+
+    Holds one dense copy of the UNet, the student, and in Stage I the teacher in its own dtype. All processes of a
+    launch call this; the main one writes.
+
+    Raises:
+        InputError: parts that do not go together, or another run works in `out`; see `train`.
+    """
+    sink, ranks = progress or ProgressSink(), Ranks()
+    lock = folder_lock(out, out / ".lock") if ranks.main else None
+    ranks.wait()
+    try:
+        parts = _load(config.model)
+        data = training_data(config.data, parts.components, "train", sink)
+        student = _student(config, parts, out)
+        teacher = None
+        if config.training.stage == 1:
+            teacher = parts.unet(getattr(torch, config.training.teacher_dtype))
+        return train(
+            student,
+            teacher,
+            parts.components.text_encoder,
+            parts.components.tokenizer,
+            DDPMScheduler.from_config(parts.components.scheduler.config),
+            data,
+            config.training,
+            out,
+            _reporter(sink, f"stage {config.training.stage}"),
+            parts.components.vae,
+        )
+    finally:
+        if lock:
+            lock.close()
+
+
+def plan_training(config: StageConfig | RunConfig, machine: Machine | None = None) -> dict[str, Plan]:
+    """What each stage will cost, by its name; reads the model's configs, no weights and no data."""
+    folder = pipeline_folder(config.model)
+    unet = {key: value for key, value in read_json(folder / "unet" / "config.json").items() if key[0] != "_"}
+    vae = read_json(folder / "vae" / "config.json")
+    size = unet["sample_size"]
+    if not isinstance(config.data, WorldSource):
+        size = config.data.resolution // 2 ** (len(vae["block_out_channels"]) - 1)
+    tokens = read_json(folder / "text_encoder" / "config.json")["max_position_embeddings"]
+    stages = [config.training] if isinstance(config, StageConfig) else [config.stage1, config.stage2]
+    return {f"stage {stage.stage}": plan_stage(unet, stage, size, tokens, machine) for stage in stages}
+
+
+def _load(model: str) -> _Parts:
+    folder = pipeline_folder(model)
+    try:
+        components: Any = DiffusionPipeline.from_pretrained(folder, unet=None, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{model}: could not be loaded as a diffusers pipeline: {reason}") from None
+    return _Parts(folder, components)
+
+
+def _student(config: StageConfig, parts: _Parts, out: Path) -> UNet2DConditionModel:
+    if config.student is not None:
+        return load_student(config.student)
+    unet = parts.unet()
+    bits = recipe_bits(config.recipe or "", unet_layers(unet))
+    scales = None
+    if (out / STUDENT_INFO).exists() or find_checkpoint(out, config.training.resume_from_checkpoint):
+        # What is there brings its own scales: no need to look for them again.
+        scales = {name: torch.ones(len(unet.get_submodule(name).weight)) for name in bits}
+    fake_quantize_model(unet, bits, config.scale_init, scales)
+    return unet
+
+
+def _reporter(sink: ProgressSink, name: str) -> Callable[[int, int, dict[str, float]], None]:
+    def report(done: int, total: int, values: dict[str, float]) -> None:
+        sink.update(name, done, total, f"loss {values['loss']:.4f}")
+
+    return report
