@@ -23,16 +23,21 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 import bitsfusion  # noqa: F401  registers with diffusers
 from bitsfusion.artifact.verify import verify_folder
+from bitsfusion.artifact.writer import write_pipeline
 from bitsfusion.embedded import PIPELINE_FOLDER
 from bitsfusion.errors import InputError
 from bitsfusion.files import read_json, write_json
 from bitsfusion.models.pipeline import load_pipeline
 from bitsfusion.models.unet import LayerRole, unet_layers
+from bitsfusion.nn.replace import fake_quantize_model
+from bitsfusion.numerics import ScaleInit
 from bitsfusion.recipe.assign import assign
+from bitsfusion.recipe.named import recipe_bits
 from bitsfusion.recipe.schema import write_recipe
-from bitsfusion.runs.packing import init_model
+from bitsfusion.runs.packing import init_model, pack_checkpoint
 from bitsfusion.sensitivity.weight_error import weight_error_table
 from bitsfusion.time_features import SamplerSteps
+from bitsfusion.training.checkpoint import identity, save_student
 
 UNET = {
     "sample_size": 8,
@@ -248,3 +253,19 @@ def test_a_pipeline_without_a_unet(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(InputError, match="got a FluxPipeline without a UNet"):
         init_model(str(tmp_path), tmp_path / "out", recipe="uniform:2")
+
+
+def test_a_students_checkpoint(tmp_path):
+    """The same UNet as from the loaded pipeline; the other components as files."""
+    pipeline = load_pipeline("embedded")
+    student = pipeline.unet
+    fake_quantize_model(student, recipe_bits("uniform:2", unet_layers(student)), ScaleInit.MINMAX)
+    save_student(tmp_path / "stage", student, identity(student, {}, "", 1))
+    config = pack_checkpoint(tmp_path / "stage", "embedded", tmp_path / "out")
+    assert config.provenance == {"checkpoint": "stage"}
+    write_pipeline(pipeline, student, tmp_path / "loaded", source_sha256=config.source_sha256)
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "out" / weights).read_bytes() == (tmp_path / "loaded" / weights).read_bytes()
+    vae = "vae/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "out" / vae).read_bytes() == (PIPELINE_FOLDER / vae).read_bytes()
+    verify_folder(tmp_path / "out")
