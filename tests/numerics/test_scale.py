@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from bitsfusion.errors import InputError
 from bitsfusion.numerics import ScaleInit, dequantize, half_levels, initial_scale, quantize
+from bitsfusion.packing.entropy import entropy_bits
 
 methods = pytest.mark.parametrize("method", ScaleInit, ids=lambda m: m.value)
 
@@ -46,6 +47,15 @@ def test_exact_is_as_good_as_a_fine_search(bits):
 def test_exact_on_gaussian_weights(bits, wanted):
     weight = torch.randn(64, 1024, generator=torch.Generator().manual_seed(0))
     assert sqnr(weight, bits, ScaleInit.EXACT) >= wanted
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_compact_saves_entropy_for_next_to_no_error(bits):
+    weight = torch.randn(16, 2048, generator=torch.Generator().manual_seed(bits))
+    exact, compact = (initial_scale(weight, bits, method) for method in (ScaleInit.EXACT, ScaleInit.COMPACT))
+    assert torch.all(squared_error(weight, compact, bits) <= squared_error(weight, exact, bits) * 1.0025)
+    saved = 1 - entropy_bits(quantize(weight, compact, bits), bits) / entropy_bits(quantize(weight, exact, bits), bits)
+    assert saved > 0.002
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])

@@ -42,7 +42,9 @@ def init(
     bits: Annotated[
         float | None, typer.Option(help="Instead of a recipe: average bits, spread by the weights' own errors.")
     ] = None,
-    scale_init: Annotated[ScaleInit, typer.Option(help="How scales are found.")] = ScaleInit.EXACT,
+    scale_init: Annotated[
+        ScaleInit, typer.Option(help="How scales are found; compact: as exact, a little coarser.")
+    ] = ScaleInit.COMPACT,
     cover: Covered = ["auto"],  # noqa: B006
     quiet: Quiet = False,
     json: Json = False,

@@ -2,7 +2,7 @@
 
 from bitsfusion.numerics.levels import MAX_BITS, MIN_BITS, check_bits, half_levels, level_bits, level_count
 from bitsfusion.numerics.quantize import dequantize, fake_quantize, quantize
-from bitsfusion.numerics.scale import ScaleInit, initial_scale
+from bitsfusion.numerics.scale import ScaleInit, initial_scale, widened
 
 __all__ = [
     "MAX_BITS",
@@ -16,4 +16,5 @@ __all__ = [
     "level_bits",
     "level_count",
     "quantize",
+    "widened",
 ]

@@ -10,8 +10,11 @@ from torch import Tensor
 
 from bitsfusion.errors import InputError
 from bitsfusion.numerics.levels import half_levels
+from bitsfusion.numerics.quantize import dequantize, quantize
 
 ALTERNATING_STEPS = 10
+WIDENING_FACTORS = (1.01, 1.02, 1.03, 1.04)
+WIDENING_ERROR = 1.0025
 _EXACT_CHUNK = 1 << 22  # candidates sorted at once: bounds the memory of the exact search to about 0.2 GB
 
 
@@ -21,6 +24,7 @@ class ScaleInit(str, Enum):
     MINMAX = "minmax"
     ALTERNATING = "alternating"
     EXACT = "exact"
+    COMPACT = "compact"
 
 
 def initial_scale(weight: Tensor, bits: int, method: ScaleInit = ScaleInit.EXACT) -> Tensor:
@@ -48,7 +52,34 @@ def initial_scale(weight: Tensor, bits: int, method: ScaleInit = ScaleInit.EXACT
         return _minmax(rows, half)
     if method is ScaleInit.ALTERNATING:
         return _alternating(rows, half)
-    return _exact(rows, half)
+    scale = _exact(rows, half)
+    return widened(rows, scale, bits) if method is ScaleInit.COMPACT else scale
+
+
+def widened(rows: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Scales up to 4 % larger, for as little as 0.25 % (0.01 dB) more error than the best ones.
+
+    The error is flat about its minimum while the levels' entropy falls: on Gaussian weights of 1 to 3 bits by about
+    0.6 %, which is bytes in a file. Not in the paper.
+
+    Args:
+        rows: [out, n] float32.
+        scale: [out] float32 of least squared error.
+        bits: 1 to 8.
+
+    Returns:
+        [out] float32: of the factors 1, 1.01 .. 1.04, each channel's largest one that keeps to the limit.
+    """
+    limit = _squared_error(rows, scale, bits) * WIDENING_ERROR
+    chosen = scale
+    for factor in WIDENING_FACTORS:
+        chosen = torch.where(_squared_error(rows, scale * factor, bits) < limit, scale * factor, chosen)
+    return chosen
+
+
+def _squared_error(rows: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """[out] float64."""
+    return dequantize(quantize(rows, scale, bits), scale).sub_(rows).square_().sum(1, dtype=torch.float64)
 
 
 def _minmax(rows: Tensor, half: int) -> Tensor:
