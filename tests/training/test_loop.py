@@ -145,6 +145,12 @@ class TestRefuses:
         with pytest.raises(InputError, match="shares weights"):
             train(student, student, config=SHORT, out_dir=tmp_path, **tiny.parts())
 
+    def test_shards_of_one_process(self, tiny, tmp_path):
+        teacher = tiny.build_unet()
+        config = SHORT.model_copy(update={"shard": True})
+        with pytest.raises(InputError, match="shard: got one process, wanted several"):
+            train(tiny.build_student(teacher), teacher, config=config, out_dir=tmp_path, **tiny.parts())
+
     def test_stage_one_without_teacher(self, tiny, tmp_path):
         with pytest.raises(InputError, match="teacher: got none"):
             train(tiny.build_student(tiny.build_unet()), None, config=SHORT, out_dir=tmp_path, **tiny.parts())

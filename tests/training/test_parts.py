@@ -33,6 +33,7 @@ from bitsfusion.training.time_steps import sample_time_steps
         ({"lr_warmup_steps": 10}, "constant_with_warmup"),
         ({"total_batch_size": 8, "gradient_accumulation_steps": 2}, "wanted none beside total_batch_size"),
         ({"validation_steps": 5}, "validation_prompts: got none"),
+        ({"shard": True, "mixed_precision": "fp16"}, "got fp16 with shard"),
         ({"timesteps": {"kind": "measured"}}, "curve: got None with kind measured"),
         ({"timesteps": {"curve": "curve.json"}}, "curve: got curve.json with kind beta"),
         ({"lr_scheduler": "cosine", "lr_warmup_steps": 10, "max_train_steps": 10}, "leaves none of 10"),
@@ -201,6 +202,16 @@ def test_scales_have_their_own_rate_and_no_decay(tiny):
     assert (weights["lr"], scales["lr"], weights["weight_decay"], scales["weight_decay"]) == (1e-4, 1e-5, 1e-2, 0.0)
     assert len(weights["params"]) + len(scales["params"]) == len(names) == len(list(student.parameters()))
     assert all(name.endswith(".scale") for name in names[len(weights["params"]) :])
+
+
+def test_the_averages_stand_in_for_the_parameters_for_a_while():
+    parameter = torch.nn.Parameter(torch.tensor([1.0]))
+    ema = ExponentialMovingAverage([("w", parameter)], 0.999)
+    with torch.no_grad():
+        parameter.fill_(2.0)
+    with ema.in_place():
+        assert parameter.tolist() == [1.0] and ema.state()["w"].tolist() == [2.0]
+    assert parameter.tolist() == [2.0] and ema.state()["w"].tolist() == [1.0]
 
 
 def test_the_average_warms_up_and_is_put_back():

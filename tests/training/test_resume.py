@@ -68,7 +68,7 @@ def test_a_killed_run_ends_with_the_same_bits(tiny, whole, tmp_path, where, resu
 @pytest.mark.slow
 def test_kills_at_random_moments_change_nothing(tiny, tmp_path):
     """Accumulation, averages and frequent checkpoints; killed at random times, wherever that is, until it ends."""
-    changes = {"total_batch_size": 8, "train_batch_size": 2, "checkpointing_steps": 1, "max_train_steps": 24}
+    changes = {"total_batch_size": 8, "train_batch_size": 2, "checkpointing_steps": 1, "max_train_steps": 10}
     command = [sys.executable, str(Path(__file__).with_name("tiny.py"))]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     run(tiny, tmp_path / "whole", **changes)
