@@ -15,6 +15,7 @@ from bitsfusion.numerics.quantize import dequantize, quantize
 ALTERNATING_STEPS = 10
 WIDENING_FACTORS = (1.01, 1.02, 1.03, 1.04)
 WIDENING_ERROR = 1.0025
+_WIDENING_CHUNK = 1 << 18  # weights rounded at once: what they leave behind stays in cache
 _EXACT_CHUNK = 1 << 22  # candidates sorted at once: bounds the memory of the exact search to about 0.2 GB
 
 
@@ -70,6 +71,12 @@ def widened(rows: Tensor, scale: Tensor, bits: int) -> Tensor:
     Returns:
         [out] float32: of the factors 1, 1.01 .. 1.04, each channel's largest one that keeps to the limit.
     """
+    chunk = max(1, _WIDENING_CHUNK // rows.shape[1])
+    parts = zip(rows.split(chunk), scale.split(chunk), strict=True)
+    return torch.cat([_widened(part, part_scale, bits) for part, part_scale in parts])
+
+
+def _widened(rows: Tensor, scale: Tensor, bits: int) -> Tensor:
     limit = _squared_error(rows, scale, bits) * WIDENING_ERROR
     chosen = scale
     for factor in WIDENING_FACTORS:
