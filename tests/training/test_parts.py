@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from bitsfusion.data.batches import Batch
 from bitsfusion.errors import InputError
@@ -43,6 +44,11 @@ def test_a_wrong_config_is_one_line(values, message):
     with pytest.raises(InputError, match=message) as caught:
         parse(TrainingConfig, values, "training")
     assert "\n" not in str(caught.value)
+
+
+def test_a_plain_no_in_yaml_is_no_mixed_precision():
+    values = yaml.safe_load("{mixed_precision: no}")
+    assert parse(TrainingConfig, values, "config").mixed_precision == "no"
 
 
 def test_presets_are_the_papers():

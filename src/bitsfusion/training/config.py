@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from bitsfusion.errors import InputError
 from bitsfusion.files import read_json, sha256_json
+
+
+def _no_as_text(value: Any) -> Any:
+    return "no" if value is False else value  # YAML reads a plain no as false
 
 
 class TimeStepConfig(BaseModel):
@@ -51,7 +55,7 @@ class TrainingConfig(BaseModel):
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
     lr_warmup_steps: int = Field(0, ge=0)
     max_train_steps: int = Field(20_000, ge=1)
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_no_as_text)] = "no"
     teacher_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the teacher's weights; the 16-bit ones halve its memory."""
     use_8bit_adam: bool = False
