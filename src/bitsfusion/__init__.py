@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bitsfusion.artifact.registration import register_with_diffusers as _register
+from bitsfusion.artifact.registration import register_lazily as _register
 
 _register()
 

@@ -20,7 +20,7 @@ from bitsfusion.artifact.writer import write_model, write_parts
 from bitsfusion.errors import InputError
 from bitsfusion.files import sha256_folder
 from bitsfusion.models.unet import LayerRole, unet_layers
-from bitsfusion.models.unet_folder import left_out, open_unet
+from bitsfusion.models.model_folder import left_out, open_unet
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.time_features import Coverage
@@ -62,7 +62,7 @@ def bits_of(unet: UNet2DConditionModel) -> dict[str, int]:
 
 def streamed(dense: Path, unet: Path, out: Path, coverage: Coverage | None, method: ScaleInit) -> None:
     folder = open_unet(unet)
-    write_parts(parts_of_folder(folder, bits_of(folder.skeleton), method, coverage), dense, out)
+    write_parts({"unet": parts_of_folder(folder, bits_of(folder.skeleton), method, coverage)}, dense, out)
 
 
 def save_variant(unet: UNet2DConditionModel, folder: Path, kind: str) -> None:

@@ -1,10 +1,11 @@
-"""The other parts of a pipeline (text encoders, VAE, tokenizers, schedulers), copied as files."""
+"""The parts of a pipeline that are not packed (tokenizers, schedulers, dense models), copied as files."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,14 @@ def components(source: Path) -> list[str]:
     return names
 
 
-def copy_components(source: Path, target: Path) -> None:
-    """Copies all but the UNet from one pipeline folder to another, weights as safetensors only.
+def component_class(source: Path, name: str) -> str | None:
+    """The class that the pipeline's index names for a component; None where it has no such component."""
+    entry: Any = _index(source).get(name)
+    return entry[1] if _is_component(entry) else None
+
+
+def copy_components(source: Path, target: Path, without: Container[str] = ("unet",)) -> None:
+    """Copies all but some components from one pipeline folder to another, weights as safetensors only.
 
     Where a component has only a variant such as fp16, the copy has plain names: a packed folder loads without
     `variant=`. Files that hold the same weights in other formats or variants stay behind. Configs of transformers'
@@ -41,7 +48,7 @@ def copy_components(source: Path, target: Path) -> None:
         InputError: as `components`, or a component whose weights are no safetensors.
     """
     for name in components(source):
-        if name != "unet":
+        if name not in without:
             _copy(source / name, target / name)
     index = {key: value for key, value in _index(source).items() if key != "_name_or_path"}
     (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusers.configuration_utils import FrozenDict
-
 from bitsfusion.errors import InputError
-from bitsfusion.nn.packed import PackedConv2d, PackedLinear, dense_layer
+from bitsfusion.nn.packed import PACKED_LAYERS, dense_layer
 from bitsfusion.nn.replace import replace_module
-
-_NOTES = ("quantization_config", "_pre_quantization_dtype")
 
 
 def make_dense(model: Any) -> None:
@@ -20,12 +16,12 @@ def make_dense(model: Any) -> None:
     features too: time layers that were replaced by rows cannot be had back.
 
     Args:
-        model: a diffusers model; adapters on packed layers stay, on top of the dense ones.
+        model: a loaded model; adapters on packed layers stay, on top of the dense ones.
 
     Raises:
         InputError: a layer is offloaded; the model is then unchanged.
     """
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, (PackedLinear, PackedConv2d))}
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, PACKED_LAYERS)}
     for name, layer in layers.items():
         if layer.packed.is_meta:
             raise InputError(f"{name}: got a layer that is offloaded, wanted it in memory: load without offloading")
@@ -33,6 +29,5 @@ def make_dense(model: Any) -> None:
         name, layer = layers.popitem()
         replace_module(model, name, dense_layer(layer))
     del layer
-    model._internal_dict = FrozenDict({key: value for key, value in model.config.items() if key not in _NOTES})
     for attribute in ("fuse_lora", "quantization_method"):
         vars(model).pop(attribute, None)

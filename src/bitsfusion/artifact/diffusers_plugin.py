@@ -11,12 +11,14 @@ from enum import Enum
 from typing import Any
 
 import torch
+from diffusers.configuration_utils import FrozenDict
 from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
-from bitsfusion.artifact.payload import buffer_hash, check_others, decode_layers, encode_layer, others_hash
+from bitsfusion.artifact.payload import check_others, decode_layers
+from bitsfusion.artifact.saving import saved_tensors
 from bitsfusion.artifact.schema import PACKED_SUFFIX, QUANT_METHOD, PackedConfig, parse_config
 from bitsfusion.errors import ArtifactError, InputError
 
@@ -156,29 +158,7 @@ class BitsFusionQuantizer(DiffusersQuantizer):
         """
         if not safe_serialization:
             raise InputError("save_pretrained: got safe_serialization=False, wanted True: no pickle is written")
-        for key in sorted(self._expected ^ state_dict.keys()):
-            raise InputError(
-                f"{key}: got a model with adapters or other layers than were loaded, wanted the packed one alone: "
-                "save_lora_weights, then unload_lora_weights"
-            )
-        saved: dict[str, Tensor] = {}
-        for key, tensor in state_dict.items():
-            if tensor.is_meta:
-                raise InputError(f"{key}: got a tensor that is offloaded, wanted it in memory: load without offloading")
-            name = key.removesuffix(PACKED_SUFFIX)
-            if name in self.content.layers and key != name:
-                entry = self.content.layers[name]
-                saved[key] = encode_layer(tensor, entry.shape[0])
-                same = buffer_hash(tensor) == entry.sha256
-            else:
-                saved[key] = self._others[key]
-                same = _is_cast_of(tensor.cpu(), saved[key])
-            if not same:
-                raise InputError(f"{key}: got other values than were loaded, wanted those: pack the changed model anew")
-        # In float32 what is computed with may be the very tensor that is kept: then only the hash tells.
-        if others_hash(saved) != self.content.others_sha256:
-            raise InputError("biases, norms: got other values than were loaded, wanted those: pack the changed model")
-        return saved, {}
+        return saved_tensors(state_dict, self._expected, self.content, self._others), {}
 
     def dequantize(self, model: nn.Module) -> nn.Module:
         """See `dense.make_dense`. With cached time features the quantizer stays with the model and refuses to save."""
@@ -187,15 +167,18 @@ class BitsFusionQuantizer(DiffusersQuantizer):
             made.hf_quantizer = self
         return made
 
-    def _dequantize(self, model: nn.Module) -> nn.Module:
+    def _dequantize(self, model: Any) -> nn.Module:
         if self.dequantized:
             raise InputError("dequantize: got a model that is dense already, wanted a packed one")
         from bitsfusion.artifact.dense import make_dense
 
         make_dense(model)
+        notes = ("quantization_config", "_pre_quantization_dtype")
+        model._internal_dict = FrozenDict({key: value for key, value in model.config.items() if key not in notes})
         self.dequantized = True
         self._others.clear()
-        return model
+        dense: nn.Module = model
+        return dense
 
     @property
     def is_serializable(self) -> bool:
@@ -219,12 +202,6 @@ class BitsFusionQuantizer(DiffusersQuantizer):
     def is_compileable(self) -> bool:
         """Whole, without a graph break: unpacking and the look-up of time features are operators of their own."""
         return True
-
-
-def _is_cast_of(tensor: Tensor, original: Tensor) -> bool:
-    """Whether `tensor` is `original` in its dtype, perhaps by way of half precision."""
-    ways = (original.dtype, torch.bfloat16, torch.float16)
-    return any(torch.equal(tensor, original.to(way).to(tensor.dtype)) for way in ways)
 
 
 def refuse_fusing(*args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Where every byte of a packed model is."""
+"""Where every byte of a packed model is, and what a whole pipeline takes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from bitsfusion.artifact.payload import scale_frame_bytes
-from bitsfusion.artifact.reader import open_folder
+from bitsfusion.artifact.reader import PackedFolder, component_named, open_components, open_folder
 from bitsfusion.artifact.schema import PACKED_SUFFIX, ROWS_TENSOR, PackedEntry
 from bitsfusion.artifact.verify import check_stored
+from bitsfusion.models.weight_files import is_weights
 from bitsfusion.numerics import level_count
 from bitsfusion.packing.accounting import FileBytes
 from bitsfusion.packing.entropy import counted_entropy, level_counts
@@ -58,7 +59,7 @@ class Inspection:
         bytes_on_disk: where every byte of the weight file, or of all its shards, is.
         bytes_in_memory: packed buffers, time features (16 bits) and other parameters (32 bits).
         bytes_fp16: what all weights and other parameters would take in 16 bits.
-        time_features: `cached` or `layers_8bit`, with steps, samplers and channels.
+        time_features: `cached`, `layers_8bit` or `none`, with steps, samplers and channels.
         fallbacks: tensors of two and more dimensions that are kept dense, by name and bytes; none is silent.
         layers: in module order.
     """
@@ -86,14 +87,67 @@ class Inspection:
 
 
 def inspect_folder(path: Path | str) -> Inspection:
-    """Reads a packed model or pipeline folder and counts; of a pipeline, the packed model alone.
+    """Reads a packed model or pipeline folder and counts; of a pipeline, the packed UNet alone.
 
     Raises:
         InputError: no packed folder.
         ArtifactError: a layer that does not fit the model or cannot be decoded, by name. The values of the tensors
             beside the layers are not checked: see `verify_folder`.
     """
-    folder = open_folder(path)
+    return _inspect(open_folder(path))
+
+
+@dataclass(frozen=True)
+class ComponentSize:
+    """What a component of a pipeline takes.
+
+    Fields:
+        name: its folder's.
+        bytes_on_disk: all its files.
+        packed: where the bytes are; None for what is as it was: a dense model, or no model at all.
+        weights: whether there are weights among its files.
+    """
+
+    name: str
+    bytes_on_disk: int
+    packed: Inspection | None
+    weights: bool
+
+    @property
+    def form(self) -> str:
+        """`packed`, `dense`, or `no weights`."""
+        return "packed" if self.packed is not None else "dense" if self.weights else "no weights"
+
+
+def folder_sizes(path: Path) -> dict[str, int]:
+    """Bytes of every part of a pipeline folder, by file or component: nothing is left out, nothing is opened."""
+    return {part.name: sum(file.stat().st_size for file in _files(part)) for part in sorted(path.iterdir())}
+
+
+def _files(part: Path) -> list[Path]:
+    return sorted(file for file in (part.rglob("*") if part.is_dir() else (part,)) if file.is_file())
+
+
+def inspect_pipeline(path: Path | str) -> tuple[ComponentSize, ...]:
+    """Every part of a pipeline folder, the index included, so that the bytes add up to the folder's.
+
+    Raises:
+        InputError, ArtifactError: as `inspect_folder`; the component is named.
+    """
+    path = Path(path)
+    packed, bytes_of = open_components(path), folder_sizes(path)
+    sizes = []
+    for part in sorted(path.iterdir()):
+        inspection = None
+        if part.name in packed:
+            with component_named(part.name):
+                inspection = _inspect(packed[part.name])
+        weights = any(is_weights(file.name) for file in _files(part))
+        sizes.append(ComponentSize(part.name, bytes_of[part.name], inspection, weights))
+    return tuple(sizes)
+
+
+def _inspect(folder: PackedFolder) -> Inspection:
     config = folder.config
     expected = folder.expected()
     layers: dict[str, LayerInspection] = {}

@@ -1,4 +1,4 @@
-"""What is packed, layer by layer: a UNet in memory, or one that is read from its files."""
+"""What is packed, layer by layer: a UNet in memory, or a component that is read from its files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from bitsfusion.artifact.skeleton import empty_model
 from bitsfusion.errors import InputError
+from bitsfusion.models.architectures import UNET, Architecture, packed_modules
+from bitsfusion.models.model_folder import ModelFolder
 from bitsfusion.models.unet import EMBEDDING_ROLES, FIXED_BITS, layer_role
-from bitsfusion.models.unet_folder import UNetFolder
 from bitsfusion.nn.fake_quantized import FakeQuantizedConv2d, FakeQuantizedLinear
 from bitsfusion.nn.packed import PackedConv2d, PackedLinear, packed_buffer
 from bitsfusion.nn.scale import layer_scale
@@ -26,10 +27,11 @@ _FIXED_SCALE = ScaleInit.ALTERNATING  # of layers at 8 bits that no recipe names
 
 @dataclass(frozen=True)
 class ModelParts:
-    """A UNet about to be packed.
+    """A component about to be packed.
 
     Fields:
-        config: its diffusers config, plain JSON.
+        architecture: its class.
+        config: its own config, plain JSON.
         kept: the shape of the weight of every layer that is packed, in module order.
         removed: the same of the layers that cached rows stand for.
         layer: b and the packed buffer of a kept layer; made when asked for, and by several threads.
@@ -37,6 +39,7 @@ class ModelParts:
         rows: cached time features, float16 [steps, channels], with the steps that they cover.
     """
 
+    architecture: Architecture
     config: Mapping[str, Any]
     kept: Mapping[str, tuple[int, ...]]
     removed: Mapping[str, tuple[int, ...]]
@@ -54,28 +57,29 @@ def parts_of_model(unet: nn.Module, coverage: Coverage | None) -> ModelParts:
     Raises:
         InputError: names a layer that is not quantized (when asked for) or a tensor that is not finite.
     """
-    dense = empty_model(json.loads(unet.to_json_string()))  # type: ignore[operator]
-    rows = _rows_of_model(unet, coverage)
-    return _parts(dense, lambda name: _buffer(name, unet.get_submodule(name)), unet.state_dict().__getitem__, rows)
+    config = json.loads(unet.to_json_string())  # type: ignore[operator]
+    dense, rows = empty_model(config), _rows_of_model(unet, coverage)
+    layer, state = (lambda name: _buffer(name, unet.get_submodule(name))), unet.state_dict()
+    return _parts(UNET, _plain_config(dense), dense, layer, state.__getitem__, rows)
 
 
 def parts_of_folder(
-    folder: UNetFolder, bits: Mapping[str, int], method: ScaleInit, coverage: Coverage | None
+    folder: ModelFolder, bits: Mapping[str, int], method: ScaleInit, coverage: Coverage | None = None
 ) -> ModelParts:
-    """A full-precision UNet on disk; each layer is read, quantized and forgotten.
+    """A full-precision component on disk; each layer is read, quantized and forgotten.
 
     Args:
         bits: layer name -> b; time and conditioning layers need none and get 8.
         method: how scales are found.
-        coverage: as `parts_of_model`.
+        coverage: as `parts_of_model`; None for what is no UNet.
 
     Raises:
         InputError: names a layer without bits or a tensor that is not finite (of a layer when asked for), or time
             features that cannot be cached.
     """
-    for name, module in folder.skeleton.named_modules():
-        needed = isinstance(module, (nn.Linear, nn.Conv2d)) and layer_role(name) not in EMBEDDING_ROLES
-        if needed and name not in bits:
+    architecture = folder.architecture
+    for name in packed_modules(folder.skeleton, architecture):
+        if name not in bits and architecture.role(name) not in EMBEDDING_ROLES:
             raise InputError(f"{name}: got no bits for this layer, wanted 1 to 8")
 
     def layer(name: str) -> tuple[int, Tensor]:
@@ -86,22 +90,38 @@ def parts_of_folder(
 
     rows = None
     if coverage is not None:
-        timed = empty_model(json.loads(folder.skeleton.to_json_string()))
+        timed = architecture.build(folder.config)
         for name in time_layers(timed):
             part = timed.get_submodule(name)
             tensors = {leaf: _finite(f"{name}.{leaf}", folder.tensor(f"{name}.{leaf}")) for leaf in part.state_dict()}
             part.load_state_dict(tensors, assign=True)
         rows = time_feature_rows(timed, coverage.steps), coverage
-    return _parts(folder.skeleton, layer, folder.tensor, rows)
+    config = _plain_config(folder.skeleton) if architecture.library == "diffusers" else _text_config(folder)
+    return _parts(architecture, config, folder.skeleton, layer, folder.tensor, rows)
+
+
+def _plain_config(model: Any) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(model.to_json_string())
+    config.pop("_name_or_path", None)
+    return config
+
+
+def _text_config(folder: ModelFolder) -> dict[str, Any]:
+    """With the class, which transformers' configs may leave out, and in float32 as `copy_components` has it."""
+    notes = ("_name_or_path", "torch_dtype")
+    config = {key: value for key, value in folder.config.items() if key not in notes}
+    return {**config, "architectures": [folder.architecture.name], "dtype": "float32"}
 
 
 def _parts(
+    architecture: Architecture,
+    config: Mapping[str, Any],
     dense: nn.Module,
     layer: Callable[[str], tuple[int, Tensor]],
     tensor: Callable[[str], Tensor],
     rows: tuple[Tensor, Coverage] | None,
 ) -> ModelParts:
-    shapes = {n: tuple(m.weight.shape) for n, m in dense.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    shapes = {name: tuple(module.weight.shape) for name, module in packed_modules(dense, architecture).items()}
     removed = {} if rows is None else {name: shapes[name] for name in time_layers(dense)}
     others = {}
     for name in dense.state_dict():
@@ -109,9 +129,7 @@ def _parts(
         if owner not in removed and (owner not in shapes or leaf == "bias"):
             others[name] = _other(name, tensor(name))
     kept = {name: shape for name, shape in shapes.items() if name not in removed}
-    config = json.loads(dense.to_json_string())  # type: ignore[operator]
-    config.pop("_name_or_path", None)
-    return ModelParts(config, kept, removed, layer, others, rows)
+    return ModelParts(architecture, config, kept, removed, layer, others, rows)
 
 
 def _other(name: str, tensor: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +17,17 @@ from bitsfusion.artifact.limits import shown
 from bitsfusion.artifact.payload import decode_layer, decode_layers
 from bitsfusion.artifact.schema import (
     CONFIG_FILE,
-    INDEX_FILE,
     PACKED_SUFFIX,
     QUANT_METHOD,
-    WEIGHTS_FILE,
     PackedConfig,
     parse_config,
 )
-from bitsfusion.artifact.skeleton import empty_model, make_packed
+from bitsfusion.artifact.skeleton import empty_model, make_packed, named_architecture
 from bitsfusion.errors import ArtifactError, InputError
+from bitsfusion.models.architectures import ARCHITECTURES, Architecture
 
+UNET_FOLDER = "unet"
+_INDEX = ".index.json"
 _SHARD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,200}\.safetensors")  # a plain name: no way out of the folder
 
 
@@ -48,18 +49,27 @@ class PackedFolder:
         make_packed(model, self.config)
         return dict(model.state_dict())
 
+    @property
+    def architecture(self) -> Architecture:
+        """What the model is; raises ArtifactError for what is never packed."""
+        return named_architecture(self.model_config)
+
     def weight_files(self) -> tuple[Path, ...]:
         """The one weight file, or the shards that an index names.
 
         Raises:
             ArtifactError: neither or both are there, or the index is broken.
         """
-        single, index = self.path / WEIGHTS_FILE, self.path / INDEX_FILE
+        single, index = self.path / self.architecture.weights, self._index
         if not index.is_file():
             return (single,)
         if single.exists():
-            raise ArtifactError(f"{index}: got it beside {WEIGHTS_FILE}, wanted one of both: remove the older one")
+            raise ArtifactError(f"{index}: got it beside {single.name}, wanted one of both: remove the older one")
         return tuple(self.path / name for name in dict.fromkeys(_weight_map(index).values()))
+
+    @property
+    def _index(self) -> Path:
+        return self.path / f"{self.architecture.weights}{_INDEX}"
 
     @contextmanager
     def tensors(self) -> Iterator[Tensors]:
@@ -68,25 +78,13 @@ class PackedFolder:
         Raises:
             ArtifactError: a file is missing or no safetensors file, or the shards are not what their index says.
         """
-        stored: dict[str, StoredTensor] = {}
-        opened: dict[str, Any] = {}
-        with ExitStack() as stack:
-            for path in self.weight_files():
-                header = read_header(path)
-                for name in header.keys() & stored.keys():
-                    raise ArtifactError(f"{name}: got it in two files, wanted it once")
-                try:
-                    file = stack.enter_context(safe_open(path, framework="pt"))
-                except (OSError, SafetensorError) as error:
-                    raise ArtifactError(f"{path}: got {shown(error)}, wanted a safetensors file") from None
-                stored.update(header)
-                opened.update(dict.fromkeys(header, file))
-            if (self.path / INDEX_FILE).is_file():
-                self._check_index(opened)
-            yield Tensors(self.config, stored, opened)
+        with open_tensors(self.config, self.weight_files()) as tensors:
+            if self._index.is_file():
+                self._check_index(tensors.stored)
+            yield tensors
 
     def _check_index(self, opened: Mapping[str, Any]) -> None:
-        index = _weight_map(self.path / INDEX_FILE)
+        index = _weight_map(self._index)
         for name in sorted(index.keys() ^ opened.keys()):
             where = "only in the index" if name in index else "only in a file"
             raise ArtifactError(f"{name.removesuffix(PACKED_SUFFIX)}: got tensor {name} {where} of the shards")
@@ -125,8 +123,42 @@ class Tensors:
         return decode_layers((name, self.tensor(name + PACKED_SUFFIX), entry) for name, entry in layers)
 
 
+@contextmanager
+def open_tensors(config: PackedConfig, files: Iterable[Path]) -> Iterator[Tensors]:
+    """The tensors of some safetensors files together, read one by one.
+
+    Raises:
+        ArtifactError: one is missing or no safetensors file, or a name is in two of them.
+    """
+    stored: dict[str, StoredTensor] = {}
+    opened: dict[str, Any] = {}
+    with ExitStack() as stack:
+        for path in files:
+            header = read_header(path)
+            for name in header.keys() & stored.keys():
+                raise ArtifactError(f"{name}: got it in two files, wanted it once")
+            try:
+                file = stack.enter_context(safe_open(path, framework="pt"))
+            except (OSError, SafetensorError) as error:
+                raise ArtifactError(f"{path}: got {shown(error)}, wanted a safetensors file") from None
+            stored.update(header)
+            opened.update(dict.fromkeys(header, file))
+        yield Tensors(config, stored, opened)
+
+
 def open_folder(path: Path | str) -> PackedFolder:
-    """Opens a packed model folder, or the packed model inside a pipeline folder.
+    """Opens a packed model folder, or the packed UNet inside a pipeline folder.
+
+    Raises:
+        InputError: no such folder, or nothing packed in it.
+        ArtifactError: a packed folder whose config is broken or missing.
+    """
+    found = open_components(path)
+    return found.get(UNET_FOLDER) or next(iter(found.values()))
+
+
+def open_components(path: Path | str) -> dict[str, PackedFolder]:
+    """Opens every packed model of a pipeline folder, by the component's name; of a model folder that one, as "".
 
     Raises:
         InputError: no such folder, or nothing packed in it.
@@ -138,28 +170,46 @@ def open_folder(path: Path | str) -> PackedFolder:
     inside = (
         sorted(child for child in path.iterdir() if child.is_dir()) if (path / "model_index.json").is_file() else []
     )
+    found = {}
     for folder in (path, *inside):
+        packed = None
         if (folder / CONFIG_FILE).is_file():
             values = read_object(folder / CONFIG_FILE)
             packed = values.get("quantization_config")
-            if isinstance(packed, dict) and packed.get("quant_method") == QUANT_METHOD:
-                return PackedFolder(folder, values, parse_config(packed))
+        if isinstance(packed, dict) and packed.get("quant_method") == QUANT_METHOD:
+            name = "" if folder == path else folder.name
+            with component_named(name):
+                found[name] = PackedFolder(folder, values, parse_config(packed))
         elif holds_packed_tensors(folder):
-            raise ArtifactError(f"{folder / CONFIG_FILE}: got no such file beside packed weights, wanted the config")
-    raise InputError(
-        f"{path}: got no packed model, wanted a folder with quant_method {QUANT_METHOD!r} in a {CONFIG_FILE}"
-    )
+            got = "one without quant_method" if (folder / CONFIG_FILE).is_file() else "no such file"
+            raise ArtifactError(f"{folder / CONFIG_FILE}: got {got} beside packed weights, wanted the config")
+    if not found:
+        raise InputError(
+            f"{path}: got no packed model, wanted a folder with quant_method {QUANT_METHOD!r} in a {CONFIG_FILE}"
+        )
+    return found
+
+
+@contextmanager
+def component_named(name: str) -> Iterator[None]:
+    """Errors within it begin with the component's name, where it is not the UNet (or a model alone)."""
+    try:
+        yield
+    except ArtifactError as error:
+        if name in ("", UNET_FOLDER):
+            raise
+        raise ArtifactError(f"{name}: {error}") from None
 
 
 def holds_packed_tensors(folder: Path) -> bool:
     """Whether a folder without a readable config was a packed one."""
-    try:
-        if (folder / INDEX_FILE).is_file():
-            names = set(_weight_map(folder / INDEX_FILE))
-        else:
-            names = set(read_header(folder / WEIGHTS_FILE))
-    except ArtifactError:
-        return False
+    names: set[str] = set()
+    for file in sorted({architecture.weights for architecture in ARCHITECTURES.values()}):
+        try:
+            names |= set(_weight_map(folder / f"{file}{_INDEX}") if (folder / f"{file}{_INDEX}").is_file() else ())
+            names |= set(read_header(folder / file) if (folder / file).is_file() else ())
+        except ArtifactError:
+            continue
     return any(name.endswith(PACKED_SUFFIX) for name in names)
 
 

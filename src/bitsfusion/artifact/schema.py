@@ -60,9 +60,12 @@ class SamplerEntry(_Frozen):
 
 
 class TimeFeaturesEntry(_Frozen):
-    """How the time step reaches the blocks: cached rows, or time layers packed at 8 bits for any step."""
+    """How the time step reaches the blocks: cached rows, or time layers packed at 8 bits for any step.
 
-    kind: Literal["cached", "layers_8bit"]
+    `none` is of models that know no time step.
+    """
+
+    kind: Literal["cached", "layers_8bit", "none"]
     steps: tuple[Natural, ...] = ()
     samplers: tuple[SamplerEntry, ...] = ()
     channels: Natural = 0
@@ -81,7 +84,7 @@ class PackedConfig(_Frozen):
     """The whole `quantization_config`.
 
     Fields:
-        layers: every Linear and Conv2d that is kept, in module order.
+        layers: every Linear, Conv2d and (of a text encoder) Embedding that is kept, in module order.
         removed: the time layers that cached rows stand for, with their weights' shapes; empty without them.
         others_sha256: over every tensor that is no packed layer (see `payload.others_hash`).
         source_sha256: of what the model was made from, where known.

@@ -11,12 +11,10 @@ from torch import nn
 from bitsfusion.artifact.limits import bounded_construction, check_model_config, shown
 from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.errors import ArtifactError, InputError
+from bitsfusion.models.architectures import ARCHITECTURES, Architecture, architecture_of, class_name, packed_modules
 from bitsfusion.nn.packed import packed_layer
 from bitsfusion.nn.replace import replace_module
 from bitsfusion.time_features import Coverage, SamplerSteps, place_time_features, time_layers
-
-MODEL_CLASSES = ("UNet2DConditionModel",)
-"""The only classes that a config.json may name: a reader builds no other."""
 
 
 def coverage_of(config: PackedConfig) -> Coverage:
@@ -31,22 +29,29 @@ def empty_model(model_config: Mapping[str, Any]) -> nn.Module:
     Raises:
         ArtifactError: no model that is packed, a config it refuses, or one beyond `limits`.
     """
-    import diffusers
-
-    name = model_config.get("_class_name")
-    if name not in MODEL_CLASSES:
-        wanted = " or ".join(MODEL_CLASSES)
-        raise ArtifactError(f"config.json: got _class_name {shown(repr(name), 80)}, wanted {wanted}")
+    architecture = named_architecture(model_config)
     plain = {key: value for key, value in model_config.items() if key != "quantization_config"}
     check_model_config(plain)
     try:
-        with torch.device("meta"), bounded_construction():
-            model: nn.Module = getattr(diffusers, name).from_config(plain)
+        with bounded_construction():
+            return architecture.build(plain)
     except ArtifactError:
         raise
     except Exception as error:
-        raise ArtifactError(f"config.json: {name} refuses it: {shown(error)}") from None
-    return model
+        raise ArtifactError(f"config.json: {architecture.name} refuses it: {shown(error)}") from None
+
+
+def named_architecture(model_config: Mapping[str, Any]) -> Architecture:
+    """What a config.json says its model is.
+
+    Raises:
+        ArtifactError: no class that is packed: a reader builds no other.
+    """
+    name = class_name(model_config)
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        wanted = " or ".join(ARCHITECTURES)
+        raise ArtifactError(f"config.json: got _class_name {shown(repr(name), 80)}, wanted {wanted}")
+    return ARCHITECTURES[name]
 
 
 def make_packed(model: nn.Module, config: PackedConfig) -> None:
@@ -55,7 +60,10 @@ def make_packed(model: nn.Module, config: PackedConfig) -> None:
     Raises:
         ArtifactError: names a layer that the config and the model do not agree on, or that neither packs nor removes.
     """
-    dense = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
+    architecture = architecture_of(model)
+    if architecture is None:
+        raise ArtifactError(f"model: got a {type(model).__name__}, wanted one of {', '.join(ARCHITECTURES)}")
+    dense = packed_modules(model, architecture)
     shapes = {name: entry.shape for name, entry in config.layers.items()} | dict(config.removed)
     for name, shape in shapes.items():
         if name not in dense:
@@ -66,9 +74,11 @@ def make_packed(model: nn.Module, config: PackedConfig) -> None:
             )
     unnamed = [name for name in dense if name not in shapes]
     if unnamed:
-        raise ArtifactError(
-            f"{unnamed[0]}: got no bits for this layer, wanted every Linear and Conv2d packed or removed"
-        )
+        kinds = " and ".join(kind.__name__ for kind in architecture.layers)
+        raise ArtifactError(f"{unnamed[0]}: got no bits for this layer, wanted every {kinds} packed or removed")
+    if (config.time_features.kind == "none") is architecture.timed:
+        wanted = "cached or layers_8bit" if architecture.timed else "none"
+        raise ArtifactError(f"time features: got {config.time_features.kind} in a {architecture.name}, wanted {wanted}")
     cached = config.time_features.kind == "cached"
     expected = set(time_layers(model)) if cached else set()
     if set(config.removed) != expected or set(config.layers) & set(config.removed):

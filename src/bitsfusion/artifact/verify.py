@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from bitsfusion.artifact.payload import check_others
-from bitsfusion.artifact.reader import Tensors, open_folder
+from bitsfusion.artifact.reader import PackedFolder, Tensors, component_named, open_components
 from bitsfusion.artifact.schema import PACKED_SUFFIX, ROWS_TENSOR, PackedConfig
 from bitsfusion.errors import ArtifactError
 
@@ -22,11 +22,18 @@ def verify_folder(path: Path | str) -> None:
     every other tensor's type and shape, each layer's size, scales, zstd frame, range and hash, the other tensors'
     values and hash. A few layers are in memory at a time, and never more of one than its shape asks for.
 
+    Of a pipeline folder every packed component is checked; the others are not.
+
     Raises:
         InputError: no packed folder.
-        ArtifactError: the first thing that is wrong, with the layer's name.
+        ArtifactError: the first thing that is wrong, with the component's (but the UNet's) and the layer's name.
     """
-    folder = open_folder(path)
+    for name, folder in open_components(path).items():
+        with component_named(name):
+            _verify(folder)
+
+
+def _verify(folder: PackedFolder) -> None:
     expected = folder.expected()
     for file in sorted(folder.path.iterdir()):
         if file.suffix in _PICKLES:

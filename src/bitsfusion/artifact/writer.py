@@ -1,4 +1,4 @@
-"""A UNet, in memory or on disk -> a packed diffusers folder, layer by layer, whole or not at all."""
+"""A UNet in memory, or components on disk -> a packed diffusers folder, layer by layer, whole or not at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from bitsfusion.artifact.schema import (
     CONFIG_FILE,
     PACKED_SUFFIX,
     ROWS_TENSOR,
-    WEIGHTS_FILE,
     PackedConfig,
     PackedEntry,
     SamplerEntry,
@@ -99,29 +98,43 @@ def write_model(
 
 
 def write_parts(
-    parts: ModelParts,
+    parts: Mapping[str, ModelParts],
     source: Path,
     folder: Path | str,
     *,
     source_sha256: str | None = None,
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Mapping[str, Any]] | None = None,
     progress: Progress | None = None,
-) -> PackedConfig:
-    """Writes the pipeline in folder `source` with a packed UNet; the other components are copied as files.
+) -> dict[str, PackedConfig]:
+    """Writes the pipeline in folder `source` with some components packed; the others are copied as files.
 
     Args:
-        parts: the UNet (`parts_of_folder`, `parts_of_model`), packed layer by layer.
+        parts: component name -> what is packed in its place (`parts_of_folder`, `parts_of_model`), layer by layer.
         source: a diffusers pipeline folder; no model of it is loaded.
-        progress: told after every layer.
+        provenance: component name -> plain JSON to keep with it.
+        progress: told after every layer, of all components together.
+
+    Returns:
+        What each packed component says about itself.
 
     Raises:
         InputError: as `write_pipeline`, or a component that is missing or has no safetensors.
         BitsFusionError: as `write_pipeline`.
     """
+    total, done = sum(len(part.kept) for part in parts.values()), 0
+    configs = {}
     with _new_folder(folder) as temporary:
-        copy_components(source, temporary)
-        (temporary / "unet").mkdir()
-        return _write(temporary / "unet", parts, source_sha256, provenance, progress)
+        copy_components(source, temporary, without=parts)
+        for name, part in parts.items():
+            (temporary / name).mkdir()
+            tell = None if progress is None else _shifted(progress, done, total)
+            configs[name] = _write(temporary / name, part, source_sha256, (provenance or {}).get(name), tell)
+            done += len(part.kept)
+    return configs
+
+
+def _shifted(progress: Progress, before: int, total: int) -> Progress:
+    return lambda done, _: progress(before + done, total)
 
 
 def _new_folder(folder: Path | str) -> Any:
@@ -140,7 +153,7 @@ def _write(
     """config.json and the weight file of one model."""
     layers: dict[str, PackedEntry] = {}
     others = dict(parts.others)
-    features = TimeFeaturesEntry(kind="layers_8bit")
+    features = TimeFeaturesEntry(kind="layers_8bit" if parts.architecture.timed else "none")
     if parts.rows is not None:
         rows, coverage = parts.rows
         others[ROWS_TENSOR] = rows
@@ -155,7 +168,7 @@ def _write(
                 progress(len(layers), len(parts.kept))
         yield from others.items()
 
-    write_weights(folder / WEIGHTS_FILE, tensors())
+    write_weights(folder / parts.architecture.weights, tensors())
     config = PackedConfig(
         layers=layers,
         removed=dict(parts.removed),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from bitsfusion.artifact.inspect import Inspection, inspect_folder
+from bitsfusion.artifact.inspect import ComponentSize, Inspection, inspect_folder, inspect_pipeline
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.cli.console import print_json, print_table, progress_bars
 from bitsfusion.cli.options import Json, Quiet
@@ -25,11 +26,51 @@ def register(app: typer.Typer) -> None:
 
 def inspect(folder: Folder, json: Json = False) -> None:
     """Where every byte is, layer by layer."""
-    inspection = inspect_folder(folder)
+    if not (folder / "model_index.json").is_file():
+        inspection = inspect_folder(folder)
+        if json:
+            print_json(inspection.to_dict())
+        else:
+            _print_inspection(inspection)
+        return
+    parts = inspect_pipeline(folder)
+    packed = {part.name: part.packed for part in parts if part.packed is not None}
     if json:
-        print_json(inspection.to_dict())
-    else:
+        first = packed.get("unet") or next(iter(packed.values()))
+        print_json(first.to_dict() | {"pipeline": _pipeline(parts)})
+        return
+    for name, inspection in packed.items():
+        print(f"{name}:")
         _print_inspection(inspection)
+    _print_pipeline(parts)
+
+
+def _pipeline(parts: Sequence[ComponentSize]) -> dict[str, Any]:
+    """Every part's bytes; of packed components all that `inspect_folder` says."""
+    components = {
+        part.name: {
+            "form": part.form,
+            "bytes_on_disk": part.bytes_on_disk,
+            "packed": None if part.packed is None else part.packed.to_dict(),
+        }
+        for part in parts
+    }
+    return {"bytes_on_disk": sum(part.bytes_on_disk for part in parts), "components": components}
+
+
+def _print_pipeline(parts: Sequence[ComponentSize]) -> None:
+    total = sum(part.bytes_on_disk for part in parts)
+    rows = []
+    for part in parts:
+        bits, fp16 = "", ""
+        if part.packed is not None:
+            bits, fp16 = f"{part.packed.average_bits:.4f}", f"{part.packed.bytes_fp16:,}"
+        rows.append([part.name, part.form, bits, f"{part.bytes_on_disk:,}", f"{part.bytes_on_disk / total:.1%}", fp16])
+    print_table(
+        ["component", "form", "bits", "bytes", "share", "in FP16"], [*rows, ["pipeline", "", "", f"{total:,}", "", ""]]
+    )
+    dense = ", ".join(part.name for part in parts if part.form == "dense") or "none"
+    print(f"components kept dense       {dense}")
 
 
 def _print_inspection(inspection: Inspection) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from bitsfusion.artifact.inspect import folder_sizes
 from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.cli import analysis
 from bitsfusion.cli.console import print_json, progress_bars
@@ -14,7 +16,8 @@ from bitsfusion.cli.options import Json, Model, Quiet, samplers_to_cover
 from bitsfusion.models.pipeline import EMBEDDED
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.runs import packing
-from bitsfusion.runs.packing import init_model, pack_checkpoint
+from bitsfusion.runs.components import UNET_ALONE, WHOLE, OtherBits
+from bitsfusion.runs.packing import init_pipeline, pack_checkpoint
 
 Covered = Annotated[
     list[str],
@@ -22,6 +25,14 @@ Covered = Annotated[
         "--cover",
         help="Samplers whose time steps are cached, as NAME:STEPS; repeat for more. `any` keeps the time layers at "
         "8 bits, for every sampler. `auto`: pndm:50, or any where the UNet allows no cache.",
+    ),
+]
+
+OtherRecipe = Annotated[
+    str | None,
+    typer.Option(
+        help="Packs it, too: N bits in every layer, an average such as 4.5 spread by the weights' own errors, "
+        "uniform:N, or a recipe file."
     ),
 ]
 
@@ -46,15 +57,36 @@ def init(
         ScaleInit, typer.Option(help="How scales are found; compact: as exact, a little coarser.")
     ] = ScaleInit.COMPACT,
     cover: Covered = ["auto"],  # noqa: B006
+    whole: Annotated[
+        bool,
+        typer.Option(
+            "--whole",
+            help=f"Text encoders and the VAE too: --text-encoder {WHOLE.text_encoder} --vae {WHOLE.vae} unless said.",
+        ),
+    ] = False,
+    text_encoder: OtherRecipe = None,
+    vae: OtherRecipe = None,
+    token_embedding: Annotated[
+        int, typer.Option(min=1, max=8, help="Bits of a packed text encoder's token embedding.")
+    ] = WHOLE.token_embedding,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Quantizes and packs without training (section 4.1)."""
+    base = WHOLE if whole else UNET_ALONE
+    others = OtherBits(text_encoder or base.text_encoder, vae or base.vae, token_embedding, base.all_there_are)
     with progress_bars(quiet or json) as progress:
-        config = init_model(
-            model, out, recipe=recipe, bits=bits, method=scale_init, samplers=_samplers(cover), progress=progress
+        configs = init_pipeline(
+            model,
+            out,
+            recipe=recipe,
+            bits=bits,
+            method=scale_init,
+            samplers=_samplers(cover),
+            others=others,
+            progress=progress,
         )
-    _report(config, out, json)
+    _report(configs, out, json)
 
 
 def pack(
@@ -68,19 +100,30 @@ def pack(
     """Turns a trained student into real bits."""
     with progress_bars(quiet or json) as progress:
         config = pack_checkpoint(checkpoint, model, out, _samplers(cover), progress)
-    _report(config, out, json)
+    _report({"unet": config}, out, json)
 
 
 def _samplers(cover: list[str]) -> packing.Cover:
     return packing.AUTO if cover == [packing.AUTO] else samplers_to_cover(cover)
 
 
-def _report(config: PackedConfig, out: Path, json: bool) -> None:
-    notes = config.provenance.get("notes", [])
-    result: dict[str, Any] = {"folder": str(out), "layers": len(config.layers), "average_bits": config.average_bits}
+def _report(configs: Mapping[str, PackedConfig], out: Path, json: bool) -> None:
+    """The UNet's figures, then every component's size."""
+    notes = [note for config in configs.values() for note in config.provenance.get("notes", [])]
+    unet, sizes = configs["unet"], folder_sizes(out)
     if json:
-        print_json(result | {"notes": notes})
+        result: dict[str, Any] = {"folder": str(out), "layers": len(unet.layers), "average_bits": unet.average_bits}
+        components = {
+            name: {"bytes": size, "average_bits": configs[name].average_bits if name in configs else None}
+            for name, size in sizes.items()
+        }
+        print_json(result | {"notes": notes, "components": components, "bytes": sum(sizes.values())})
         return
     for note in notes:
         print(f"note: {note}")
-    print(f"{out}: {len(config.layers)} packed layers, {config.average_bits:.4f} bits on average")
+    print(f"{out}: {len(unet.layers)} packed layers, {unet.average_bits:.4f} bits on average")
+    for name, config in configs.items():
+        if name != "unet":
+            print(f"{name}: {len(config.layers)} packed layers, {config.average_bits:.4f} bits on average")
+    print(", ".join(f"{name} {size / 1e6:.1f}" for name, size in sizes.items()) + " MB")
+    print(f"the whole pipeline: {sum(sizes.values()) / 1e6:.1f} MB")

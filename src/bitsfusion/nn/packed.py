@@ -1,4 +1,4 @@
-"""Linear and convolution layers that hold real bits and unpack them on every forward."""
+"""Linear, convolution and embedding layers that hold real bits and unpack them on every forward."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bitsfusion.nn.fake_quantized import FakeQuantizedLayer
 from bitsfusion.nn.read_only import ReadOnlyWeight
 from bitsfusion.numerics import check_bits, quantize
 from bitsfusion.packing.accounting import LayerSize
-from bitsfusion.packing.radix import pack, unpack
+from bitsfusion.packing.radix import pack, unpack, unpack_at
 
 _scratch = threading.local()
 
@@ -39,7 +39,7 @@ def packed_buffer(codes: Tensor, scale: Tensor, bits: int) -> Tensor:
 
 
 class _Packed:
-    """What both kinds share; `packed` is the buffer, `weight_shape` the weight's shape."""
+    """What all kinds share; `packed` is the buffer, `weight_shape` the weight's shape."""
 
     bits: int
     weight_shape: tuple[int, ...]
@@ -128,7 +128,7 @@ def _prepare(made: nn.Module, layer: nn.Module, names: tuple[str, ...], bits: in
     if packed.dtype != torch.uint8 or packed.shape != (size,):
         raise InputError(f"packed: got {packed.dtype} {list(packed.shape)}, wanted torch.uint8 [{size}]")
     made.register_buffer("packed", packed)
-    made.register_parameter("bias", layer.bias)  # type: ignore[arg-type]
+    made.register_parameter("bias", getattr(layer, "bias", None))
     made.train(layer.training)
 
 
@@ -189,16 +189,57 @@ _CONV_GEOMETRY = (
     "_reversed_padding_repeated_twice",
 )
 
-PackedLayer: TypeAlias = PackedLinear | PackedConv2d
+
+class PackedEmbedding(_Packed, nn.Embedding):  # type: ignore[override]
+    """An embedding on packed bits, a scale a row. Buffer: packed uint8; no weight parameter.
+
+    A forward unpacks the rows that it looks up and no others. Rows come in `compute_dtype`; no gradient reaches them.
+    """
+
+    def __init__(self, layer: nn.Embedding, bits: int, packed: Tensor | None = None) -> None:
+        """Takes over `layer`'s sizes; `packed` (see `packed_buffer`) is on meta where not given.
+
+        Raises:
+            InputError: `layer` has a max_norm: its look-ups would change the weight.
+        """
+        if layer.max_norm is not None:
+            raise InputError(f"max_norm: got {layer.max_norm} in an embedding, wanted none: packed rows do not change")
+        _prepare(self, layer, _EMBEDDING_GEOMETRY, bits, packed)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[...] row numbers -> [..., embedding_dim]: the very rows of `weight`."""
+        rows, width = self.weight_shape
+        places = input.long()[..., None] * width + torch.arange(width, device=input.device)
+        levels = unpack_at(self.packed[4 * rows :], rows * width, self.bits, places)
+        return levels.float().mul_(self.scale[input.long()][..., None]).to(self.compute_dtype)
 
 
-def packed_layer(layer: nn.Linear | nn.Conv2d, bits: int, packed: Tensor | None = None) -> PackedLayer:
-    """The packed form of a Linear or Conv2d layer; with `packed` None an empty one on meta for a loader to fill."""
+_EMBEDDING_GEOMETRY = (
+    "num_embeddings",
+    "embedding_dim",
+    "padding_idx",
+    "max_norm",
+    "norm_type",
+    "scale_grad_by_freq",
+    "sparse",
+)
+
+PackedLayer: TypeAlias = PackedLinear | PackedConv2d | PackedEmbedding
+PACKED_LAYERS = (PackedLinear, PackedConv2d, PackedEmbedding)
+
+
+def packed_layer(layer: nn.Linear | nn.Conv2d | nn.Embedding, bits: int, packed: Tensor | None = None) -> PackedLayer:
+    """The packed form of a dense layer; with `packed` None an empty one on meta for a loader to fill."""
+    if isinstance(layer, nn.Embedding):
+        return PackedEmbedding(layer, bits, packed)
     return PackedLinear(layer, bits, packed) if isinstance(layer, nn.Linear) else PackedConv2d(layer, bits, packed)
 
 
-def dense_layer(layer: PackedLayer) -> nn.Linear | nn.Conv2d:
+def dense_layer(layer: PackedLayer) -> nn.Linear | nn.Conv2d | nn.Embedding:
     """The ordinary layer with the unpacked weight in `compute_dtype` and the same bias."""
+    if isinstance(layer, PackedEmbedding):
+        weight = layer.unpack_weight(layer.compute_dtype)
+        return nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=layer.padding_idx).train(layer.training)
     if isinstance(layer, PackedLinear):
         made: nn.Linear | nn.Conv2d = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     else:

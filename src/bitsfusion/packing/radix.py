@@ -88,6 +88,24 @@ def unpack(packed: Tensor, numel: int, bits: int) -> Tensor:
     return table[packed.long()].flatten()[:numel]
 
 
+def unpack_at(packed: Tensor, numel: int, bits: int, places: Tensor) -> Tensor:
+    """The levels at some places alone.
+
+    Args:
+        packed: uint8 [packed_size(numel, bits)].
+        places: int64 of any shape, 0 to numel - 1, on the device of `packed`.
+
+    Returns:
+        int16 of the shape of `places`: `unpack(packed, numel, bits)[places]`.
+    """
+    if bits == _WIDE:
+        ninth = (packed[numel + places // 8].to(torch.int16) >> (places % 8).to(torch.int16)) & 1
+        return packed[places].to(torch.int16) + (ninth << 8) - half_levels(bits)
+    per_byte = symbols_per_byte(bits)
+    table = level_table(bits).to(packed.device)
+    return table[packed[places // per_byte].long(), places % per_byte]
+
+
 @cache
 def level_table(bits: int) -> Tensor:
     """The levels that each byte stands for: int16 [256, symbols_per_byte(bits)]; shared, not to be changed.

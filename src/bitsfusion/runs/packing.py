@@ -15,14 +15,13 @@ from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.artifact.writer import PAPER_SAMPLERS, write_parts
 from bitsfusion.errors import InputError
 from bitsfusion.files import read_json, sha256_file, sha256_folder
+from bitsfusion.models.model_folder import ModelFolder, left_out, open_unet
 from bitsfusion.models.pipeline import pipeline_folder
 from bitsfusion.models.unet import unet_layers
-from bitsfusion.models.unet_folder import UNetFolder, left_out, open_unet
 from bitsfusion.numerics import ScaleInit
-from bitsfusion.recipe.assign import assign
 from bitsfusion.recipe.named import is_file, recipe_bits
+from bitsfusion.runs.components import UNET_ALONE, OtherBits, by_weight_error, other_parts
 from bitsfusion.runs.progress import ProgressSink
-from bitsfusion.sensitivity.weight_error import weight_error_table
 from bitsfusion.time_features import Coverage, SamplerSteps, cover
 from bitsfusion.time_features.cache import uncacheable
 from bitsfusion.training.checkpoint import load_student
@@ -34,7 +33,7 @@ Cover: TypeAlias = Sequence[SamplerSteps] | Literal["auto"] | None
 """Samplers whose time features are cached; None keeps the time layers at 8 bits; or `AUTO`."""
 
 
-def init_model(
+def init_pipeline(
     model: str,
     out: Path,
     *,
@@ -42,8 +41,9 @@ def init_model(
     bits: float | None = None,
     method: ScaleInit = ScaleInit.EXACT,
     samplers: Cover = AUTO,
+    others: OtherBits = UNET_ALONE,
     progress: ProgressSink | None = None,
-) -> PackedConfig:
+) -> dict[str, PackedConfig]:
     """Quantizer init, time features and packing, without training (section 4.1); no model is loaded as a whole.
 
     Args:
@@ -53,10 +53,12 @@ def init_model(
         bits: instead of a recipe, the average bits of one by `weight_error_table`, time features counted.
         method: how scales are found.
         samplers: see `Cover`.
+        others: what is packed beside the UNet, and at how many bits; all else is copied as it is.
         progress: is told of every layer.
 
     Returns:
-        What the folder says about itself. `provenance["notes"]` lists, in plain words, what was not done as asked.
+        What each packed component says about itself. `provenance["notes"]` lists, in plain words, what was not done as
+        asked.
 
     Raises:
         InputError: both or neither of recipe and bits, a recipe or a file that does not fit (names the layer).
@@ -69,15 +71,24 @@ def init_model(
     source, unet = _open(model)
     coverage, notes = _coverage(unet.skeleton, source, samplers)
     if bits is not None:
-        chosen, made_by = _by_weight_error(unet, bits, coverage, progress)
+        steps = 0 if coverage is None else len(coverage.steps)
+        chosen, made_by = by_weight_error(unet, unet_layers(unet.skeleton), bits, progress, steps)
     else:
         assert recipe is not None
         chosen = recipe_bits(recipe, unet_layers(unet.skeleton))
         made_by = {"recipe": recipe, **({"recipe_sha256": sha256_file(Path(recipe))} if is_file(recipe) else {})}
     notes += [note for note in (left_out(unet),) if note is not None]
     provenance = {**made_by, "scale_init": method.value, **({"notes": notes} if notes else {})}
-    parts = parts_of_folder(unet, chosen, method, coverage)
-    return _write(parts, source, out, provenance, progress)
+    parts = {"unet": parts_of_folder(unet, chosen, method, coverage)}
+    notes_of = {"unet": provenance}
+    for name, (part, made) in other_parts(source, others, method, progress).items():
+        parts[name], notes_of[name] = part, made
+    return _write(parts, source, out, notes_of, progress)
+
+
+def init_model(model: str, out: Path, **options: Any) -> PackedConfig:
+    """`init_pipeline`, with the same options; returns what the packed UNet says about itself."""
+    return init_pipeline(model, out, **options)["unet"]
 
 
 def pack_checkpoint(
@@ -96,7 +107,8 @@ def pack_checkpoint(
     student = load_student(checkpoint)
     coverage, notes = _coverage(student, source, samplers)
     provenance = {"checkpoint": checkpoint.name, **({"notes": notes} if notes else {})}
-    return _write(parts_of_model(student, coverage), source, out, provenance, progress or ProgressSink())
+    parts = {"unet": parts_of_model(student, coverage)}
+    return _write(parts, source, out, {"unet": provenance}, progress or ProgressSink())["unet"]
 
 
 def _source(model: str) -> Path:
@@ -107,7 +119,7 @@ def _source(model: str) -> Path:
     return folder
 
 
-def _open(model: str) -> tuple[Path, UNetFolder]:
+def _open(model: str) -> tuple[Path, ModelFolder]:
     source = _source(model)
     return source, open_unet(source / "unet")
 
@@ -123,28 +135,15 @@ def _coverage(unet: nn.Module, source: Path, samplers: Cover) -> tuple[Coverage 
     return cover(PAPER_SAMPLERS if samplers == AUTO else samplers, config), []
 
 
-def _by_weight_error(
-    unet: UNetFolder, bits: float, coverage: Coverage | None, progress: ProgressSink
-) -> tuple[dict[str, int], dict[str, Any]]:
-    """Bits for every layer by the weights alone, and where they come from."""
-    started = time.monotonic()
-    table = weight_error_table(
-        unet_layers(unet.skeleton),
-        lambda name: unet.tensor(f"{name}.weight"),
-        model=unet.path.parent.name,
-        steps=0 if coverage is None else len(coverage.steps),
-        progress=lambda done, total: progress.update("weight error", done, total),
-    )
-    recipe = assign(table, bits, keep_time_layers=coverage is None)
-    progress.finish("weight error", time.monotonic() - started)
-    return dict(recipe.bits), {"recipe": table.method, "target_bits": bits}
-
-
 def _write(
-    parts: ModelParts, source: Path, out: Path, provenance: Mapping[str, Any], progress: ProgressSink
-) -> PackedConfig:
+    parts: Mapping[str, ModelParts],
+    source: Path,
+    out: Path,
+    provenance: Mapping[str, Mapping[str, Any]],
+    progress: ProgressSink,
+) -> dict[str, PackedConfig]:
     started = time.monotonic()
-    config = write_parts(
+    configs = write_parts(
         parts,
         source,
         out,
@@ -153,4 +152,4 @@ def _write(
         progress=lambda done, total: progress.update("pack", done, total),
     )
     progress.finish("pack", time.monotonic() - started)
-    return config
+    return configs

@@ -1,4 +1,4 @@
-"""A UNet on disk, read tensor by tensor: the dense model is never in memory."""
+"""A model on disk, read tensor by tensor: the dense model is never in memory."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from bitsfusion.errors import InputError
 from bitsfusion.files import read_json
+from bitsfusion.models.architectures import UNET, Architecture
 from bitsfusion.models.weight_files import weight_files
 from bitsfusion.schema import named
-
-UNET_CLASS = "UNet2DConditionModel"
 
 
 @dataclass(frozen=True)
@@ -27,17 +25,21 @@ class _Place:
 
 
 @dataclass(frozen=True)
-class UNetFolder:
-    """A diffusers UNet's folder, checked: every tensor that the model needs is there in the right shape.
+class ModelFolder:
+    """A dense model's folder, checked: every tensor that the model needs is there in the right shape.
 
     Fields:
         path: the folder.
+        architecture: what it holds.
+        config: its config.json.
         skeleton: the dense model on meta; names and shapes, no weights.
-        ignored: tensors in the files that the model does not have; diffusers passes them over, too.
+        ignored: tensors in the files that the model does not have; its library passes them over, too.
     """
 
     path: Path
-    skeleton: UNet2DConditionModel
+    architecture: Architecture
+    config: Mapping[str, Any]
+    skeleton: nn.Module
     ignored: tuple[str, ...]
     _places: Mapping[str, _Place]
 
@@ -56,27 +58,37 @@ class UNetFolder:
             raise InputError(f"{name}: could not be read from {place.file} ({error})") from None
 
 
-def open_unet(folder: Path) -> UNetFolder:
+def open_unet(folder: Path) -> ModelFolder:
+    """`open_model` of a UNet2DConditionModel."""
+    return open_model(folder, UNET)
+
+
+def open_model(folder: Path, architecture: Architecture) -> ModelFolder:
     """Opens a folder with config.json and safetensors files: one or in shards, plain or of a variant such as fp16.
 
     Raises:
-        InputError: no UNet2DConditionModel, one that is quantized already, files that are missing or cut, or a tensor
+        InputError: another class of model, one that is quantized already, files that are missing or cut, or a tensor
             (named) that is missing, has another shape than the model's, or does not hold floating numbers.
     """
-    skeleton = _skeleton(folder)
+    config = _config(folder, architecture)
+    try:
+        skeleton = architecture.build(config)
+    except Exception as error:  # constructors raise whatever they meet
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{folder / 'config.json'}: {architecture.name} refuses it: {reason}") from None
     chosen = weight_files(folder)
     if chosen is None:
-        raise InputError(f"{folder}: got no weights, wanted diffusion_pytorch_model.safetensors or shards of it")
+        raise InputError(f"{folder}: got no weights, wanted {architecture.weights} or shards of it")
     stored: dict[str, tuple[_Place, tuple[int, ...], str]] = {}
     for file in chosen.files:
         for name, (shape, dtype) in _header(file).items():
             stored[name] = (_Place(file, name), shape, dtype)
-    # Old attention blocks have other names; diffusers itself says which stand for which.
-    names: Any = skeleton._fix_state_dict_keys_on_load({name: name for name in stored})
+    names = architecture.stored_names(skeleton, stored)
     places = {}
     for name, tensor in skeleton.state_dict().items():
         if name not in names:
-            raise InputError(f"{name}: got no such tensor in {folder}, wanted every parameter of the {UNET_CLASS}")
+            wanted = f"every parameter of the {architecture.name}"
+            raise InputError(f"{name}: got no such tensor in {folder}, wanted {wanted}")
         place, shape, dtype = stored[names[name]]
         if shape != tuple(tensor.shape):
             raise InputError(
@@ -85,25 +97,22 @@ def open_unet(folder: Path) -> UNetFolder:
         if not dtype.startswith(("F", "BF")):
             raise InputError(f"{name}: got dtype {dtype} in {place.file}, wanted floating numbers")
         places[name] = place
-    return UNetFolder(folder, skeleton, tuple(name for name in names if name not in places), places)
+    ignored = tuple(name for name in names if name not in places)
+    return ModelFolder(folder, architecture, config, skeleton, ignored, places)
 
 
-def _skeleton(folder: Path) -> UNet2DConditionModel:
+def _config(folder: Path, architecture: Architecture) -> dict[str, Any]:
     config: Any = read_json(folder / "config.json")
-    got = config.get("_class_name") if isinstance(config, dict) else None
-    if got != UNET_CLASS:
-        raise InputError(f"{folder / 'config.json'}: got _class_name {got!r}, wanted {UNET_CLASS!r}")
+    if not isinstance(config, dict):
+        raise InputError(f"{folder / 'config.json'}: got a {type(config).__name__}, wanted a model's config")
+    got = config.get("_class_name", architecture.name if architecture.library == "transformers" else None)
+    if got != architecture.name:
+        raise InputError(f"{folder / 'config.json'}: got _class_name {got!r}, wanted {architecture.name!r}")
     quantized = config.get("quantization_config")
     if quantized is not None:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-        raise InputError(f"{folder}: got a UNet quantized by {method!r}, wanted a full-precision one")
-    try:
-        with torch.device("meta"):
-            model: UNet2DConditionModel = UNet2DConditionModel.from_config(config)
-    except Exception as error:  # diffusers raises whatever its constructors meet
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{folder / 'config.json'}: {UNET_CLASS} refuses it: {reason}") from None
-    return model.eval()
+        raise InputError(f"{folder}: got a {architecture.noun} quantized by {method!r}, wanted a full-precision one")
+    return config
 
 
 def _header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -116,8 +125,11 @@ def _header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
         raise InputError(f"{file}: got {error}, wanted a whole safetensors file") from None
 
 
-def left_out(folder: UNetFolder) -> str | None:
+def left_out(folder: ModelFolder) -> str | None:
     """One line about the tensors that were passed over, if any were."""
     if not folder.ignored:
         return None
-    return f"{len(folder.ignored)} tensors that the UNet does not have were left out: {named(list(folder.ignored))}"
+    return (
+        f"{len(folder.ignored)} tensors that the {folder.architecture.noun} does not have were left out: "
+        f"{named(list(folder.ignored))}"
+    )

@@ -1,0 +1,57 @@
+"""A loaded packed model back to the tensors of its file: what both libraries' `save_pretrained` write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+
+import torch
+from torch import Tensor
+
+from bitsfusion.artifact.payload import buffer_hash, encode_layer, others_hash
+from bitsfusion.artifact.schema import PACKED_SUFFIX, PackedConfig
+from bitsfusion.errors import InputError
+
+
+def saved_tensors(
+    state_dict: Mapping[str, Tensor], expected: Set[str], content: PackedConfig, others: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The tensors of the packed folder, bit for bit, whatever dtype is computed in.
+
+    Args:
+        state_dict: of the model as it is now.
+        expected: the names that it had when it was loaded.
+        content: what was loaded.
+        others: the tensors beside the packed layers as in the file.
+
+    Raises:
+        InputError: adapters are loaded, a tensor is offloaded or has changed.
+    """
+    for key in sorted(expected ^ state_dict.keys()):
+        raise InputError(
+            f"{key}: got a model with adapters or other layers than were loaded, wanted the packed one alone: "
+            "save_lora_weights, then unload_lora_weights"
+        )
+    saved: dict[str, Tensor] = {}
+    for key, tensor in state_dict.items():
+        if tensor.is_meta:
+            raise InputError(f"{key}: got a tensor that is offloaded, wanted it in memory: load without offloading")
+        name = key.removesuffix(PACKED_SUFFIX)
+        if name in content.layers and key != name:
+            entry = content.layers[name]
+            saved[key] = encode_layer(tensor, entry.shape[0])
+            same = buffer_hash(tensor) == entry.sha256
+        else:
+            saved[key] = others[key]
+            same = _is_cast_of(tensor.cpu(), saved[key])
+        if not same:
+            raise InputError(f"{key}: got other values than were loaded, wanted those: pack the changed model anew")
+    # In float32 what is computed with may be the very tensor that is kept: then only the hash tells.
+    if others_hash(saved) != content.others_sha256:
+        raise InputError("biases, norms: got other values than were loaded, wanted those: pack the changed model")
+    return saved
+
+
+def _is_cast_of(tensor: Tensor, original: Tensor) -> bool:
+    """Whether `tensor` is `original` in its dtype, perhaps by way of half precision."""
+    ways = (original.dtype, torch.bfloat16, torch.float16)
+    return any(torch.equal(tensor, original.to(way).to(tensor.dtype)) for way in ways)

@@ -1,0 +1,133 @@
+"""Text encoders and the VAE of a pipeline's folder, without training: the bits of each, and what is packed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bitsfusion.artifact.components import component_class, components
+from bitsfusion.artifact.parts import ModelParts, parts_of_folder
+from bitsfusion.errors import InputError
+from bitsfusion.files import sha256_file
+from bitsfusion.models.architectures import ARCHITECTURES, TEXT_ENCODERS, UNET, VAE, Architecture, model_layers
+from bitsfusion.models.model_folder import ModelFolder, left_out, open_model
+from bitsfusion.models.unet import LayerInfo, LayerRole
+from bitsfusion.numerics import ScaleInit, check_bits
+from bitsfusion.recipe.assign import assign
+from bitsfusion.recipe.named import UNIFORM, is_file, recipe_bits
+from bitsfusion.runs.progress import ProgressSink
+from bitsfusion.sensitivity.weight_error import weight_error_table
+
+
+@dataclass(frozen=True)
+class OtherBits:
+    """What is packed beside the UNet.
+
+    `text_encoder` (of every text encoder) and `vae` are each a whole number of bits for all layers, an average such as
+    4.5 that is spread by the weights' own errors, uniform:N, or a recipe file; None leaves them as they are. Layers at
+    8 bits anyway are told in `models.architectures`.
+
+    Fields:
+        token_embedding: bits of a text encoder's token embedding, unless a recipe file has some.
+        all_there_are: no error where a pipeline has no such component, or one of another class.
+    """
+
+    text_encoder: str | None = None
+    vae: str | None = None
+    token_embedding: int = 6
+    all_there_are: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises InputError for bits out of range."""
+        check_bits(self.token_embedding, "token embedding")
+
+    def of(self, architecture: Architecture) -> str | None:
+        """The bits for models of this class."""
+        return self.vae if architecture is VAE else self.text_encoder if architecture in TEXT_ENCODERS else None
+
+
+UNET_ALONE = OtherBits()
+
+WHOLE = OtherBits(text_encoder="4", vae="4", all_there_are=True)
+"""Measured in docs/components.md."""
+
+Made = tuple[ModelParts, dict[str, Any]]
+
+
+def other_parts(source: Path, others: OtherBits, method: ScaleInit, progress: ProgressSink) -> dict[str, Made]:
+    """What is packed beside the UNet of a pipeline folder: name -> parts and provenance.
+
+    Raises:
+        InputError: bits for what the pipeline does not have (unless `all_there_are`), a recipe or a folder that does
+            not fit.
+    """
+    made = {}
+    wanted = {kind: bits for kind, bits in (("text encoder", others.text_encoder), ("VAE", others.vae)) if bits}
+    for name in components(source):
+        architecture = ARCHITECTURES.get(component_class(source, name) or "")
+        bits = None if architecture is None else others.of(architecture)
+        if architecture is not None and architecture is not UNET and bits is not None:
+            wanted.pop(architecture.noun, None)
+            try:
+                made[name] = _packed(open_model(source / name, architecture), bits, others, method, progress)
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from None
+    if wanted and not others.all_there_are:
+        known = ", ".join(each for each in ARCHITECTURES if each != UNET.name)
+        raise InputError(f"{source}: got bits for a {next(iter(wanted))}, wanted a pipeline that has one ({known})")
+    return made
+
+
+def _packed(folder: ModelFolder, recipe: str, others: OtherBits, method: ScaleInit, progress: ProgressSink) -> Made:
+    layers = model_layers(folder.skeleton, folder.architecture)
+    tokens = {name for name in layers if isinstance(folder.skeleton.get_submodule(name), nn.Embedding)}
+    tokens &= {name for name, layer in layers.items() if layer.role is not LayerRole.FIRST_LAST}
+    average, of_layers = _average(recipe), False
+    if average is not None:
+        rest = {name: layer for name, layer in layers.items() if name not in tokens}
+        bits, provenance = by_weight_error(folder, rest, average, progress)
+    else:
+        recipe = f"{UNIFORM}{recipe}" if recipe.isdigit() else recipe
+        bits = recipe_bits(recipe, layers)
+        provenance, of_layers = {"recipe": recipe}, is_file(recipe)
+        if of_layers:
+            provenance["recipe_sha256"] = sha256_file(Path(recipe))
+    if tokens and not of_layers:
+        bits |= dict.fromkeys(tokens, others.token_embedding)
+        provenance["token_embedding"] = others.token_embedding
+    notes = [note for note in (left_out(folder),) if note is not None]
+    provenance |= {"scale_init": method.value, **({"notes": notes} if notes else {})}
+    return parts_of_folder(folder, bits, method), provenance
+
+
+def _average(recipe: str) -> float | None:
+    """4.5 of "4.5"; None of a whole number of bits and of all else."""
+    whole, point, fraction = recipe.partition(".")
+    return float(recipe) if point and whole.isdigit() and fraction.isdigit() else None
+
+
+def by_weight_error(
+    folder: ModelFolder, layers: Mapping[str, LayerInfo], bits: float, progress: ProgressSink, steps: int = 0
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """Bits for every layer by the weights alone, and where they come from.
+
+    Args:
+        layers: the layers that share the average.
+        steps: time steps to cache; 0 keeps time layers.
+    """
+    started = time.monotonic()
+    table = weight_error_table(
+        layers,
+        lambda name: folder.tensor(f"{name}.weight"),
+        model=folder.path.parent.name,
+        steps=steps,
+        progress=lambda done, total: progress.update("weight error", done, total),
+    )
+    recipe = assign(table, bits, keep_time_layers=steps == 0)
+    progress.finish("weight error", time.monotonic() - started)
+    return dict(recipe.bits), {"recipe": table.method, "target_bits": bits}
