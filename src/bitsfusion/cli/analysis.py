@@ -104,7 +104,9 @@ def analyze(
     job = AnalysisJob(
         model=model,
         settings=settings,
-        data=_source(model, data, resolution),
+        data=_source(
+            model, data, resolution, iterations * train_batch_size if method is AnalysisMethod.PAPER else samples
+        ),
         samplers=_samplers(cover),
         clip=clip or (RunConfig().scorer if model == EMBEDDED else None),
         device=device,
@@ -125,9 +127,11 @@ def analyze(
         print(file)
 
 
-def _source(model: str, data: Path | None, resolution: int) -> FolderSource | WorldSource:
-    if data is not None:
-        return FolderSource(kind="imagefolder", train_data_dir=data.resolve(), resolution=resolution)
+def _source(model: str, data: Path | None, resolution: int, samples: int) -> FolderSource | WorldSource:
+    if data is not None:  # no more images are encoded than the method looks at
+        return FolderSource(
+            kind="imagefolder", train_data_dir=data.resolve(), resolution=resolution, max_samples=max(1, samples)
+        )
     if model != EMBEDDED:
         raise InputError("data: got none, wanted --data FOLDER of captioned images for this model")
     return WorldSource()

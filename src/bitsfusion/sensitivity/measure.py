@@ -125,7 +125,7 @@ def empty_table(
         },
         layers=by_role[LayerRole.QUANTIZED],
         removed=by_role[LayerRole.TIME],
-        first_last=by_role[LayerRole.FIRST_LAST],
+        first_last=by_role[LayerRole.FIRST_LAST] | by_role[LayerRole.CONDITION],
         feature_values=feature_width(pipeline.unet) * len(cover(samplers, pipeline.scheduler.config).steps),
         rows=[],
     )
