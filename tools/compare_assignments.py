@@ -185,11 +185,12 @@ def main() -> None:
             share(list(SHARED) if method == arm.method else ["score-full_precision"], other, folder)
         try:
             rows += train_and_score(arm, config_of(arm, base), folder, options.until)
+            done[arm.method] = folder
         except InputError as error:  # the paper's bonuses for sensitive layers leave no way below a certain average
             if not str(error).startswith("target: "):
                 raise
             unreachable[arm.name] = str(error)
-        done.setdefault(arm.method, folder)
+            done.setdefault(arm.method, folder)
         write_json(options.out / "comparison.json", {"schema_version": 1, "rows": rows, "unreachable": unreachable})
         write_text(options.out / "comparison.md", markdown(rows))
         print(f"{number} of {len(chosen)}  {arm.name:<32} {time.monotonic() - started:6.0f} s", flush=True)
