@@ -237,7 +237,10 @@ HUGE = 10**9
     [
         (lambda c: c.update(_class_name="../../os"), "wanted UNet2DConditionModel"),
         (lambda c: c.update(_class_name="StableDiffusionPipeline"), "wanted UNet2DConditionModel"),
-        (lambda c: c.update(_class_name="AutoencoderKL"), "AutoencoderKL refuses it|got a layer that the model does not have"),
+        (
+            lambda c: c.update(_class_name="AutoencoderKL"),
+            "AutoencoderKL refuses it|that the model does not have",
+        ),
         (lambda c: c.update(_class_name=["UNet2DConditionModel"]), "wanted UNet2DConditionModel"),
         (lambda c: c.pop("_class_name"), "got _class_name None"),
         (lambda c: c.update(block_out_channels=[HUGE, HUGE]), "block_out_channels: got a number of 30 bits"),

@@ -23,8 +23,9 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.utils import logging
+from transformers import CLIPTextModel
 
 import bitsfusion  # noqa: F401  registers with diffusers
 from bitsfusion.artifact.inspect import inspect_folder
@@ -37,6 +38,8 @@ from bitsfusion.errors import ArtifactError, BitsFusionError, InputError
 from . import mutations
 
 GOLDEN = Path(__file__).parent / "golden" / "v1"
+LOADERS: dict[str, Any] = {"text_encoder": CLIPTextModel, "vae": AutoencoderKL}
+NAMES = ("cached", "layers_8bit", *LOADERS)
 SEED = int(os.environ.get("BITSFUSION_FUZZ_SEED", "20240"))
 CASES = int(os.environ.get("BITSFUSION_FUZZ", "0"))
 SECONDS, PATIENCE = 5.0, 60.0
@@ -61,9 +64,9 @@ def quiet() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`cached`, `layers_8bit` and `shards`: whole folders to be broken and mended again."""
+    """Every golden folder and `shards`: whole folders to be broken and mended again."""
     path = tmp_path_factory.mktemp("fuzz")
-    for name in ("cached", "layers_8bit"):
+    for name in NAMES:
         shutil.copytree(GOLDEN / name, path / name)
     UNet2DConditionModel.from_pretrained(GOLDEN / "cached").save_pretrained(path / "shards", max_shard_size="15KB")
     assert (path / "shards" / INDEX_FILE).is_file()
@@ -130,7 +133,7 @@ def rewritten(path: Path, data: bytes) -> None:
 
 def payload(work: Path, rng: random.Random) -> str:
     """One layer's tensor, decoded alone."""
-    folder, _, held = whole(rng.choice(["cached", "layers_8bit"]))
+    folder, _, held = whole(rng.choice(NAMES))
     name, other = rng.choice(list(folder.config.layers)), rng.choice(list(folder.config.layers))
     with folder.tensors() as tensors:
         stored, second = tensor_bytes(tensors.tensor(f"{name}.packed")), tensor_bytes(tensors.tensor(f"{other}.packed"))
@@ -142,16 +145,17 @@ def payload(work: Path, rng: random.Random) -> str:
 
 
 def weight_file(work: Path, rng: random.Random, change: Callable[[bytes, random.Random], bytes]) -> str:
-    name = rng.choice(["cached", "layers_8bit"])
+    name = rng.choice(NAMES)
     folder, expected, held = whole(name)
-    rewritten(work / name / WEIGHTS_FILE, change((GOLDEN / name / WEIGHTS_FILE).read_bytes(), rng))
+    file = folder.architecture.weights
+    rewritten(work / name / file, change((GOLDEN / name / file).read_bytes(), rng))
     broken = PackedFolder(work / name, folder.model_config, folder.config)
     try:
         with broken.tensors() as tensors:
             check_tensors(folder.config, expected, tensors)
         assert content(broken) == held, "another weight"
     finally:
-        rewritten(work / name / WEIGHTS_FILE, (GOLDEN / name / WEIGHTS_FILE).read_bytes())
+        rewritten(work / name / file, (GOLDEN / name / file).read_bytes())
     return "same"
 
 
@@ -167,7 +171,7 @@ def header(work: Path, rng: random.Random) -> str:
 
 def config(work: Path, rng: random.Random) -> str:
     """Fields of config.json, the model's own included."""
-    name = rng.choice(["cached", "layers_8bit"])
+    name = rng.choice(NAMES)
     within = rng.choice([(), ("quantization_config",), ("quantization_config",)])
     made, sealed = mutations.config((GOLDEN / name / CONFIG_FILE).read_bytes(), rng, within)
     rewritten(work / name / CONFIG_FILE, made)
@@ -202,30 +206,31 @@ def shards(work: Path, rng: random.Random) -> str:
 
 
 def loading(work: Path, rng: random.Random) -> str:
-    """The same through diffusers, for what this package reads: the packed config and the tensors."""
-    name = rng.choice(["cached", "layers_8bit"])
+    """The same through diffusers and transformers, for what this package reads: the packed config and the tensors."""
+    name = rng.choice(NAMES)
     sealed = False
+    made_by, file = LOADERS.get(name, UNet2DConditionModel), whole(name)[0].architecture.weights
     kind = rng.randrange(4)
     if kind == 0:
         made, sealed = mutations.config((GOLDEN / name / CONFIG_FILE).read_bytes(), rng, ("quantization_config",))
         rewritten(work / name / CONFIG_FILE, made)
     else:
         change = mutations.header if kind == 1 else mutations.mangled
-        data = (GOLDEN / name / WEIGHTS_FILE).read_bytes()
+        data = (GOLDEN / name / file).read_bytes()
         if kind == 2:
             change, data = in_one_layer(whole(name)[0]), data
-        rewritten(work / name / WEIGHTS_FILE, change(data, rng))
+        rewritten(work / name / file, change(data, rng))
     try:
-        unet = UNet2DConditionModel.from_pretrained(work / name)
-        good = UNet2DConditionModel.from_pretrained(GOLDEN / name).state_dict()
+        unet = made_by.from_pretrained(work / name)
+        good = made_by.from_pretrained(GOLDEN / name).state_dict()
         held = unet.state_dict()
         same = held.keys() == good.keys() and all(torch.equal(held[key], good[key]) for key in good)
         same &= unet.hf_quantizer.content.time_features == whole(name)[0].config.time_features
         assert same or sealed, "another weight"
         return "same" if same else "sealed"
     finally:
-        for file in (WEIGHTS_FILE, CONFIG_FILE):
-            rewritten(work / name / file, (GOLDEN / name / file).read_bytes())
+        for each in (file, CONFIG_FILE):
+            rewritten(work / name / each, (GOLDEN / name / each).read_bytes())
 
 
 def in_one_layer(folder: PackedFolder) -> Callable[[bytes, random.Random], bytes]:

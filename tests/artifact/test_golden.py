@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 import zstandard
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextModel
 
 import bitsfusion  # noqa: F401  registers with diffusers
 from bitsfusion.artifact.inspect import inspect_folder
 from bitsfusion.artifact.payload import tensor_bytes
 from bitsfusion.artifact.verify import verify_folder
-from bitsfusion.nn.packed import PackedConv2d, PackedLinear
+from bitsfusion.nn.packed import PACKED_LAYERS
 
 GOLDEN = Path(__file__).parent / "golden"
 FOLDERS = [
@@ -40,22 +41,22 @@ def sha256(tensor: torch.Tensor) -> str:
 
 
 def test_there_are_old_folders() -> None:
-    assert FOLDERS == ["v1/cached", "v1/layers_8bit"]
+    assert FOLDERS == ["v1/cached", "v1/layers_8bit", "v1/text_encoder", "v1/vae"]
+
+
+def load(name: str, folder: Path | None = None) -> Any:
+    made: Any = {"v1/text_encoder": CLIPTextModel, "v1/vae": AutoencoderKL}.get(name, UNet2DConditionModel)
+    return made.from_pretrained(folder or GOLDEN / name)
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_decodes_to_what_was_packed(name: str) -> None:
     verify_folder(GOLDEN / name)
-    unet = UNet2DConditionModel.from_pretrained(GOLDEN / name)
-    found = {
-        f"{layer}.weight": sha256(module.weight)
-        for layer, module in unet.named_modules()
-        if isinstance(module, (PackedLinear, PackedConv2d))
-    }
-    assert {module.bits for module in unet.modules() if isinstance(module, (PackedLinear, PackedConv2d))} == set(
-        range(1, 9)
-    )
-    for key, tensor in unet.state_dict().items():
+    model = load(name)
+    packed = {layer: module for layer, module in model.named_modules() if isinstance(module, PACKED_LAYERS)}
+    found = {f"{layer}.weight": sha256(module.weight) for layer, module in packed.items()}
+    assert {module.bits for module in packed.values()} == set(range(1, 9))
+    for key, tensor in model.state_dict().items():
         if not key.endswith(".packed"):
             found[key] = sha256(tensor.half() if key == "time_proj.rows" else tensor)
     assert found == expected(name)
@@ -63,7 +64,7 @@ def test_decodes_to_what_was_packed(name: str) -> None:
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_saved_again_it_is_the_same(name: str, tmp_path: Path) -> None:
-    UNet2DConditionModel.from_pretrained(GOLDEN / name).save_pretrained(tmp_path)
+    load(name).save_pretrained(tmp_path)
     verify_folder(tmp_path)
     assert SecondReader(tmp_path).hashes() == expected(name)
 
@@ -73,15 +74,15 @@ def test_a_second_reader_agrees(name: str) -> None:
     second = SecondReader(GOLDEN / name)
     assert second.hashes() == expected(name)
     second.check_hashes()
-    unet = UNet2DConditionModel.from_pretrained(GOLDEN / name)
+    model = load(name)
     for layer in second.layers:
         for dtype in (torch.float32, torch.float16):
             weight = torch.from_numpy(second.weight(layer)).to(dtype)
-            assert torch.equal(unet.get_submodule(layer).unpack_weight(dtype), weight)
+            assert torch.equal(model.get_submodule(layer).unpack_weight(dtype), weight)
     seen = inspect_folder(GOLDEN / name)
     assert seen.average_bits == pytest.approx(second.average_bits())
     assert seen.bytes_on_disk.header == second.header_bytes
-    assert seen.bytes_on_disk.total == (GOLDEN / name / "diffusion_pytorch_model.safetensors").stat().st_size
+    assert seen.bytes_on_disk.total == next((GOLDEN / name).glob("*.safetensors")).stat().st_size
     for layer in seen.layers:
         counts = np.unique(second.levels(layer.name), return_counts=True)[1]
         assert layer.entropy == pytest.approx(-(counts * np.log2(counts / counts.sum())).sum() / counts.sum())
@@ -106,7 +107,8 @@ class SecondReader:
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())["quantization_config"]
         assert self.config["quant_method"] == "bitsfusion" and self.config["format_version"] == 1
         self.layers: dict[str, Any] = self.config["layers"]
-        data = (folder / "diffusion_pytorch_model.safetensors").read_bytes()
+        text = (folder / "model.safetensors").exists()
+        data = (folder / ("model.safetensors" if text else "diffusion_pytorch_model.safetensors")).read_bytes()
         self.header_bytes = 8 + struct.unpack("<Q", data[:8])[0]
         self.header = json.loads(data[8 : self.header_bytes])
         self.header.pop("__metadata__", None)

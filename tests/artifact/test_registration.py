@@ -1,4 +1,4 @@
-"""`import bitsfusion` registers with diffusers, before or after it, and itself loads neither torch nor diffusers."""
+"""`import bitsfusion` registers with diffusers and transformers, before or after them, and itself loads neither."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import sys
 
 import pytest
 
-LIGHT = "import bitsfusion, sys; assert not {'torch', 'diffusers', 'pydantic'} & set(sys.modules)"
-CHECK = "from diffusers.quantizers import auto; assert 'bitsfusion' in auto.AUTO_QUANTIZER_MAPPING"
+LIGHT = "import bitsfusion, sys; assert not {'torch', 'diffusers', 'transformers', 'pydantic'} & set(sys.modules)"
+LIBRARIES = ("diffusers", "transformers")
+CHECK = "; ".join(
+    f"from {name}.quantizers import auto; assert 'bitsfusion' in auto.AUTO_QUANTIZER_MAPPING, '{name}'"
+    for name in LIBRARIES
+)
 
 
 @pytest.mark.parametrize(
     "code",
     [
-        f"{LIGHT}; from diffusers import UNet2DConditionModel; {CHECK}",
-        f"import diffusers.quantizers.auto; {LIGHT[:17]}; {CHECK}",
+        f"{LIGHT}; from transformers import CLIPTextModel; from diffusers import UNet2DConditionModel; {CHECK}",
+        f"import diffusers.quantizers.auto, transformers.quantizers.auto; {LIGHT[:17]}; {CHECK}",
     ],
     ids=["before", "after"],
 )

@@ -19,8 +19,8 @@ from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.artifact.writer import write_model, write_parts
 from bitsfusion.errors import InputError
 from bitsfusion.files import sha256_folder
-from bitsfusion.models.unet import LayerRole, unet_layers
 from bitsfusion.models.model_folder import left_out, open_unet
+from bitsfusion.models.unet import LayerRole, unet_layers
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.time_features import Coverage

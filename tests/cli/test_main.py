@@ -155,7 +155,7 @@ def test_a_unet_whose_time_features_cannot_be_cached(capsys, tmp_path):
     unet = UNet2DConditionModel.from_config({**pipeline.unet.config, "time_cond_proj_dim": 8})
     unet.save_pretrained(tmp_path / "model" / "unet")
     main_ok("init", tmp_path / "model", "--recipe", "uniform:2", "--out", tmp_path / "x", "--quiet")
-    note, result = capsys.readouterr().out.splitlines()
+    note, result, *_ = capsys.readouterr().out.splitlines()
     assert note.startswith("note: time layers stay, at 8 bits and for any sampler: the UNet has time_cond_proj_dim")
     assert result.startswith(str(tmp_path / "x"))
     line = fails(capsys, 2, "init", tmp_path / "model", "--recipe", "uniform:2", "--cover", "pndm:50", "--out", "y")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bitsfusion.artifact.skeleton import empty_model
 from bitsfusion.errors import InputError
-from bitsfusion.models.architectures import UNET, Architecture, packed_modules
+from bitsfusion.models.architectures import UNET, Architecture, packed_modules, without_steering
 from bitsfusion.models.model_folder import ModelFolder
 from bitsfusion.models.unet import EMBEDDING_ROLES, FIXED_BITS, layer_role
 from bitsfusion.nn.fake_quantized import FakeQuantizedConv2d, FakeQuantizedLinear
@@ -108,8 +108,8 @@ def _plain_config(model: Any) -> dict[str, Any]:
 
 def _text_config(folder: ModelFolder) -> dict[str, Any]:
     """With the class, which transformers' configs may leave out, and in float32 as `copy_components` has it."""
-    notes = ("_name_or_path", "torch_dtype")
-    config = {key: value for key, value in folder.config.items() if key not in notes}
+    config = without_steering(folder.config)
+    config.pop("torch_dtype", None)  # its name before transformers 5
     return {**config, "architectures": [folder.architecture.name], "dtype": "float32"}
 
 

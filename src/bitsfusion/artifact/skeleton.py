@@ -11,7 +11,14 @@ from torch import nn
 from bitsfusion.artifact.limits import bounded_construction, check_model_config, shown
 from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.errors import ArtifactError, InputError
-from bitsfusion.models.architectures import ARCHITECTURES, Architecture, architecture_of, class_name, packed_modules
+from bitsfusion.models.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    architecture_of,
+    class_name,
+    packed_modules,
+    without_steering,
+)
 from bitsfusion.nn.packed import packed_layer
 from bitsfusion.nn.replace import replace_module
 from bitsfusion.time_features import Coverage, SamplerSteps, place_time_features, time_layers
@@ -32,6 +39,11 @@ def empty_model(model_config: Mapping[str, Any]) -> nn.Module:
     architecture = named_architecture(model_config)
     plain = {key: value for key, value in model_config.items() if key != "quantization_config"}
     check_model_config(plain)
+    if architecture.library == "transformers":
+        for key in plain.keys() - without_steering(plain).keys():
+            raise ArtifactError(
+                f"config.json: got the key {shown(repr(key), 80)}, wanted none that chooses files or code"
+            )
     try:
         with bounded_construction():
             return architecture.build(plain)

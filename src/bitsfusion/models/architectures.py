@@ -17,6 +17,9 @@ _VAE_ENDS = re.compile(r"^((encoder|decoder)\.conv_(in|out)|(post_)?quant_conv)$
 _TEXT_ENDS = re.compile(r"(^|\.)(embeddings\.position_embedding|text_projection)$")
 _TEXT_PREFIX = "text_model."
 
+STEERING = ("transformers_weights", "auto_map", "attn_implementation", "experts_implementation", "fusion_config")
+"""Keys (and all with a leading _) by which a config.json makes transformers take other files or code than its own."""
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -47,7 +50,7 @@ class Architecture:
             if self.library == "diffusers":
                 model: nn.Module = made.from_config(dict(config))
             else:
-                model = made(made.config_class.from_dict(dict(config)))
+                model = made(made.config_class.from_dict(without_steering(config)))
         return model.eval()
 
     def stored_names(self, model: Any, stored: Mapping[str, object]) -> dict[str, str]:
@@ -66,6 +69,11 @@ def _text_name(name: str, known: Any) -> str:
     """transformers 5 has left the prefix out of CLIPTextModel; published files have it."""
     ways = (name, name.removeprefix(_TEXT_PREFIX), _TEXT_PREFIX + name)
     return next((way for way in ways if way in known), name)
+
+
+def without_steering(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A transformers config with nothing in it but the model."""
+    return {key: value for key, value in config.items() if key not in STEERING and not key.startswith("_")}
 
 
 def vae_role(name: str) -> LayerRole:

@@ -1,0 +1,45 @@
+"""Text encoders and VAEs packed at every number of bits, and what their weights must then be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitsfusion.artifact.components import component_class
+from bitsfusion.artifact.parts import parts_of_folder
+from bitsfusion.artifact.writer import write_parts
+from bitsfusion.models.architectures import ARCHITECTURES, model_layers
+from bitsfusion.models.model_folder import open_model
+from bitsfusion.nn.scale import layer_scale
+from bitsfusion.numerics import ScaleInit, dequantize, quantize
+from bitsfusion.time_features import Coverage
+
+
+def bits_of(layers: Any) -> dict[str, int]:
+    """1 to 8 in turn."""
+    return {name: 1 + number % 8 for number, name in enumerate(layers)}
+
+
+def pack(source: Path, out: Path, names: tuple[str, ...]) -> None:
+    """The pipeline in `source` with some components packed; time features for two steps."""
+    parts = {}
+    for name in names:
+        architecture = ARCHITECTURES[component_class(source, name) or ""]
+        folder = open_model(source / name, architecture)
+        bits = bits_of(model_layers(folder.skeleton, architecture))
+        coverage = Coverage((751, 501, 251, 1)) if name == "unet" else None
+        parts[name] = parts_of_folder(folder, bits, ScaleInit.EXACT, coverage)
+    write_parts(parts, source, out)
+
+
+def quantized(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Layer -> the weight that packing must give, by the quantizer's own formulas."""
+    architecture = ARCHITECTURES[type(model).__name__]
+    weights = {}
+    for name, bits in bits_of(model_layers(model, architecture)).items():
+        weight = model.get_submodule(name).weight.detach().float()
+        scale = layer_scale(name, weight, bits, ScaleInit.EXACT)
+        weights[name] = dequantize(quantize(weight, scale, bits), scale)
+    return weights
