@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from typing import TypeVar
 
 import torch
@@ -21,6 +22,8 @@ class Ranks:
 
     def __init__(self) -> None:
         self._state = PartialState(cpu=on_cpu())
+        if self.count > 1:  # its threads must end before the interpreter does, which crashes otherwise now and then
+            atexit.register(self._state.destroy_process_group)  # does nothing the second time
 
     @property
     def main(self) -> bool:
