@@ -11,8 +11,17 @@ from bitsfusion.errors import InputError
 from bitsfusion.kernels import int8
 from bitsfusion.kernels.cpu.library import Missing
 from bitsfusion.nn.fake_quantized import FakeQuantizedConv2d, FakeQuantizedLayer, FakeQuantizedLinear
-from bitsfusion.nn.packed import PackedConv2d, PackedLinear, int8_activations, pack_layer, packed_layer
-from bitsfusion.numerics import ScaleInit, initial_scale
+from bitsfusion.nn.packed import (
+    PackedConv2d,
+    PackedEmbedding,
+    PackedLinear,
+    dense_layer,
+    int8_activations,
+    pack_layer,
+    packed_buffer,
+    packed_layer,
+)
+from bitsfusion.numerics import ScaleInit, dequantize, initial_scale, quantize
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -57,6 +66,44 @@ def test_compiled_in_one_graph(kind: str, dtype: torch.dtype) -> None:
     needs_grad = value.clone().requires_grad_()
     compiled(needs_grad).sum().backward()
     assert needs_grad.grad is not None and bool(needs_grad.grad.abs().sum() > 0)
+
+
+def embedding(bits: int) -> tuple[PackedEmbedding, torch.Tensor]:
+    """Rows of 13 weights, so that no row of b = 1, 2, 3 or 8 begins on a byte of its own, and what they must be."""
+    torch.manual_seed(bits)
+    layer = nn.Embedding(11, 13, padding_idx=2)
+    scale = initial_scale(layer.weight, bits, ScaleInit.EXACT)
+    codes = quantize(layer.weight, scale, bits)
+    return packed_layer(layer, bits, packed_buffer(codes, scale, bits)), dequantize(codes, scale)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_an_embedding_looks_up_the_very_rows(bits: int, dtype: torch.dtype) -> None:
+    packed, weight = embedding(bits)
+    packed.to(dtype)
+    index = torch.tensor([[0, 10, 2], [7, 7, 5]])
+    wanted = weight.to(dtype)
+    assert torch.equal(packed(index), wanted[index]) and torch.equal(packed(index.int()), wanted[index])
+    assert torch.equal(packed(torch.tensor(3)), wanted[3]) and packed(index[:, :0]).shape == (2, 0, 13)
+    assert torch.equal(packed.weight, wanted)
+    dense = dense_layer(packed)
+    assert type(dense) is nn.Embedding and dense.padding_idx == 2 and torch.equal(dense(index), wanted[index])
+    with pytest.raises(IndexError):
+        packed(torch.tensor([11]))
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+def test_an_embedding_compiles_in_one_graph(bits: int) -> None:
+    packed, weight = embedding(bits)
+    compiled = torch.compile(packed, fullgraph=True, backend="aot_eager")
+    index = torch.tensor([[0, 10, 2]])
+    assert torch.equal(compiled(index), weight[index])
+
+
+def test_an_embedding_that_changes_with_use_is_refused() -> None:
+    with pytest.raises(InputError, match=r"max_norm: got 1\.0"):
+        packed_layer(nn.Embedding(4, 4, max_norm=1.0), 4)
 
 
 def test_threads_have_memory_of_their_own() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitsfusion.errors import ArtifactError
-from bitsfusion.packing.radix import check_range, pack, packed_size, unpack
+from bitsfusion.packing.radix import check_range, pack, packed_size, unpack, unpack_at
 
 ALL_BITS = range(1, 9)
 
@@ -20,6 +20,8 @@ def test_round_trip(bits: int, numel: int, seed: int) -> None:
     assert packed.dtype == torch.uint8 and packed.shape == (packed_size(numel, bits),)
     check_range(packed, numel, bits)
     assert torch.equal(unpack(packed, numel, bits), codes)
+    places = torch.randperm(numel, generator=torch.Generator().manual_seed(seed)).view(1, -1)
+    assert torch.equal(unpack_at(packed, numel, bits, places), codes[places])
 
 
 @pytest.mark.parametrize("bits", ALL_BITS)

@@ -35,6 +35,14 @@ OtherRecipe = Annotated[
         "uniform:N, or a recipe file."
     ),
 ]
+Whole = Annotated[
+    bool,
+    typer.Option(
+        "--whole",
+        help=f"Packs text encoders and VAE, too: --text-encoder {WHOLE.text_encoder} --vae {WHOLE.vae} unless said.",
+    ),
+]
+TokenEmbedding = Annotated[int, typer.Option(min=1, max=8, help="Bits of a packed text encoder's token embedding.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -57,24 +65,14 @@ def init(
         ScaleInit, typer.Option(help="How scales are found; compact: as exact, a little coarser.")
     ] = ScaleInit.COMPACT,
     cover: Covered = ["auto"],  # noqa: B006
-    whole: Annotated[
-        bool,
-        typer.Option(
-            "--whole",
-            help=f"Text encoders and the VAE too: --text-encoder {WHOLE.text_encoder} --vae {WHOLE.vae} unless said.",
-        ),
-    ] = False,
+    whole: Whole = False,
     text_encoder: OtherRecipe = None,
     vae: OtherRecipe = None,
-    token_embedding: Annotated[
-        int, typer.Option(min=1, max=8, help="Bits of a packed text encoder's token embedding.")
-    ] = WHOLE.token_embedding,
+    token_embedding: TokenEmbedding = WHOLE.token_embedding,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Quantizes and packs without training (section 4.1)."""
-    base = WHOLE if whole else UNET_ALONE
-    others = OtherBits(text_encoder or base.text_encoder, vae or base.vae, token_embedding, base.all_there_are)
     with progress_bars(quiet or json) as progress:
         configs = init_pipeline(
             model,
@@ -83,7 +81,7 @@ def init(
             bits=bits,
             method=scale_init,
             samplers=_samplers(cover),
-            others=others,
+            others=_others(whole, text_encoder, vae, token_embedding),
             progress=progress,
         )
     _report(configs, out, json)
@@ -94,13 +92,23 @@ def pack(
     out: Annotated[Path, typer.Option(help="Packed folder to write.")],
     model: Annotated[str, typer.Option(help="The pipeline it was trained from.")] = EMBEDDED,
     cover: Covered = ["auto"],  # noqa: B006
+    whole: Whole = False,
+    text_encoder: OtherRecipe = None,
+    vae: OtherRecipe = None,
+    token_embedding: TokenEmbedding = WHOLE.token_embedding,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Turns a trained student into real bits."""
+    others = _others(whole, text_encoder, vae, token_embedding)
     with progress_bars(quiet or json) as progress:
-        config = pack_checkpoint(checkpoint, model, out, _samplers(cover), progress)
+        config = pack_checkpoint(checkpoint, model, out, _samplers(cover), progress, others)
     _report({"unet": config}, out, json)
+
+
+def _others(whole: bool, text_encoder: str | None, vae: str | None, token_embedding: int) -> OtherBits:
+    base = WHOLE if whole else UNET_ALONE
+    return OtherBits(text_encoder or base.text_encoder, vae or base.vae, token_embedding, base.all_there_are)
 
 
 def _samplers(cover: list[str]) -> packing.Cover:

@@ -101,9 +101,9 @@ def unpack_at(packed: Tensor, numel: int, bits: int, places: Tensor) -> Tensor:
     if bits == _WIDE:
         ninth = (packed[numel + places // 8].to(torch.int16) >> (places % 8).to(torch.int16)) & 1
         return packed[places].to(torch.int16) + (ninth << 8) - half_levels(bits)
-    per_byte = symbols_per_byte(bits)
-    table = level_table(bits).to(packed.device)
-    return table[packed[places // per_byte].long(), places % per_byte]
+    per_byte, count = symbols_per_byte(bits), level_count(bits)
+    symbols = packed[places // per_byte].long() // count ** (places % per_byte) % count
+    return symbols.to(torch.int16) - half_levels(bits)
 
 
 @cache

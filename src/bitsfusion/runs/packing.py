@@ -92,7 +92,12 @@ def init_model(model: str, out: Path, **options: Any) -> PackedConfig:
 
 
 def pack_checkpoint(
-    checkpoint: Path, model: str, out: Path, samplers: Cover = AUTO, progress: ProgressSink | None = None
+    checkpoint: Path,
+    model: str,
+    out: Path,
+    samplers: Cover = AUTO,
+    progress: ProgressSink | None = None,
+    others: OtherBits = UNET_ALONE,
 ) -> PackedConfig:
     """A finished stage or a checkpoint of one -> a packed pipeline folder.
 
@@ -102,13 +107,19 @@ def pack_checkpoint(
         out: the folder to write.
         samplers: see `Cover`.
         progress: is told of every layer.
+        others: what is packed beside the UNet, without training, with compact scales; all else is copied as it is.
+
+    Returns:
+        What the packed UNet says about itself.
     """
-    source = _source(model)
+    source, progress = _source(model), progress or ProgressSink()
     student = load_student(checkpoint)
     coverage, notes = _coverage(student, source, samplers)
     provenance = {"checkpoint": checkpoint.name, **({"notes": notes} if notes else {})}
-    parts = {"unet": parts_of_model(student, coverage)}
-    return _write(parts, source, out, {"unet": provenance}, progress or ProgressSink())["unet"]
+    parts, notes_of = {"unet": parts_of_model(student, coverage)}, {"unet": provenance}
+    for name, (part, made) in other_parts(source, others, ScaleInit.COMPACT, progress).items():
+        parts[name], notes_of[name] = part, made
+    return _write(parts, source, out, notes_of, progress)["unet"]
 
 
 def _source(model: str) -> Path:
