@@ -57,7 +57,7 @@ def measure_layers(model: nn.Module, method: Method, dense: Path) -> dict[str, L
         for name, module in model.named_modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 original = file.get_tensor(f"{name}.weight")
-                quantized = not _is_plain(module)
+                quantized = not is_plain(module)
                 used = (method.weight(module) if quantized else module.weight).float()
                 layers[name] = LayerMeasurement(
                     weights=original.numel(),
@@ -69,7 +69,8 @@ def measure_layers(model: nn.Module, method: Method, dense: Path) -> dict[str, L
     return layers
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer holds its weight in a plain floating tensor."""
     weight = layer._parameters.get("weight")
     return weight is not None and type(weight) in (nn.Parameter, Tensor) and weight.is_floating_point()
 

@@ -9,7 +9,7 @@ from bitsfusion.reproduction.settings import Settings
 from bitsfusion.reproduction.student import Student
 from bitsfusion.reproduction.table import Table
 
-SECONDS_A_SAMPLE = 0.15 / 64
+SECONDS_A_SAMPLE = 0.4 / 64
 """Of a training step of the embedded model, teacher included, on one core."""
 SECONDS_AN_IMAGE = 0.15
 """Drawn in 50 PNDM steps with guidance, and scored, on one core."""

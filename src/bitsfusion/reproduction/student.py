@@ -14,11 +14,11 @@ from bitsfusion.artifact.writer import write_model
 from bitsfusion.errors import InputError
 from bitsfusion.files import read_json, write_json
 from bitsfusion.models.unet import FIRST_LAST_BITS, LayerRole, unet_layers
-from bitsfusion.nn.replace import fake_quantize_model, fake_quantized_layers
+from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit, initial_scale
 from bitsfusion.recipe.assign import ETA, Strategy
 from bitsfusion.reproduction.frame import Frame
-from bitsfusion.rivals.lsq import lsq_model, stored_weights
+from bitsfusion.rivals import efficient_dm, lsq
 from bitsfusion.rivals.stored import write_model as write_rival
 from bitsfusion.time_features.samplers import cover
 from bitsfusion.training.checkpoint import load_finished
@@ -26,6 +26,8 @@ from bitsfusion.training.config import TimeStepConfig, TrainingConfig
 from bitsfusion.training.loop import train
 
 UNIFORM_BITS = 2
+ADAPTER_RATE = 10.0
+"""By what the learning rate is multiplied where adapters and step sizes alone train."""
 UNIFORM_STEPS = TimeStepConfig(kind="uniform")
 
 
@@ -34,6 +36,7 @@ class Levels(str, Enum):
 
     LSQ = "lsq"  # 2^b of them, one more below zero
     BALANCE = "balance"  # 2^b + 1
+    EFFICIENT_DM = "efficient_dm"  # LSQ's, of a frozen weight and an adapter
 
 
 @dataclass(frozen=True)
@@ -140,9 +143,10 @@ class Student:
 
         def work() -> None:
             student, target = self.unet(frame, seed), frame.path / output
-            if self.levels is Levels.LSQ:
+            if self.levels is not Levels.BALANCE:
+                rival = lsq if self.levels is Levels.LSQ else efficient_dm
                 counted = self._plain_bits(frame)
-                size = write_rival(target / weights, student, stored_weights(student))
+                size = write_rival(target / weights, student, rival.stored_weights(student))
             else:
                 coverage = cover(frame.workspace.samplers, frame.workspace.pipeline.scheduler.config)
                 made = write_model(student, target, None if self.strategy is None else coverage)
@@ -167,6 +171,8 @@ class Student:
         changes: dict[str, Any] = {"seed": seed, "timesteps": self.timesteps, "feature_weight": self.feature_weight}
         if self.joined:
             changes["max_train_steps"] = settings.steps + settings.fine_tuning_steps
+        if self.levels is Levels.EFFICIENT_DM:
+            changes["learning_rate"] = settings.learning_rate * ADAPTER_RATE
         return config.model_copy(update=changes)
 
     def _start(self, frame: Frame, ready: bool = True) -> Any:
@@ -178,10 +184,11 @@ class Student:
             if self.scale_init is None:
                 raise InputError("student: got no scale_init with balance levels, wanted one")
             fake_quantize_model(student, bits, self.scale_init, ones)
+        elif self.levels is Levels.EFFICIENT_DM:
+            efficient_dm.adapt_model(student, bits)
         else:
             method = self.scale_init
             if ones is None and method is not None:
                 ones = {n: initial_scale(student.get_submodule(n).weight, b, method) for n, b in bits.items()}
-            lsq_model(student, bits, ones)
-        assert fake_quantized_layers(student)
+            lsq.lsq_model(student, bits, ones)
         return student

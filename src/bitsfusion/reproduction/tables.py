@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 from bitsfusion.errors import InputError
 from bitsfusion.reproduction.ladder import table4
+from bitsfusion.reproduction.methods import table3
 from bitsfusion.reproduction.sweeps import table5, table6, table7
 from bitsfusion.reproduction.table import Table
 
-TABLES: dict[int, Callable[[], Table]] = {4: table4, 5: table5, 6: table6, 7: table7}
+TABLES: dict[int, Callable[[], Table]] = {3: table3, 4: table4, 5: table5, 6: table6, 7: table7}
 
 
 def chosen_tables(text: str) -> list[Table]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bitsfusion.errors import InputError
-from bitsfusion.nn.fake_quantized import FakeQuantizedConv2d, FakeQuantizedLayer, FakeQuantizedLinear
+from bitsfusion.nn.fake_quantized import FakeQuantizedConv2d, FakeQuantizedLinear
 from bitsfusion.nn.replace import fake_quantized_layers, replace_module
 from bitsfusion.rivals.stored import UniformWeight
 
@@ -110,14 +110,15 @@ def lsq_model(model: nn.Module, bits: Mapping[str, int], steps: Mapping[str, Ten
 
 def stored_weights(model: nn.Module) -> dict[str, UniformWeight]:
     """What a file has to hold of each LSQ layer."""
-    return {name: _stored(layer) for name, layer in fake_quantized_layers(model).items()}
+    layers = fake_quantized_layers(model)
+    return {name: stored_weight(layer.weight, layer.scale, layer.bits) for name, layer in layers.items()}
 
 
-def _stored(layer: FakeQuantizedLayer) -> UniformWeight:
-    low, high = level_range(layer.bits)
-    codes = levels(layer.weight.detach(), layer.scale.detach(), low, high).sub_(low).to(torch.uint8)
-    zero = torch.tensor([[-low]], dtype=torch.uint8)
-    return UniformWeight(layer.bits, codes, layer.scale.detach()[None].clone(), zero)
+def stored_weight(weight: Tensor, step: Tensor, bits: int) -> UniformWeight:
+    """The codes of a weight [out, ...] and its step sizes [out]."""
+    low, high = level_range(bits)
+    codes = levels(weight.detach(), step.detach(), low, high).sub_(low).to(torch.uint8)
+    return UniformWeight(bits, codes, step.detach()[None].clone(), torch.tensor([[-low]], dtype=torch.uint8))
 
 
 def _column(step: Tensor, weight: Tensor) -> Tensor:

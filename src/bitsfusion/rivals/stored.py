@@ -90,15 +90,14 @@ def write_model(path: Path, unet: nn.Module, weights: Mapping[str, StoredWeight]
     """Writes `unet` with the `weights` of its quantized layers, whole or not at all; the file's bytes.
 
     Args:
-        unet: gives every other parameter; its quantized layers may be of any kind.
+        unet: gives every other tensor; its quantized layers may be of any kind.
         weights: layer name -> what stands for its weight.
     """
-    own = {name: name.rpartition(".") for name in dict(unet.named_parameters())}
-    tensors = {
-        name: parameter.detach().float().contiguous()
-        for name, parameter in unet.named_parameters()
-        if own[name][0] not in weights or own[name][2] == "bias"
-    }
+    tensors = {}
+    for name, tensor in unet.state_dict().items():
+        layer, _, leaf = name.rpartition(".")
+        if layer not in weights or leaf == "bias":
+            tensors[name] = tensor.detach().float().contiguous()
     layers: dict[str, Any] = {}
     for name, weight in weights.items():
         packed = pack_codes(weight.codes, weight.bits)
