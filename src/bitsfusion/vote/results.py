@@ -1,0 +1,147 @@
+"""What the votes come to: win rates overall, by category and by challenge, with Wilson's intervals (section 5)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from bitsfusion.metrics.intervals import wilson_interval
+from bitsfusion.vote.agreement import agreement
+from bitsfusion.vote.database import Record, Vote
+
+SCHEMA_VERSION: Literal[1] = 1
+QUESTION = "Which image has better aesthetics and image-text alignment?"
+
+
+class _Values(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WinRate(_Values):
+    """Of some trials, how many A and B won; `share` is A's, with its 95 % interval. None where there were none."""
+
+    name: str
+    a: int
+    b: int
+    share: float | None
+    low: float | None
+    high: float | None
+
+
+class VoterResult(_Values):
+    """One voter: how many votes, how many of them for A, and the median seconds a vote took."""
+
+    voter: str
+    votes: int
+    a: int
+    median_seconds: float
+
+
+class AgreementResult(_Values):
+    """See `bitsfusion.vote.agreement`."""
+
+    pairs: int
+    share: float | None
+    kappa: float | None
+
+
+class VoteResults(_Values):
+    """The results of a study; as JSON, what `bitsfusion vote --results FILE --json` prints.
+
+    Fields:
+        names: of A and B. pairs: all there are; voted_pairs: those with a vote.
+        votes: every vote is a trial. With several voters these are not independent; then `majorities` is the safer one:
+        majorities: every pair is a trial, won by the side with more votes; `ties` have as many for both.
+        left: how often the picture on the left was chosen ("a" counts left): far from a half, voters were not looking.
+        categories, challenges: of votes, by PartiPrompts' labels, in alphabetical order.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    question: str
+    names: tuple[str, str]
+    pairs: int
+    voted_pairs: int
+    votes: WinRate
+    majorities: WinRate
+    ties: int
+    left: WinRate
+    categories: tuple[WinRate, ...]
+    challenges: tuple[WinRate, ...]
+    agreement: AgreementResult
+    voters: tuple[VoterResult, ...]
+
+
+def vote_results(record: Record) -> VoteResults:
+    """Counts a study's votes."""
+    by_pair = Counter((vote.pair, vote.choice) for vote in record.votes)
+    counts = [(by_pair[pair, "a"], by_pair[pair, "b"]) for pair in range(len(record.prompts))]
+    agreed = agreement(counts)
+    return VoteResults(
+        question=QUESTION,
+        names=record.names,
+        pairs=len(counts),
+        voted_pairs=sum(a + b > 0 for a, b in counts),
+        votes=_rate("all", (vote.choice == "a" for vote in record.votes)),
+        majorities=_rate("majority of each pair", (a > b for a, b in counts if a != b)),
+        ties=sum(a == b > 0 for a, b in counts),
+        left=_rate("left", (vote.choice == vote.on_left for vote in record.votes)),
+        categories=_by(record, lambda vote: record.topics[vote.pair].category),
+        challenges=_by(record, lambda vote: record.topics[vote.pair].challenge),
+        agreement=AgreementResult(pairs=agreed.pairs, share=agreed.share, kappa=agreed.kappa),
+        voters=tuple(_voter(name, record.votes) for name in sorted({vote.voter for vote in record.votes})),
+    )
+
+
+def votes_csv(record: Record) -> str:
+    """A row a vote, in the order of casting; `preferred` is the folder's name."""
+    names = dict(zip("ab", record.names, strict=True))
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["voter", "prompt", "category", "challenge", "choice", "preferred", "left", "seconds", "time"])
+    for vote in record.votes:
+        topic = record.topics[vote.pair]
+        rows.writerow(
+            [
+                vote.voter,
+                record.prompts[vote.pair],
+                topic.category,
+                topic.challenge,
+                vote.choice.upper(),
+                names[vote.choice],
+                vote.on_left.upper(),
+                f"{vote.milliseconds / 1000:.3f}",
+                vote.cast_at,
+            ]
+        )
+    return text.getvalue()
+
+
+def _rate(name: str, wins: Iterable[bool]) -> WinRate:
+    won = Counter(wins)
+    trials = won.total()
+    if not trials:
+        return WinRate(name=name, a=0, b=0, share=None, low=None, high=None)
+    low, high = wilson_interval(won[True], trials)
+    return WinRate(name=name, a=won[True], b=won[False], share=won[True] / trials, low=low, high=high)
+
+
+def _by(record: Record, label: Callable[[Vote], str]) -> tuple[WinRate, ...]:
+    """A rate for each label that has votes; votes without a label are in none."""
+    labels = sorted({label(vote) for vote in record.votes} - {""})
+    return tuple(_rate(name, (vote.choice == "a" for vote in record.votes if label(vote) == name)) for name in labels)
+
+
+def _voter(name: str, votes: Sequence[Vote]) -> VoterResult:
+    own = [vote for vote in votes if vote.voter == name]
+    times = sorted(vote.milliseconds for vote in own)
+    return VoterResult(
+        voter=name,
+        votes=len(own),
+        a=sum(vote.choice == "a" for vote in own),
+        median_seconds=(times[(len(times) - 1) // 2] + times[len(times) // 2]) / 2000,
+    )
