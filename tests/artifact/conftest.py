@@ -16,6 +16,8 @@ from bitsfusion.models.unet import LayerRole, unet_layers
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
 
+from .whole import pack
+
 SAMPLERS = (("pndm", 4), ("dpm", 3))
 
 
@@ -127,4 +129,20 @@ def folder(
     """A packed pipeline folder; tests that damage it copy it first."""
     path = tmp_path_factory.mktemp("packed") / "pipeline"
     write_pipeline(pipeline, student, path, SAMPLERS, source_sha256="0" * 64, provenance={"made_by": "a test"})
+    return path
+
+
+@pytest.fixture(scope="session")
+def dense_folder(pipeline: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dense pipeline, float32."""
+    path = tmp_path_factory.mktemp("dense") / "pipeline"
+    pipeline.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def whole(dense_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """UNet, text encoder and VAE packed, layers at 1 to 8 bits in turn."""
+    path = tmp_path_factory.mktemp("whole") / "pipeline"
+    pack(dense_folder, path, ("unet", "text_encoder", "vae"))
     return path

@@ -35,21 +35,6 @@ NAMES = ("text_encoder", "vae")
 TOKENS = torch.tensor([[0, 3, 5, 7, 1, 1, 1, 1]])
 
 
-@pytest.fixture(scope="module")
-def dense(pipeline: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dense") / "pipeline"
-    pipeline.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def whole(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """UNet, text encoder and VAE packed."""
-    folder = tmp_path_factory.mktemp("whole") / "pipeline"
-    pack(dense, folder, ("unet", *NAMES))
-    return folder
-
-
 def output(name: str, model: Any) -> torch.Tensor:
     with torch.no_grad():
         if name == "text_encoder":
@@ -149,16 +134,6 @@ def test_changed_tensors_are_not_saved(whole: Path, tmp_path: Path, name: str) -
         model.save_pretrained(tmp_path)
 
 
-def test_offload(whole: Path) -> None:
-    loaded = load(whole)
-    expected = images(loaded)
-    for name in NAMES:
-        getattr(loaded, name).to("cpu")
-    loaded.vae.enable_tiling()
-    loaded.vae.enable_slicing()
-    assert np.array_equal(images(loaded), expected)
-
-
 def change_config(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     config = json.loads(path.read_text())
     change(config)
@@ -251,13 +226,13 @@ def test_configs_that_do_not_fit(
     assert name in str(caught.value) and str(caught.value).isprintable()
 
 
-def test_quantizing_a_dense_text_encoder_is_refused(dense: Path, whole: Path) -> None:
+def test_quantizing_a_dense_text_encoder_is_refused(dense_folder: Path, whole: Path) -> None:
     values = json.loads((whole / "text_encoder" / "config.json").read_text())["quantization_config"]
     with pytest.raises(InputError, match="got bitsfusion for a dense model"):
-        CLIPTextModel.from_pretrained(dense / "text_encoder", quantization_config=BitsFusionTextConfig(**values))
+        CLIPTextModel.from_pretrained(dense_folder / "text_encoder", quantization_config=BitsFusionTextConfig(**values))
 
 
-def test_inspection_adds_up(pipeline: StableDiffusionPipeline, dense: Path, whole: Path, tmp_path: Path) -> None:
+def test_inspection_adds_up(pipeline: StableDiffusionPipeline, dense_folder: Path, whole: Path, tmp_path: Path) -> None:
     parts = {part.name: part for part in inspect_pipeline(whole)}
     files = [path for path in whole.rglob("*") if path.is_file()]
     assert sum(part.bytes_on_disk for part in parts.values()) == sum(path.stat().st_size for path in files)
@@ -272,7 +247,7 @@ def test_inspection_adds_up(pipeline: StableDiffusionPipeline, dense: Path, whol
         layers = quantized(pipeline.components[name])
         assert inspection.weights == sum(weight.numel() for weight in layers.values())
         assert inspection.time_features["kind"] == "none"
-    pack(dense, tmp_path / "vae_alone", ("unet", "vae"))
+    pack(dense_folder, tmp_path / "vae_alone", ("unet", "vae"))
     assert {p.name: p.form for p in inspect_pipeline(tmp_path / "vae_alone")}["text_encoder"] == "dense"
 
 
@@ -296,15 +271,15 @@ def test_a_text_encoder_with_a_projection(tmp_path: Path) -> None:
     verify_folder(tmp_path / "saved")
 
 
-def test_published_names_of_a_text_encoder(dense: Path, tmp_path: Path) -> None:
+def test_published_names_of_a_text_encoder(dense_folder: Path, tmp_path: Path) -> None:
     """transformers before 5 wrote the prefix text_model, and position numbers."""
-    shutil.copytree(dense / "text_encoder", tmp_path / "x")
+    shutil.copytree(dense_folder / "text_encoder", tmp_path / "x")
     tensors = load_file(tmp_path / "x" / "model.safetensors")
     old = {f"text_model.{name}": tensor for name, tensor in tensors.items()}
     old["text_model.embeddings.position_ids"] = torch.arange(8)[None]
     save_file(old, tmp_path / "x" / "model.safetensors", {"format": "pt"})
     new, before = (
-        open_model(folder, ARCHITECTURES["CLIPTextModel"]) for folder in (dense / "text_encoder", tmp_path / "x")
+        open_model(folder, ARCHITECTURES["CLIPTextModel"]) for folder in (dense_folder / "text_encoder", tmp_path / "x")
     )
     for name in tensors:
         assert torch.equal(new.tensor(name), before.tensor(name))
