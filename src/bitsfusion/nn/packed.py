@@ -61,7 +61,8 @@ class _Packed:
     @property
     def weight(self) -> Tensor:
         """The unpacked weight in `compute_dtype`: fresh, there to be looked at; it refuses to be written to."""
-        return self.unpack_weight(self.compute_dtype).as_subclass(ReadOnlyWeight)
+        weight = self.unpack_weight(self.compute_dtype)
+        return weight if torch.compiler.is_compiling() else weight.as_subclass(ReadOnlyWeight)
 
     def unpack_weight(self, dtype: torch.dtype, reuse: bool = False) -> Tensor:
         """level x scale in float32, then cast to `dtype`: `torch.equal` to the fake-quantized weight cast likewise.
