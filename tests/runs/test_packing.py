@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -34,7 +35,8 @@ from bitsfusion.numerics import ScaleInit
 from bitsfusion.recipe.assign import assign
 from bitsfusion.recipe.named import recipe_bits
 from bitsfusion.recipe.schema import write_recipe
-from bitsfusion.runs.packing import init_model, pack_checkpoint
+from bitsfusion.runs.components import WHOLE
+from bitsfusion.runs.packing import init_model, init_pipeline, pack_checkpoint
 from bitsfusion.sensitivity.weight_error import weight_error_table
 from bitsfusion.time_features import SamplerSteps
 from bitsfusion.training.checkpoint import identity, save_student
@@ -211,7 +213,10 @@ def test_sdxl(tmp_path):
         scheduler=EulerDiscreteScheduler(),
         add_watermarker=False,
     ).save_pretrained(tmp_path / "model")
-    config = init_model(str(tmp_path / "model"), tmp_path / "out", recipe="uniform:2")
+    configs = init_pipeline(str(tmp_path / "model"), tmp_path / "out", recipe="uniform:2", others=WHOLE)
+    config = configs["unet"]
+    assert set(configs) == {"unet", "text_encoder", "text_encoder_2", "vae"}
+    assert configs["text_encoder_2"].bits["text_projection"] == 8
     assert config.time_features.kind == "layers_8bit"
     assert "the UNet has addition_embed_type" in config.provenance["notes"][0]
     eight = [name for name, count in config.bits.items() if count == 8]
@@ -222,6 +227,10 @@ def test_sdxl(tmp_path):
     loaded.set_progress_bar_config(disable=True)
     image = loaded("a red circle", num_inference_steps=3, height=16, width=16, output_type="np").images[0]
     assert image.shape == (16, 16, 3)
+    half = StableDiffusionXLPipeline.from_pretrained(tmp_path / "out", add_watermarker=False, dtype=torch.float16)
+    half.set_progress_bar_config(disable=True)  # its VAE is cast to float32 for decoding, and back
+    made = half("a red circle", num_inference_steps=3, height=16, width=16, output_type="np").images[0]
+    assert np.isfinite(made).all() and half.vae.dtype == torch.float16
     averaged = init_model(str(tmp_path / "model"), tmp_path / "averaged", bits=4.0)
     assert 3.9 < averaged.average_bits <= 4.0 and averaged.bits["add_embedding.linear_1"] == 8
     with pytest.raises(InputError, match="addition_embed_type"):
