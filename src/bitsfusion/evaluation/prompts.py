@@ -36,6 +36,13 @@ class PromptSet:
             return None
         return [fits(prompt, read(image)) for prompt, image in zip(self.world, images, strict=True)]
 
+    def repeated(self, times: int) -> PromptSet:
+        """Every prompt `times` times, side by side; image i has the first seed + i."""
+        index = [place for place in range(len(self.texts)) for _ in range(times)]
+        world = None if self.world is None else tuple(self.world[place] for place in index)
+        seeds = tuple(range(self.seeds[0], self.seeds[0] + len(index)))
+        return PromptSet(tuple(self.texts[place] for place in index), seeds, world)
+
     def head(self, per_task: int) -> PromptSet:
         """The first `per_task` of each task, or the first 6 x `per_task` where there are no tasks."""
         if self.world is None:
@@ -58,8 +65,8 @@ def world_prompts(split: Split, per_task: int, seed: int) -> PromptSet:
 
 
 def file_prompts(path: Path, seed: int) -> PromptSet:
-    """One prompt a line of a .txt file, the "prompt" of each line of a .jsonl file (GenEval's form), or the column
-    "Prompt" of a .tsv file (PartiPrompts' form).
+    """One prompt a line of a .txt file, the "prompt" of each line of a .jsonl file (GenEval's form), the column
+    "Prompt" of a .tsv file (PartiPrompts' form), or the "caption" of each entry of a .json file (TIFA's form).
 
     Raises:
         InputError: there is no such file, a line has no prompt, or there is none at all.
@@ -78,6 +85,11 @@ def file_prompts(path: Path, seed: int) -> PromptSet:
         if any(not row.get("Prompt") for row in cells):
             raise InputError(f"{path}: wanted a column Prompt with a prompt on every line, got {lines[0]!r}")
         texts = tuple(row["Prompt"].strip() for row in cells)
+    elif Path(path).suffix == ".json":
+        try:
+            texts = tuple(str(entry["caption"]) for entry in json.loads("\n".join(lines)))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise InputError(f'{path}: wanted a list of {{"caption": ...}}, got {error!r}') from None
     else:
         texts = tuple(line.strip() for line in lines)
     if not texts:

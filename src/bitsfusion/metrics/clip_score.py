@@ -66,7 +66,7 @@ class ClipScorer:
         scores = np.zeros(len(images))
         for start in range(0, len(images), self.batch_size):
             batch = slice(start, start + self.batch_size)
-            cosines = (self._image_features(images[batch]) * self._text_features(list(prompts[batch]))).sum(1)
+            cosines = (self.image_features(images[batch]) * self._text_features(list(prompts[batch]))).sum(1)
             scores[batch] = cosines.double().cpu().numpy()
         return scores
 
@@ -74,11 +74,13 @@ class ClipScorer:
     def similarities(self, images: npt.NDArray[np.uint8], prompts: Sequence[str]) -> npt.NDArray[np.float64]:
         """The cosine of every image ([n, h, w, 3] uint8) with every prompt: [n, m]; small n and m, in one batch."""
         cosines: npt.NDArray[np.float64] = (
-            (self._image_features(images) @ self._text_features(list(prompts)).T).double().cpu().numpy()
+            (self.image_features(images) @ self._text_features(list(prompts)).T).double().cpu().numpy()
         )
         return cosines
 
-    def _image_features(self, images: npt.NDArray[np.uint8]) -> torch.Tensor:
+    @torch.no_grad()
+    def image_features(self, images: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """Unit vectors of `images` ([n, h, w, 3] uint8): [n, width] float32."""
         inputs = self.image_processor(images=list(images), input_data_format="channels_last", return_tensors="pt")
         pixels = inputs["pixel_values"].to(self.model.device, self.model.dtype)
         pooled = self.model.vision_model(pixel_values=pixels).pooler_output

@@ -1,0 +1,166 @@
+"""`bitsfusion evaluate`: a model and the original on the same prompts and seeds (section 7)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from bitsfusion.cli.console import print_json, print_table, progress_bars
+from bitsfusion.cli.options import Json, Quiet
+from bitsfusion.embedded import SCORER_FOLDER
+from bitsfusion.errors import InputError
+from bitsfusion.evaluation.evaluate import Evaluation
+from bitsfusion.evaluation.evaluate import evaluate as run_evaluation
+from bitsfusion.evaluation.measures import (
+    PAIRED,
+    Measure,
+    Metric,
+    clip_measure,
+    fid_measure,
+    pair_measure,
+    world_geneval_measure,
+)
+from bitsfusion.evaluation.prompts import PromptSet, file_prompts, world_prompts
+from bitsfusion.models.pipeline import EMBEDDED
+from bitsfusion.time_features.samplers import Sampler
+
+CLIP = "openai/clip-vit-base-patch32"
+NAMES = [metric.value for metric in Metric]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command()(evaluate)
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help='A packed folder, a diffusers folder, a hub id, or "embedded".')],
+    against: Annotated[str | None, typer.Option(help="The original, drawn with the same prompts and seeds.")] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help=f"With commas: {', '.join(NAMES)}. By default those that need nothing more."),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help=".txt, .jsonl (GenEval), .tsv (PartiPrompts), .json (TIFA); the embedded model needs none."),
+    ] = None,
+    per_task: Annotated[int, typer.Option(min=1, help="Of each task of the drawn world's prompts.")] = 100,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first that many prompts of the file.")] = None,
+    images_per_prompt: Annotated[int, typer.Option(min=1, help="GenEval is published with 4.")] = 1,
+    guidance: Annotated[str, typer.Option(help="One or more, with commas; the paper: 2.5,3.5,...,9.5.")] = "7.5",
+    sampler: Annotated[Sampler, typer.Option()] = Sampler.PNDM,
+    steps: Annotated[int, typer.Option(min=1)] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next ones count on.")] = 1024,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    out: Annotated[Path, typer.Option(help="Folder for the images and scores.json; the same command goes on.")] = Path(
+        "evaluation"
+    ),
+    clip: Annotated[str | None, typer.Option(help=f"Model of the CLIP score; {CLIP} by default.")] = None,
+    lpips: Annotated[str, typer.Option(help="alex, vgg, squeeze, or a TorchScript file.")] = "alex",
+    fid_features: Annotated[str, typer.Option(help="inception, clip:MODEL, or a TorchScript file.")] = "inception",
+    fid_reference: Annotated[Path | None, typer.Option(help="Folder of real images for FID.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda and so on.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help=f"Of the pipelines: {', '.join(DTYPES)}.")] = "float32",
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Scores a model, beside the original if there is one. Killed, the same command goes on."""
+    world = EMBEDDED in (model, against)
+    asked = _metrics(metrics, against, world and prompts is None)
+    base = _prompts(prompts, world, per_task, limit, seed)
+    repeated = base.repeated(images_per_prompt)
+    if dtype not in DTYPES:
+        raise InputError(f"dtype: got {dtype}, wanted {', '.join(DTYPES)}")
+    evaluation = Evaluation(
+        model=model,
+        against=against,
+        prompts=repeated,
+        prompts_source=str(prompts) if prompts else "the drawn world's test prompts",
+        images_per_prompt=images_per_prompt,
+        sampler=sampler.value,
+        steps=steps,
+        guidance=_guidance(guidance),
+        batch_size=batch_size,
+        device=device,
+        dtype=DTYPES[dtype],
+    )
+    measures: list[Measure] = []
+    for metric in asked:
+        if metric is Metric.CLIP:
+            own = world and clip is None
+            source = str(SCORER_FOLDER) if own else clip or CLIP
+            measures.append(clip_measure(source, repeated, device, "the embedded model's scorer" if own else source))
+        elif metric in PAIRED:
+            measures.append(pair_measure(metric, lpips, device))
+        elif metric is Metric.FID:
+            if fid_reference is None:
+                raise InputError("fid: got no --fid-reference, wanted a folder of real images")
+            measures.append(fid_measure(fid_features, fid_reference, device))
+        elif metric is Metric.GENEVAL:
+            measures.append(_geneval(repeated))
+        else:
+            raise InputError("tifa: not there yet")
+    with progress_bars(quiet or json) as progress:
+        scores = run_evaluation(evaluation, measures, out, progress.update)
+    if json:
+        print_json(scores)
+    else:
+        _print(scores, out)
+
+
+def _metrics(text: str | None, against: str | None, world: bool) -> list[Metric]:
+    if text is None:
+        paired = [Metric.MSE, Metric.PSNR, Metric.SSIM] if against else []
+        return [Metric.CLIP, *paired, *([Metric.GENEVAL] if world else [])]
+    names = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if unknown := [name for name in names if name not in NAMES] or ([] if names else ["none"]):
+        raise InputError(f"metrics: got {unknown[0]}, wanted {', '.join(NAMES)}")
+    asked = [Metric(name) for name in names]
+    if against is None and (paired := [metric for metric in asked if metric in PAIRED]):
+        raise InputError(f"metrics: got {paired[0].value} without --against, wanted the original to compare with")
+    return asked
+
+
+def _guidance(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError:
+        raise InputError(f"guidance: got {text!r}, wanted numbers with commas, such as 3.5,7.5") from None
+    return values
+
+
+def _prompts(path: Path | None, world: bool, per_task: int, limit: int | None, seed: int) -> PromptSet:
+    if path is not None:
+        prompts = file_prompts(path, seed)
+        return PromptSet(prompts.texts[:limit], prompts.seeds[:limit])
+    if not world:
+        raise InputError("prompts: got none, wanted --prompts FILE for this model")
+    return world_prompts("test", per_task, seed)
+
+
+def _geneval(prompts: PromptSet) -> Measure:
+    return world_geneval_measure(prompts)
+
+
+def _print(scores: dict[str, Any], out: Path) -> None:
+    rows = []
+    for result in scores["results"]:
+        change, shown = result.get("to_original"), ""
+        if "difference" in result:
+            change, shown = result["difference"], result["difference"]["verdict"]
+        means = [_mean(result.get(side)) for side in ("model", "against")]
+        rows.append([result["metric"], f"{result['guidance']:g}", *means, _interval(change), shown])
+    print_table(["metric", "guidance", "model", "original", "between them (95 %)", ""], rows)
+    print(f"{scores['settings']['images']} images a set; every interval, over prompts: {out / 'scores.json'}")
+
+
+def _mean(value: dict[str, Any] | None) -> str:
+    return "" if value is None else f"{value.get('mean', value.get('value')):.4g}"
+
+
+def _interval(value: dict[str, Any] | None) -> str:
+    return "" if value is None else f"{value['mean']:.3g} ({value['low']:.3g} to {value['high']:.3g})"

@@ -1,0 +1,114 @@
+"""The images that one model draws of a set of prompts: PNG files in a folder, gone on with after a kill."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from bitsfusion.errors import InputError
+from bitsfusion.evaluation.prompts import PromptSet
+from bitsfusion.files import atomic_path, read_json, write_json, write_text
+from bitsfusion.metrics.generation import generate_images
+
+SETTINGS_NAME = "settings.json"
+
+
+@dataclass(frozen=True)
+class DrawingSettings:
+    """All that an image depends on beside its prompt and seed."""
+
+    model_sha256: str
+    sampler: str
+    steps: int
+    guidance: float
+
+
+@dataclass(frozen=True)
+class DrawnImages:
+    """`count` images in `folder`, 00000.png and on, in the prompts' order; read as they are needed."""
+
+    folder: Path
+    count: int
+
+    def path(self, index: int) -> Path:
+        """Of one image."""
+        return self.folder / f"{index:05d}.png"
+
+    def batches(self, size: int) -> Iterator[npt.NDArray[np.uint8]]:
+        """All images, [n, h, w, 3] uint8, n = `size` but for the last."""
+        for start in range(0, self.count, size):
+            yield np.stack([read_png(self.path(i)) for i in range(start, min(start + size, self.count))])
+
+
+def read_png(path: Path) -> npt.NDArray[np.uint8]:
+    """An image file as [h, w, 3] uint8.
+
+    Raises:
+        InputError: there is no such file, or it is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        raise InputError(f"{path}: wanted an image, got {error}") from None
+
+
+def draw(
+    pipeline: Callable[[], Any],
+    prompts: PromptSet,
+    folder: Path,
+    settings: DrawingSettings,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> DrawnImages:
+    """Draws what is missing; at the end metadata.jsonl makes the folder an imagefolder.
+
+    An image depends on its prompt, seed and the settings, not on the batch it is drawn in, so it makes no difference
+    where a killed call had come to.
+
+    Args:
+        pipeline: called only if something is missing.
+
+    Raises:
+        InputError: the folder holds images of other prompts or settings.
+    """
+    images = DrawnImages(folder, len(prompts.texts))
+    identity = {**asdict(settings), "prompts_sha256": prompts.sha256}
+    record = folder / SETTINGS_NAME
+    if not record.exists():
+        write_json(record, identity)
+    elif (found := read_json(record)) != identity:
+        differ = ", ".join(key for key in identity if found.get(key) != identity[key])
+        raise InputError(f"{folder}: holds images of another {differ}, wanted the same or an empty folder")
+    missing = [index for index in range(images.count) if not images.path(index).exists()]
+    if missing:
+        ready, done = pipeline(), images.count - len(missing)
+        for start in range(0, len(missing), batch_size):
+            chunk = missing[start : start + batch_size]
+            drawn = generate_images(
+                ready,
+                [prompts.texts[index] for index in chunk],
+                [prompts.seeds[index] for index in chunk],
+                steps=settings.steps,
+                guidance=settings.guidance,
+                sampler=settings.sampler,
+                batch_size=batch_size,
+            )
+            for index, image in zip(chunk, drawn, strict=True):
+                with atomic_path(images.path(index)) as temporary:
+                    Image.fromarray(image).save(temporary, format="PNG")
+            if progress is not None:
+                progress(done + start + len(chunk), images.count)
+    lines = [
+        json.dumps({"file_name": images.path(index).name, "text": text, "seed": seed, **identity})
+        for index, (text, seed) in enumerate(zip(prompts.texts, prompts.seeds, strict=True))
+    ]
+    write_text(folder / "metadata.jsonl", "\n".join(lines) + "\n")
+    return images

@@ -1,0 +1,61 @@
+"""Means over prompts with their intervals, and what may be said of a difference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+from bitsfusion.metrics.intervals import bootstrap_mean_interval
+
+
+class Verdict(str, Enum):
+    """What a paired difference shows; anything but NONE only where its interval excludes zero."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    NONE = "no difference shown"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over prompts and its 95 % bootstrap interval over prompts."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """Of two models on the same prompts and seeds."""
+
+    verdict: Verdict
+
+
+def estimate(values: Sequence[float] | npt.NDArray[np.float64], images_per_prompt: int = 1) -> Estimate:
+    """Of per-image `values` ([prompts x images_per_prompt], the images of a prompt beside each other).
+
+    Prompts are resampled, their images averaged: the interval speaks of new prompts.
+    """
+    prompts = np.asarray(values, dtype=np.float64).reshape(-1, images_per_prompt).mean(1)
+    low, high = bootstrap_mean_interval(prompts)
+    return Estimate(float(prompts.mean()), low, high)
+
+
+def difference(
+    values: Sequence[float] | npt.NDArray[np.float64],
+    others: Sequence[float] | npt.NDArray[np.float64],
+    higher_is_better: bool,
+    images_per_prompt: int = 1,
+) -> Difference:
+    """`values` minus `others`, image by image."""
+    paired = estimate(np.asarray(values, dtype=np.float64) - np.asarray(others, dtype=np.float64), images_per_prompt)
+    shown = paired.low > 0 or paired.high < 0
+    verdict = Verdict.NONE
+    if shown:
+        verdict = Verdict.BETTER if (paired.mean > 0) == higher_is_better else Verdict.WORSE
+    return Difference(paired.mean, paired.low, paired.high, verdict)

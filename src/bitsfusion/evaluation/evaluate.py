@@ -1,0 +1,200 @@
+"""One model, and the original beside it, on the same prompts and seeds: images, metrics, scores.json (section 7)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bitsfusion.artifact.inspect import inspect_folder
+from bitsfusion.errors import InputError
+from bitsfusion.evaluation.drawn import DrawingSettings, DrawnImages, draw
+from bitsfusion.evaluation.estimates import difference, estimate
+from bitsfusion.evaluation.measures import ImageMeasure, Measure, PairMeasure, SetMeasure, Values
+from bitsfusion.evaluation.prompts import PromptSet
+from bitsfusion.files import read_json, sha256_folder, sha256_json, write_json
+from bitsfusion.models.pipeline import load_pipeline, pipeline_folder
+
+SCHEMA_VERSION = 1
+PACKAGES = ("bitsfusion", "torch", "diffusers", "transformers", "torchmetrics", "numpy", "scipy", "pillow")
+MODEL, AGAINST = "model", "against"
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is under way, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is drawn.
+
+    Fields:
+        model, against: a packed folder, a diffusers pipeline, a hub id or "embedded"; against may be None.
+        prompts: one entry an image, the images of a prompt beside each other, each with its seed.
+        prompts_source: what results call them.
+        guidance: every value is a set of images by itself (the paper: 2.5 to 9.5).
+        dtype: of the pipelines; a packed UNet computes in it, too.
+    """
+
+    model: str
+    against: str | None
+    prompts: PromptSet
+    prompts_source: str
+    images_per_prompt: int = 1
+    sampler: str = "pndm"
+    steps: int = 50
+    guidance: tuple[float, ...] = (7.5,)
+    batch_size: int = 8
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+
+def evaluate(
+    evaluation: Evaluation, measures: Sequence[Measure], out: Path, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Draws what is missing under `out`, measures what is not measured, and writes scores.json: its content.
+
+    `out` gets model/ and against/ with a folder of PNG files for each guidance, and values/ with every image's
+    values. A killed call goes on with the same arguments.
+
+    Raises:
+        InputError: no such model, or `out` holds images of others; or whatever a measure refuses.
+    """
+    report = progress or (lambda what, done, total: None)
+    sources = {MODEL: evaluation.model} | ({AGAINST: evaluation.against} if evaluation.against else {})
+    hashes = {side: sha256_folder(pipeline_folder(source)) for side, source in sources.items()}
+    drawn: dict[tuple[str, float], DrawnImages] = {}
+    for side, source in sources.items():
+        load = functools.cache(functools.partial(_pipeline, source, evaluation))
+        for guidance in evaluation.guidance:
+            name = f"{side}, guidance {guidance:g}"
+            drawn[side, guidance] = draw(
+                load,
+                evaluation.prompts,
+                out / side / f"guidance-{guidance:g}",
+                DrawingSettings(hashes[side], evaluation.sampler, evaluation.steps, guidance),
+                evaluation.batch_size,
+                functools.partial(report, name),
+            )
+    results = []
+    for guidance in evaluation.guidance:
+        sides = {side: drawn[side, guidance] for side in sources}
+        for measure in measures:
+            values = _Values(out / "values", measure, guidance, evaluation, hashes, report)
+            results.append({"metric": measure.metric.value, "guidance": guidance, **_scores(measure, sides, values)})
+    scores = {
+        "schema_version": SCHEMA_VERSION,
+        **{side: _identity(source, hashes[side]) for side, source in sources.items()},
+        "settings": _settings(evaluation),
+        "metrics": {measure.metric.value: dict(measure.settings) for measure in measures},
+        "results": results,
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+    }
+    write_json(out / "scores.json", scores)
+    return scores
+
+
+@dataclass(frozen=True)
+class _Values:
+    """Every image's value by one measure, kept in files."""
+
+    folder: Path
+    measure: Measure
+    guidance: float
+    evaluation: Evaluation
+    hashes: dict[str, str]
+    report: Progress
+
+    def of(self, side: str, compute: Callable[[Callable[[int], None]], Values]) -> Values:
+        """From the file if it is of the same images and settings, otherwise computed; told how many are done."""
+        metric = self.measure.metric.value
+        path = self.folder / f"{metric}-{side}-guidance-{self.guidance:g}.json"
+        drawn = {key: value for key, value in _settings(self.evaluation).items() if key != "guidance"}
+        identity = sha256_json([self.hashes, self.guidance, drawn, metric, dict(self.measure.settings)])
+        if path.exists() and (stored := read_json(path)).get("identity") == identity:
+            return np.asarray(stored["values"], dtype=np.float64)
+        count = len(self.evaluation.prompts.texts)
+        values = compute(lambda done: self.report(f"{metric}, {side}, guidance {self.guidance:g}", done, count))
+        write_json(path, {"identity": identity, "values": values.tolist()})
+        return values
+
+
+def _scores(measure: Measure, sides: dict[str, DrawnImages], values: _Values) -> dict[str, Any]:
+    size, each = values.evaluation.batch_size, values.evaluation.images_per_prompt
+    if isinstance(measure, PairMeasure):
+        pairs = values.of(MODEL, functools.partial(_pairs, measure, sides[MODEL], sides[AGAINST], size))
+        return {"to_original": asdict(estimate(pairs, each))}
+    if isinstance(measure, SetMeasure):
+        return {
+            side: {"value": float(values.of(side, functools.partial(_set, measure, images, size))[0])}
+            for side, images in sides.items()
+        }
+    found = {side: values.of(side, functools.partial(_alone, measure, images, size)) for side, images in sides.items()}
+    weighted = {side: measure.weighted(alone) for side, alone in found.items()}
+    scores: dict[str, Any] = {}
+    for side, alone in found.items():
+        groups = measure.by_group(alone)
+        scores[side] = asdict(estimate(weighted[side], each)) | ({"tasks": groups} if groups else {})
+    if AGAINST in found:
+        paired = difference(weighted[MODEL], weighted[AGAINST], True, each)
+        scores["difference"] = asdict(paired) | {"verdict": paired.verdict.value}
+    return scores
+
+
+def _alone(measure: ImageMeasure, images: DrawnImages, size: int, done: Callable[[int], None]) -> Values:
+    values = np.zeros(images.count)
+    for number, batch in enumerate(images.batches(size)):
+        where = slice(number * size, number * size + len(batch))
+        values[where] = measure.score(batch, where)
+        done(where.stop)
+    return values
+
+
+def _pairs(
+    measure: PairMeasure, images: DrawnImages, others: DrawnImages, size: int, done: Callable[[int], None]
+) -> Values:
+    values = []
+    for batch, other in zip(images.batches(size), others.batches(size), strict=True):
+        values.append(measure.distance(batch, other))
+        done(sum(map(len, values)))
+    return np.concatenate(values)
+
+
+def _set(measure: SetMeasure, images: DrawnImages, size: int, done: Callable[[int], None]) -> Values:
+    value = measure.score(images.batches(size))
+    done(images.count)
+    return np.asarray([value])
+
+
+def _pipeline(source: str, evaluation: Evaluation) -> Any:
+    return load_pipeline(source, evaluation.dtype).to(evaluation.device)
+
+
+def _identity(source: str, sha256: str) -> dict[str, Any]:
+    """Which model, and at how many bits it is if it is packed."""
+    try:
+        packed = inspect_folder(pipeline_folder(source))
+    except InputError:
+        return {"source": source, "sha256": sha256, "bits": None}
+    bits = {"average": packed.average_bits, "true": packed.true_bits, "bytes_on_disk": packed.bytes_on_disk.total}
+    return {"source": source, "sha256": sha256, "bits": bits}
+
+
+def _settings(evaluation: Evaluation) -> dict[str, Any]:
+    prompts = evaluation.prompts
+    return {
+        "sampler": evaluation.sampler,
+        "steps": evaluation.steps,
+        "guidance": list(evaluation.guidance),
+        "seeds": {"first": prompts.seeds[0], "count": len(prompts.seeds)},
+        "prompts": evaluation.prompts_source,
+        "prompts_sha256": prompts.sha256,
+        "images": len(prompts.texts),
+        "images_per_prompt": evaluation.images_per_prompt,
+        "dtype": str(evaluation.dtype).removeprefix("torch."),
+    }

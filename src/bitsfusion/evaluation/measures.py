@@ -1,0 +1,157 @@
+"""The metrics by name: of each image, of pairs of images, and of whole sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitsfusion.data.world.captions import TASKS
+from bitsfusion.errors import InputError
+from bitsfusion.evaluation.drawn import read_png
+from bitsfusion.evaluation.prompts import PromptSet
+from bitsfusion.metrics.clip_score import ClipScorer
+from bitsfusion.metrics.fid import Batches, frechet_distance, load_features
+from bitsfusion.metrics.image_error import mse, psnr
+from bitsfusion.metrics.lpips import Lpips
+from bitsfusion.metrics.structure import ssim
+
+Images = npt.NDArray[np.uint8]
+Values = npt.NDArray[np.float64]
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+class Metric(str, Enum):
+    """What can be asked for."""
+
+    CLIP = "clip"
+    MSE = "mse"
+    PSNR = "psnr"
+    SSIM = "ssim"
+    LPIPS = "lpips"
+    FID = "fid"
+    GENEVAL = "geneval"
+    TIFA = "tifa"
+
+
+PAIRED = (Metric.MSE, Metric.PSNR, Metric.SSIM, Metric.LPIPS)
+"""Of an image and the original's image of the same prompt and seed."""
+
+
+@dataclass(frozen=True)
+class ImageMeasure:
+    """A value of each image by itself; higher is better.
+
+    Fields:
+        score: images [n, h, w, 3] uint8 and where they are among the prompts, to n values.
+        settings: what the number depends on, as JSON.
+        groups: of each prompt: the mean is that of the groups' means (GenEval's tasks); none: of all images.
+    """
+
+    metric: Metric
+    score: Callable[[Images, slice], Values]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    groups: Sequence[str] | None = None
+
+    def weighted(self, values: Values) -> Values:
+        """`values` scaled so that their plain mean is the metric's."""
+        if self.groups is None:
+            return values
+        names, which, counts = np.unique(np.asarray(self.groups), return_inverse=True, return_counts=True)
+        return np.asarray(values * (len(values) / len(names) / counts[which]))
+
+    def by_group(self, values: Values) -> dict[str, float] | None:
+        """The mean of each group."""
+        if self.groups is None:
+            return None
+        groups = np.asarray(self.groups)
+        order = [name for name in TASKS if name in self.groups] or sorted(set(self.groups))
+        return {name: float(values[groups == name].mean()) for name in order}
+
+
+@dataclass(frozen=True)
+class PairMeasure:
+    """A value of each pair of images, [n, h, w, 3] uint8 each, to n values."""
+
+    metric: Metric
+    distance: Callable[[Images, Images], Values]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SetMeasure:
+    """A value of a whole set of images, given in batches; lower is better."""
+
+    metric: Metric
+    score: Callable[[Batches], float]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+Measure = ImageMeasure | PairMeasure | SetMeasure
+
+
+def clip_measure(source: str, prompts: PromptSet, device: str, name: str) -> ImageMeasure:
+    """CLIP score, as a cosine (others report 100 times this); `name` is what results call the model."""
+    scorer = ClipScorer.from_pretrained(source, device)
+    return ImageMeasure(
+        Metric.CLIP, lambda images, where: scorer.score(images, prompts.texts[where]), {"clip": name, "scale": 1}
+    )
+
+
+def pair_measure(metric: Metric, lpips: str, device: str) -> PairMeasure:
+    """MSE, PSNR, SSIM or LPIPS."""
+    if metric is Metric.LPIPS:
+        network = Lpips.from_pretrained(lpips, device)
+        return PairMeasure(metric, network, {"network": network.name})
+    plain = {Metric.MSE: mse, Metric.PSNR: psnr, Metric.SSIM: ssim}[metric]
+    settings: dict[Metric, dict[str, Any]] = {Metric.SSIM: {"window": 11, "sigma": 1.5}, Metric.PSNR: {"unit": "dB"}}
+    return PairMeasure(metric, plain, settings.get(metric, {}))
+
+
+def fid_measure(features: str, reference: Path, device: str) -> SetMeasure:
+    """FID against the images in folder `reference`, each resized to the drawn images' side (bicubic) and cropped to
+    the centre square.
+
+    Raises:
+        InputError: no such features, or no images in the folder.
+    """
+    network = load_features(features, device)
+    files = sorted(path for path in Path(reference).rglob("*") if path.suffix.lower() in _SUFFIXES)
+    if len(files) < 2:
+        raise InputError(f"FID: got {len(files)} images in {reference}, wanted a folder of at least two")
+
+    def score(images: Batches) -> float:
+        return frechet_distance(network, images, (_square(read_png(path))[None] for path in files), device)
+
+    settings = {
+        "features": network.name,
+        "reference": str(reference),
+        "reference_images": len(files),
+        "reference_crop": "centre square",
+        "resize": "by the features' network",
+    }
+    return SetMeasure(Metric.FID, score, settings)
+
+
+def world_geneval_measure(prompts: PromptSet) -> ImageMeasure:
+    """GenEval on the drawn world, by its own exact reader."""
+    assert prompts.world is not None
+
+    def score(images: Images, where: slice) -> Values:
+        part = PromptSet(prompts.texts[where], prompts.seeds[where], prompts.world and prompts.world[where])
+        return np.asarray(part.check(images), dtype=np.float64)
+
+    return ImageMeasure(
+        Metric.GENEVAL, score, {"detector": "the drawn world's reader"}, [prompt.tag for prompt in prompts.world]
+    )
+
+
+def _square(image: Images) -> Images:
+    side = min(image.shape[:2])
+    top, left = ((length - side) // 2 for length in image.shape[:2])
+    return image[top : top + side, left : left + side]

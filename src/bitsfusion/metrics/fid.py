@@ -1,0 +1,112 @@
+"""Frechet distance between the features of two sets of images (FID, Heusel et al. 2017), by torchmetrics.
+
+The number depends on the features, on how images are resized and cropped, and on the two sets more than on the model:
+all of them are part of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from bitsfusion.errors import InputError
+from bitsfusion.metrics.clip_score import ClipScorer
+
+INCEPTION = "inception"
+CLIP_PREFIX = "clip:"
+
+Batches = Iterable[npt.NDArray[np.uint8]]
+"""Images in batches of [n, h, w, 3] uint8; the sizes may differ from batch to batch."""
+
+
+class Features(nn.Module):
+    """Turns uint8 images [n, 3, h, w] into features [n, width]; `name` is what results record."""
+
+    def __init__(self, network: Any, name: str, width: int) -> None:
+        super().__init__()
+        self.network = network
+        self.name = name
+        self.num_features = width  # torchmetrics' name
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.network(images)
+        return features.reshape(len(images), -1)
+
+
+class _ClipImages(nn.Module):
+    def __init__(self, scorer: ClipScorer) -> None:
+        super().__init__()
+        self.scorer = scorer
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.scorer.image_features(images.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def load_features(source: str, device: str = "cpu") -> Features:
+    """What the distance is taken between.
+
+    `inception`: the 2048 features of the network that FID is published with (needs torch-fidelity, which fetches it);
+    images are resized to 299 by that network's own bilinear filter. `clip:MODEL`: the projected image features of a
+    CLIP model; another number than FID. Otherwise a TorchScript file from uint8 [n, 3, h, w] to [n, width].
+
+    Raises:
+        InputError: it is none of them, or what it needs is not here.
+    """
+    if source.startswith(CLIP_PREFIX):
+        scorer = ClipScorer.from_pretrained(source.removeprefix(CLIP_PREFIX), device)
+        width = int(scorer.model.config.projection_dim)
+        return Features(_ClipImages(scorer), source, width)
+    if source == INCEPTION:
+        return _inception(device)
+    if not Path(source).is_file():
+        raise InputError(f"FID features: got {source}, wanted {INCEPTION}, {CLIP_PREFIX}MODEL or a TorchScript file")
+    try:
+        network = torch.jit.load(source, map_location=device).eval()
+        with torch.no_grad():
+            width = network(torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=device)).reshape(1, -1).shape[1]
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(f"FID features: {source} is no TorchScript of uint8 images: {reason}") from None
+    return Features(network, Path(source).name, int(width))
+
+
+def frechet_distance(features: Features, images: Batches, others: Batches, device: str = "cpu") -> float:
+    """The squared distance of the Gaussians with the features' means and covariances; sets are read once, in batches.
+
+    Two images a set are the least there can be; a stable number takes thousands (the paper: 30 000).
+
+    Raises:
+        InputError: a set has fewer than two images.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    metric = FrechetInceptionDistance(feature=features).to(torch.device(device)).set_dtype(torch.float64)
+    counts = []
+    for batches, real in ((others, True), (images, False)):
+        count = 0
+        for batch in batches:
+            metric.update(torch.from_numpy(np.ascontiguousarray(batch)).permute(0, 3, 1, 2).to(device), real=real)
+            count += len(batch)
+        counts.append(count)
+    if min(counts) < 2:
+        raise InputError(f"FID: got sets of {counts[1]} and {counts[0]} images, wanted at least two in each")
+    return float(metric.compute())
+
+
+def _inception(device: str) -> Features:
+    from torchmetrics.image.fid import NoTrainInceptionV3
+    from torchmetrics.utilities.imports import _TORCH_FIDELITY_AVAILABLE
+
+    if not _TORCH_FIDELITY_AVAILABLE:
+        raise InputError(
+            f"FID features: {INCEPTION} needs torch-fidelity, which is not installed; "
+            f"wanted it, {CLIP_PREFIX}MODEL or a TorchScript file"
+        )
+    network = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"]).to(torch.device(device))
+    return Features(network, "Inception 2048 (torch-fidelity), bilinear to 299", 2048)

@@ -1,0 +1,193 @@
+"""`bitsfusion evaluate`: images drawn and gone on with, and what is said of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitsfusion.cli.main import main
+from bitsfusion.embedded import SCORER_FOLDER
+from bitsfusion.errors import InputError
+from bitsfusion.evaluation.drawn import DrawingSettings, draw, read_png
+from bitsfusion.evaluation.estimates import Verdict, difference, estimate
+from bitsfusion.evaluation.evaluate import Evaluation, evaluate
+from bitsfusion.evaluation.measures import (
+    ImageMeasure,
+    Metric,
+    clip_measure,
+    fid_measure,
+    pair_measure,
+    world_geneval_measure,
+)
+from bitsfusion.evaluation.prompts import file_prompts, world_prompts
+from bitsfusion.metrics.generation import generate_images
+from bitsfusion.models.pipeline import EMBEDDED, load_pipeline
+from bitsfusion.runs.packing import init_pipeline
+from bitsfusion.time_features.samplers import SamplerSteps
+
+STEPS = 2
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory) -> Path:
+    """The embedded model at two bits, for DDIM with two steps alone."""
+    folder = tmp_path_factory.mktemp("model") / "packed"
+    init_pipeline(EMBEDDED, folder, recipe="uniform:2", samplers=[SamplerSteps("ddim", STEPS)])
+    return folder
+
+
+@pytest.fixture
+def evaluation(packed) -> Evaluation:
+    return Evaluation(str(packed), EMBEDDED, world_prompts("test", 1, 7), "test", 1, "ddim", STEPS, (3.5, 7.5), 4)
+
+
+@pytest.fixture
+def measures(evaluation):
+    return [
+        clip_measure(str(SCORER_FOLDER), evaluation.prompts, "cpu", "scorer"),
+        pair_measure(Metric.MSE, "alex", "cpu"),
+        pair_measure(Metric.SSIM, "alex", "cpu"),
+        world_geneval_measure(evaluation.prompts),
+    ]
+
+
+def test_scores_say_what_they_are_of(evaluation, measures, packed, tmp_path):
+    said = []
+    scores = evaluate(evaluation, measures, tmp_path, lambda what, done, total: said.append((what, done, total)))
+    assert scores == json.loads((tmp_path / "scores.json").read_text())
+    assert [(result["metric"], result["guidance"]) for result in scores["results"]] == [
+        (measure.metric.value, guidance) for guidance in (3.5, 7.5) for measure in measures
+    ]
+    assert 2 < scores["model"]["bits"]["average"] < 2.4  # log2(5) a weight; first, last and time features on top
+    assert scores["against"]["bits"] is None
+    assert scores["model"]["sha256"] != scores["against"]["sha256"]
+    assert scores["settings"]["seeds"] == {"first": 7, "count": 6}
+    assert scores["settings"]["prompts_sha256"] == evaluation.prompts.sha256
+    assert scores["packages"]["torchmetrics"]
+    assert ("against, guidance 3.5", 6, 6) in said
+
+    clip, error, similar, geneval = scores["results"][:4]
+    drawn = [np.stack([read_png(tmp_path / side / "guidance-3.5" / f"{i:05d}.png") for i in range(6)])
+             for side in ("model", "against")]  # fmt: skip
+    ours, theirs = (value.astype(np.float64) / 255 for value in drawn)
+    assert error["to_original"]["mean"] == pytest.approx(np.square(ours - theirs).mean())
+    assert 0 < similar["to_original"]["mean"] < 1
+    assert geneval["model"]["mean"] == pytest.approx(np.mean(list(geneval["model"]["tasks"].values())))
+    assert clip["difference"]["mean"] == pytest.approx(clip["model"]["mean"] - clip["against"]["mean"])
+
+    pipeline = load_pipeline(str(packed))  # all at once: as it was drawn in batches of four
+    again = generate_images(
+        pipeline, evaluation.prompts.texts, evaluation.prompts.seeds, steps=STEPS, guidance=3.5, sampler="ddim"
+    )
+    assert np.abs(again.astype(int) - drawn[0].astype(int)).max() <= 1
+
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")}
+    more = evaluate(replace(evaluation, guidance=(3.5,)), measures, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")} == before
+    assert more["results"] == scores["results"][:4]
+
+
+def test_a_stopped_drawing_goes_on_with_the_same_images(packed, tmp_path):
+    prompts, settings = world_prompts("test", 1, 3), DrawingSettings("hash", "ddim", STEPS, 5.0)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw(lambda: load_pipeline(str(packed)), prompts, tmp_path / "a", settings, 2, stop)
+    assert len(list((tmp_path / "a").glob("*.png"))) == 2
+    assert not (tmp_path / "a" / "metadata.jsonl").exists()
+    done = draw(lambda: load_pipeline(str(packed)), prompts, tmp_path / "a", settings, 2)
+    whole = draw(lambda: load_pipeline(str(packed)), prompts, tmp_path / "b", settings, 2)
+    assert all(done.path(i).read_bytes() == whole.path(i).read_bytes() for i in range(6))
+    lines = [json.loads(line) for line in (tmp_path / "a" / "metadata.jsonl").read_text().splitlines()]
+    assert [(line["text"], line["seed"]) for line in lines] == list(zip(prompts.texts, prompts.seeds, strict=True))
+    with pytest.raises(InputError, match="holds images of another guidance"):
+        draw(lambda: load_pipeline(str(packed)), prompts, tmp_path / "a", replace(settings, guidance=2.0), 2)
+
+
+def test_a_model_against_itself_differs_in_nothing(tmp_path):
+    prompts = world_prompts("test", 1, 0)
+    same = Evaluation(EMBEDDED, EMBEDDED, prompts, "test", 1, "ddim", STEPS, (4.0,), 6)
+    first = evaluate(same, [clip_measure(str(SCORER_FOLDER), prompts, "cpu", "scorer")], tmp_path)["results"][0]
+    assert first["difference"] == {"mean": 0, "low": 0, "high": 0, "verdict": "no difference shown"}
+    fid = fid_measure(f"clip:{SCORER_FOLDER}", tmp_path / "against", "cpu")
+    (result,) = evaluate(same, [fid], tmp_path)["results"]
+    assert result["model"]["value"] == pytest.approx(0, abs=1e-4)
+    assert fid.settings["reference_images"] == 6
+
+
+def test_tasks_count_the_same_whatever_their_number_of_images():
+    groups = ["single_object"] * 4 + ["counting"]
+    measure = ImageMeasure(Metric.GENEVAL, lambda images, where: np.zeros(0), {}, groups)
+    values = np.array([1.0, 1, 1, 0, 0])
+    assert measure.weighted(values).mean() == pytest.approx((0.75 + 0) / 2)
+    assert measure.by_group(values) == {"single_object": 0.75, "counting": 0.0}
+
+
+@given(
+    values=st.lists(st.floats(-1, 1), min_size=6, max_size=12).filter(lambda values: len(values) % 2 == 0),
+    shift=st.floats(-2, 2),
+    higher=st.booleans(),
+)
+def test_a_verdict_needs_an_interval_without_zero(values, shift, higher):
+    found = difference([value + shift for value in values], [0.0] * len(values), higher, images_per_prompt=2)
+    assert found.low <= found.mean <= found.high or found.low == pytest.approx(found.high)
+    if found.low <= 0 <= found.high:
+        assert found.verdict is Verdict.NONE
+    else:
+        assert found.verdict is (Verdict.BETTER if (found.low > 0) == higher else Verdict.WORSE)
+
+
+def test_images_of_one_prompt_are_no_prompts_of_their_own():
+    """Four equal images a prompt tell no more than one does."""
+    one = [0.0, 1.0, 1.0, 0.0, 1.0]
+    assert estimate(np.repeat(one, 4), 4) == estimate(one)
+
+
+def test_prompts_of_tifas_form(tmp_path):
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps([{"id": "a", "caption": "one cat"}, {"id": "b", "caption": "two dogs"}]))
+    prompts = file_prompts(path, 5).repeated(2)
+    assert prompts.texts == ("one cat", "one cat", "two dogs", "two dogs")
+    assert prompts.seeds == (5, 6, 7, 8)
+    path.write_text('[{"id": 1}]')
+    with pytest.raises(InputError, match="wanted a list of .*caption"):
+        file_prompts(path, 5)
+
+
+def test_the_command(packed, tmp_path, capsys):
+    common = ["--per-task", "1", "--sampler", "ddim", "--quiet", "--out", str(tmp_path / "out")]
+    main_of = ["evaluate", str(packed), "--against", "embedded", "--steps", str(STEPS)]
+    with pytest.raises(SystemExit) as ended:
+        main([*main_of, *common])
+    assert ended.value.code == 0
+    assert "no difference shown" in capsys.readouterr().out or (tmp_path / "out" / "scores.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["embedded", "--metrics", "ssim"], "got ssim without --against"),
+        (["embedded", "--metrics", "beauty"], "metrics: got beauty, wanted clip"),
+        (["embedded", "--metrics", "fid"], "fid: got no --fid-reference"),
+        (["embedded", "--guidance", "high"], "guidance: got 'high'"),
+        (["embedded", "--dtype", "int8"], "dtype: got int8"),
+        (["PACKED", "--against", "embedded", "--per-task", "1", "--steps", "3"], "ddim 2"),
+        (["PACKED", "--per-task", "1"], "prompts: got none, wanted --prompts FILE"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, message, packed, tmp_path, capsys):
+    arguments = [str(packed) if argument == "PACKED" else argument for argument in arguments]
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", *arguments, "--out", str(tmp_path / "out"), "--quiet"])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1

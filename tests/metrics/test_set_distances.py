@@ -1,0 +1,115 @@
+"""FID, SSIM and LPIPS against formulas and second ways."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import linalg, ndimage
+from torch import nn
+
+from bitsfusion.errors import InputError
+from bitsfusion.metrics.fid import frechet_distance, load_features
+from bitsfusion.metrics.lpips import Lpips
+from bitsfusion.metrics.structure import ssim
+
+
+class Means(nn.Module):
+    """Four numbers an image: means of its quarters."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        quarters = nn.functional.adaptive_avg_pool2d(images.float() / 255, 2)
+        return quarters.mean(1).reshape(-1, 4)
+
+
+class Distance(nn.Module):
+    """Mean absolute difference, as a network of two batches."""
+
+    def forward(self, images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        return (images - others).abs().mean((1, 2, 3), keepdim=True)
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+
+
+def script(module: nn.Module, path) -> str:
+    torch.jit.script(module).save(str(path))
+    return str(path)
+
+
+def test_frechet_distance_is_the_formula(images, tmp_path):
+    others = images[:, ::-1] // 2 + 40
+    features = load_features(script(Means(), tmp_path / "means.pt"))
+    found = frechet_distance(features, (images[i : i + 7] for i in range(0, 40, 7)), [others])
+
+    def statistics(array):
+        values = array.reshape(40, 2, 8, 2, 8, 3).mean((2, 4, 5)).reshape(40, 4) / 255
+        return values.mean(0), np.cov(values, rowvar=False)
+
+    (mean, covariance), (mean2, covariance2) = statistics(images), statistics(others)
+    root = linalg.sqrtm(covariance @ covariance2).real
+    wanted = np.sum((mean - mean2) ** 2) + np.trace(covariance + covariance2 - 2 * root)
+    assert features.num_features == 4
+    assert found == pytest.approx(wanted, rel=1e-4)
+    assert frechet_distance(features, [images], [images]) == pytest.approx(0, abs=1e-6)
+
+
+def test_frechet_distance_of_clip_features(images):
+    from bitsfusion.embedded import SCORER_FOLDER
+
+    features = load_features(f"clip:{SCORER_FOLDER}")
+    dark = frechet_distance(features, [images // 8], [images])
+    assert dark > frechet_distance(features, [images[::-1]], [images]) == pytest.approx(0, abs=1e-4)
+
+
+def test_one_image_is_no_set(images, tmp_path):
+    features = load_features(script(Means(), tmp_path / "means.pt"))
+    with pytest.raises(InputError, match="got sets of 1 and 40 images"):
+        frechet_distance(features, [images[:1]], [images])
+
+
+def test_ssim_is_the_papers_formula(images):
+    others = np.clip(images.astype(int) + 30, 0, 255).astype(np.uint8)
+
+    def mean(array):  # a Gaussian window of 11 pixels
+        return ndimage.gaussian_filter(array, (1.5, 1.5, 0), truncate=5 / 1.5, mode="mirror")
+
+    a, b = images[0] / 255, others[0] / 255
+    ma, mb = mean(a), mean(b)
+    va, vb, vab = mean(a * a) - ma**2, mean(b * b) - mb**2, mean(a * b) - ma * mb
+    c1, c2 = 0.01**2, 0.03**2
+    whole = ((2 * ma * mb + c1) * (2 * vab + c2)) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
+    values = ssim(images, others)
+    assert values.shape == (40,)
+    assert values[0] == pytest.approx(whole.mean(), abs=1e-6)
+    assert ssim(images, images) == pytest.approx(np.ones(40))
+
+
+def test_lpips_of_a_torchscript_file(images, tmp_path):
+    lpips = Lpips.from_pretrained(script(Distance(), tmp_path / "distance.pt"))
+    others = images[::-1].copy()
+    wanted = np.abs(images.astype(float) - others).mean((1, 2, 3)) / 127.5
+    assert lpips(images, others) == pytest.approx(wanted, rel=1e-5)
+    assert lpips.name == "distance.pt"
+
+
+@pytest.mark.parametrize("load", [load_features, Lpips.from_pretrained])
+def test_what_is_not_there_is_one_line(load, tmp_path):
+    (tmp_path / "text.pt").write_text("no network")
+    for source in (str(tmp_path / "text.pt"), str(tmp_path / "none.pt")):
+        with pytest.raises(InputError, match=r"text\.pt is no TorchScript|none\.pt, wanted") as caught:
+            load(source)
+        assert "\n" not in str(caught.value)
+
+
+def test_networks_that_need_more_say_so():
+    from torchmetrics.utilities.imports import _TORCH_FIDELITY_AVAILABLE, _TORCHVISION_AVAILABLE
+
+    if _TORCHVISION_AVAILABLE or _TORCH_FIDELITY_AVAILABLE:
+        pytest.skip("torchvision or torch-fidelity is here")
+    with pytest.raises(InputError, match="inception needs torch-fidelity"):
+        load_features("inception")
+    with pytest.raises(InputError, match="alex needs torchvision"):
+        Lpips.from_pretrained("alex")
