@@ -1,0 +1,130 @@
+"""GenEval's files: the tree of images that the evaluator reads and the lines of results that it writes.
+
+00000/metadata.jsonl    one prompt, as a line of the prompt file
+00000/samples/0000.png  its images
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bitsfusion.errors import InputError
+from bitsfusion.files import write_text
+from bitsfusion.metrics.geneval.prompts import GenEvalPrompt, parse_prompt
+from bitsfusion.metrics.geneval.scoring import Detections, Verdict
+from bitsfusion.metrics.geneval.summary import GenEvalResult
+
+METADATA_NAME = "metadata.jsonl"
+
+
+@dataclass(frozen=True)
+class TreeImage:
+    """An image of the tree and its prompt."""
+
+    path: Path
+    prompt: GenEvalPrompt
+
+
+@dataclass(frozen=True)
+class ResultLine:
+    """A line of results.jsonl.
+
+    Fields:
+        reason: why it is not correct, one reason a line; "" if it is.
+        metadata: the prompt's line, as a string of JSON.
+        details: {class: [[left, top, right, bottom, score], ...]} of the objects that counted, as a string of JSON.
+    """
+
+    filename: str
+    tag: str
+    prompt: str
+    correct: bool
+    reason: str
+    metadata: str
+    details: str
+
+    def result(self) -> GenEvalResult:
+        """What the summary needs of it."""
+        return GenEvalResult(self.tag, self.correct)
+
+
+def image_path(tree: Path, prompt: int, sample: int) -> Path:
+    """Where image `sample` of prompt number `prompt` lies."""
+    return Path(tree) / f"{prompt:05d}" / "samples" / f"{sample:04d}.png"
+
+
+def write_metadata(tree: Path, prompts: Sequence[GenEvalPrompt]) -> None:
+    """Writes each prompt's folder with its metadata.jsonl; images go where `image_path` says."""
+    for index, prompt in enumerate(prompts):
+        write_text(Path(tree) / f"{index:05d}" / METADATA_NAME, json.dumps(prompt.metadata()) + "\n")
+
+
+def read_tree(tree: Path) -> Iterator[TreeImage]:
+    """Every image of the tree with its prompt, in order: folders named by a number, in them NUMBER.png.
+
+    Raises:
+        InputError: there is no such folder or no image in it, or a prompt's folder has no metadata.
+    """
+    tree = Path(tree)
+    folders = sorted(item for item in tree.iterdir() if item.is_dir() and item.name.isdigit()) if tree.is_dir() else []
+    empty = True
+    for folder in folders:
+        record = folder / METADATA_NAME
+        try:
+            text = record.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{record}: wanted the prompt of {folder.name}/samples, got {error}") from None
+        prompt = parse_prompt(text, str(record))
+        samples = folder / "samples"
+        for path in sorted(samples.iterdir()) if samples.is_dir() else []:
+            if path.is_file() and re.fullmatch(r"\d+\.png", path.name):
+                empty = False
+                yield TreeImage(path, prompt)
+    if empty:
+        raise InputError(f"{tree}: got no images, wanted a tree 00000/metadata.jsonl, 00000/samples/0000.png and so on")
+
+
+def result_line(filename: str, prompt: GenEvalPrompt, objects: Detections, verdict: Verdict) -> ResultLine:
+    """A line from the objects that counted in an image and the verdict on it."""
+    details = {name: [[*item.box, item.score] for item in seen] for name, seen in objects.items()}
+    return ResultLine(
+        filename,
+        prompt.tag,
+        prompt.prompt,
+        verdict.correct,
+        verdict.reason,
+        json.dumps(prompt.metadata()),
+        json.dumps(details),
+    )
+
+
+def write_results(path: Path, lines: Iterable[ResultLine]) -> None:
+    """Writes results.jsonl."""
+    write_text(path, "".join(json.dumps(asdict(line)) + "\n" for line in lines))
+
+
+def read_results(path: Path) -> list[ResultLine]:
+    """The lines of a results.jsonl, written here or by the published evaluator.
+
+    Raises:
+        InputError: there is no such file, or a line lacks something or has more.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: wanted GenEval's results, got {error}") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            values: dict[str, Any] = json.loads(line)
+            found.append(ResultLine(**values))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise InputError(f"{path}, line {number}: wanted a line of GenEval's results, got {error}") from None
+    return found
