@@ -30,7 +30,7 @@ AHEAD = 4
 
 _VOTER = re.compile(r"\w[\w .@+-]{0,39}")
 _ID = r"[A-Za-z0-9-]{8,64}"
-_STATIC = {"vote.html": "text/html", "vote.css": "text/css", "vote.js": "text/javascript"}
+_STATIC = {"vote.html": "text/html", "vote.css": "text/css", "vote.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
 
 class _Ballot(BaseModel):

@@ -207,7 +207,7 @@ def open_study(path: Path, study: Study, seed: str | None = None) -> VoteDatabas
         BitsFusionError: it cannot be written.
     """
     connection = _connect(path, "rwc")
-    with _read_or_written(path):
+    with _closed_on_failure(connection), _read_or_written(path):
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("BEGIN IMMEDIATE")
         if _kind(connection) == (0, 0) and connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
@@ -228,7 +228,7 @@ def open_votes(path: Path) -> VoteDatabase:
     if not path.is_file():
         raise InputError(f"{path}: no such file, wanted the votes of `bitsfusion vote`")
     connection = _connect(path, "rw")
-    with _read_or_written(path):
+    with _closed_on_failure(connection), _read_or_written(path):
         _check(connection, path)
     return VoteDatabase(path, connection)
 
@@ -244,6 +244,15 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
         )
     except sqlite3.OperationalError as error:
         raise BitsFusionError(f"{path}: could not be opened ({error})") from None
+
+
+@contextmanager
+def _closed_on_failure(connection: sqlite3.Connection) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        connection.close()
+        raise
 
 
 @contextmanager

@@ -15,6 +15,7 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>Results</title>
+<link rel="icon" href="/icon.svg">
 <link rel="stylesheet" href="/vote.css">
 </head>
 <body class="results">
@@ -70,7 +71,8 @@ def _head(results: VoteResults) -> str:
         f'<section class="overall"><div class="sides"><span><b>{_percent(votes.share)}</b> {a}</span>'
         f"<span>{b} <b>{_percent(None if votes.share is None else 1 - votes.share)}</b></span></div>"
         f"{_bar(votes)}"
-        f"<p>{votes.a:,} : {votes.b:,} of {trials:,} votes; 95 % interval of {a}’s share{_interval(votes)}.</p>"
+        f"<p>{votes.a:,} : {votes.b:,} of {trials:,} votes. In brackets and as lines: 95 % intervals of A’s share"
+        f"{_interval(votes)}; A is {a}.</p>"
         f'<dl class="facts">{rows}</dl></section>'
     )
 
@@ -120,7 +122,7 @@ def _agreed(results: VoteResults) -> str:
     agreement = results.agreement
     if agreement.share is None:
         return "no pair has two votes yet"
-    kappa = "–" if agreement.kappa is None else f"{agreement.kappa:.2f}".replace("-", "−")
+    kappa = "–" if agreement.kappa is None else f"{round(agreement.kappa, 2) + 0.0:.2f}".replace("-", "−")
     return f"{_percent(agreement.share)} on {agreement.pairs:,} pairs, Fleiss’ kappa {kappa}"
 
 

@@ -89,6 +89,7 @@ async function show(value) {
     const shown = element(side).querySelector("img");
     shown.src = pair[side];
     shown.alt = `Image ${index + 1} of: ${pair.prompt}`;
+    shown.parentElement.style.setProperty("--ratio", images[index].naturalWidth / images[index].naturalHeight);
     shown.classList.toggle("pixels", images[index].naturalWidth <= 128);
   });
   element("pair").classList.remove("waiting");
