@@ -66,7 +66,7 @@ class ClipScorer:
         scores = np.zeros(len(images))
         for start in range(0, len(images), self.batch_size):
             batch = slice(start, start + self.batch_size)
-            cosines = (self.image_features(images[batch]) * self._text_features(list(prompts[batch]))).sum(1)
+            cosines = (self.image_features(images[batch]) * self.text_features(prompts[batch])).sum(1)
             scores[batch] = cosines.double().cpu().numpy()
         return scores
 
@@ -74,7 +74,7 @@ class ClipScorer:
     def similarities(self, images: npt.NDArray[np.uint8], prompts: Sequence[str]) -> npt.NDArray[np.float64]:
         """The cosine of every image ([n, h, w, 3] uint8) with every prompt: [n, m]; small n and m, in one batch."""
         cosines: npt.NDArray[np.float64] = (
-            (self.image_features(images) @ self._text_features(list(prompts)).T).double().cpu().numpy()
+            (self.image_features(images) @ self.text_features(prompts).T).double().cpu().numpy()
         )
         return cosines
 
@@ -86,9 +86,13 @@ class ClipScorer:
         pooled = self.model.vision_model(pixel_values=pixels).pooler_output
         return functional.normalize(self.model.visual_projection(pooled).float(), dim=1)
 
-    def _text_features(self, prompts: list[str]) -> torch.Tensor:
+    @torch.no_grad()
+    def text_features(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Unit vectors of `prompts`, cut to CLIP's length: [n, width] float32."""
         length = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        tokens = self.tokenizer(
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
         pooled = self.model.text_model(
             input_ids=tokens["input_ids"].to(self.model.device),
             attention_mask=tokens["attention_mask"].to(self.model.device),

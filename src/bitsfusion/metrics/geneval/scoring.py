@@ -59,6 +59,9 @@ class Thresholds:
     position: float = 0.1
 
 
+PUBLISHED = Thresholds()
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Whether the image shows what was asked, and the reasons if not, one a line."""
@@ -67,7 +70,7 @@ class Verdict:
     reason: str
 
 
-def kept(detections: Detections, tag: str, thresholds: Thresholds = Thresholds()) -> dict[str, list[Detection]]:
+def kept(detections: Detections, tag: str, thresholds: Thresholds = PUBLISHED) -> dict[str, list[Detection]]:
     """The objects that count in an image of task `tag`, the most confident first; classes without any are absent."""
     least = thresholds.counting_confidence if tag == "counting" else thresholds.confidence
     found: dict[str, list[Detection]] = {}
@@ -116,7 +119,7 @@ def judge(
     objects: Detections,
     prompt: GenEvalPrompt,
     colors: ColorNames,
-    thresholds: Thresholds = Thresholds(),
+    thresholds: Thresholds = PUBLISHED,
 ) -> Verdict:
     """The verdict on an image with the `objects` that count (`kept`).
 
