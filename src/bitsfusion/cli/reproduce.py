@@ -28,8 +28,8 @@ def reproduce(
     table: Annotated[str, typer.Option(help=f"{', '.join(map(str, TABLES))} or all; several with commas.")] = "4",
     out: Annotated[Path, typer.Option(help="Folder; the same command goes on with it.")] = Path("runs/reproduce"),
     seeds: Annotated[str, typer.Option(help="Of training, with commas.")] = "0,1,2",
-    steps: Annotated[int, typer.Option(min=1, help="Of Stage I; Stage II has half of them.")] = 150,
-    per_task: Annotated[int, typer.Option(min=1, help="Prompts of each of the six tasks.")] = 40,
+    steps: Annotated[int, typer.Option(min=1, help="Of Stage I; Stage II has half of them.")] = 200,
+    per_task: Annotated[int, typer.Option(min=1, help="Prompts of each of the six tasks.")] = 50,
     guidance: Annotated[str, typer.Option(help="Of the images, with commas; the paper's: 3.5,5.5,7.5,9.5.")] = "7.5",
     sampler_steps: Annotated[int, typer.Option(min=1, help="Of PNDM.")] = 50,
     sensitivity: Annotated[

@@ -11,6 +11,7 @@ from bitsfusion.data.world.captions import prompt_set
 from bitsfusion.files import read_json, write_json
 from bitsfusion.models.unet import unet_layers
 from bitsfusion.reproduction.frame import Frame
+from bitsfusion.rivals.adaround import TRAVEL
 from bitsfusion.rivals.calibration import Calibration, drawn_calibration
 from bitsfusion.rivals.palettization import layer_psnr, palette_recipe, palettize
 from bitsfusion.rivals.q_diffusion import quantize_unet
@@ -50,7 +51,7 @@ class QDiffusion:
             layers = unet_layers(frame.unet)
             return made, sum(made[name].bits * layer.numel for name, layer in layers.items()) / frame.weights
 
-        inputs = {"bits": self.bits, "iterations": iterations, "samples": SAMPLES, "seed": seed}
+        inputs = {"bits": self.bits, "iterations": iterations, "travel": TRAVEL, "samples": SAMPLES, "seed": seed}
         _write(frame, self.name, seed, inputs, weights)
 
     def made(self, frame: Frame, seed: int) -> dict[str, str]:

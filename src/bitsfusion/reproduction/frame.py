@@ -16,7 +16,7 @@ from bitsfusion.evaluation.prompts import PromptSet, world_prompts
 from bitsfusion.evaluation.rungs import RungScores, load_images, score_images
 from bitsfusion.files import sha256_file
 from bitsfusion.metrics.generation import generate_images
-from bitsfusion.models.unet import unet_layers
+from bitsfusion.models.unet import feature_width, unet_layers
 from bitsfusion.recipe.assign import Strategy, assign
 from bitsfusion.recipe.schema import Recipe, check_fits, read_recipe, write_recipe
 from bitsfusion.reproduction.settings import Settings
@@ -25,6 +25,7 @@ from bitsfusion.runs.workspace import Workspace
 from bitsfusion.sensitivity.measure import analyze
 from bitsfusion.sensitivity.settings import NoiseErrorSettings
 from bitsfusion.sensitivity.table import read_table
+from bitsfusion.time_features.samplers import cover
 
 FULL_PRECISION = "full_precision"
 PROBE_SEED = 77
@@ -106,12 +107,22 @@ class Frame:
 
         source: dict[str, Any] = {"analysis": NoiseErrorSettings()}
         if given is not None:
-            if read_table(given).source_sha256 != ours.source_sha256:
-                raise InputError(f"sensitivity: {given} is of another model, wanted one of {ours.config.model}")
+            self._check(given)
             source = {"file": sha256_file(given)}
         common = {"data": ours.config.data, "serve": ours.config.serve}
         self.step("analyze", {**source, **common}, [table_path.name], measure)
         return table_path
+
+    def _check(self, given: Path) -> None:
+        table = read_table(given)
+        if table.source_sha256 != self.workspace.source_sha256:
+            raise InputError(f"sensitivity: {given} is of another model, wanted one of {self.workspace.config.model}")
+        covered = cover(self.workspace.samplers, self.workspace.pipeline.scheduler.config)
+        wanted = len(covered.steps) * feature_width(self.unet)
+        if table.feature_values != wanted:
+            raise InputError(
+                f"sensitivity: {given} counts {table.feature_values} time features, wanted {wanted}: {covered}"
+            )
 
     def score(self, name: str, seed: int | None, unet: Any, made: dict[str, str]) -> list[RungScores]:
         """Images of `unet` and what was measured of them, one for each guidance; drawn where they are not there yet.

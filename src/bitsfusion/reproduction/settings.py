@@ -19,19 +19,21 @@ class Settings(BaseModel):
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of training: one model each."""
-    steps: int = Field(150, ge=1)
+    steps: int = Field(200, ge=1)
     """Of Stage I; Stage II has half of them."""
     train_batch_size: int = Field(64, ge=1)
     learning_rate: float = Field(3e-4, gt=0)
     """Of Stage I, cosine to zero; a third of it in Stage II."""
     pool: int = Field(4096, ge=1)
     """Captioned scenes of the drawn world."""
-    per_task: int = Field(40, ge=1)
+    per_task: int = Field(50, ge=1)
     """Prompts of each of the six tasks."""
     guidance: tuple[float, ...] = (7.5,)
     """Every image set is drawn at each; the paper averages Table 4 over 3.5, 5.5, 7.5 and 9.5."""
     sampler_steps: int = Field(50, ge=1)
     """Of PNDM."""
+    probe_samples: int = Field(512, ge=1)
+    """Noisy latents of the teacher error."""
     target_bits: float = Field(1.99, gt=0)
     sensitivity: Path | None = None
     """A table of the embedded model from `bitsfusion analyze`; null: measured here by noise error, in seconds."""
@@ -49,7 +51,11 @@ class Settings(BaseModel):
             seeds=self.seeds,
             serve=ServeSection(samplers={Sampler.PNDM: self.sampler_steps}),
             evaluation=EvaluationSection(
-                per_task=self.per_task, steps=self.sampler_steps, guidance=self.guidance[0], batch_size=50
+                per_task=self.per_task,
+                steps=self.sampler_steps,
+                guidance=self.guidance[0],
+                batch_size=50,
+                probe_samples=self.probe_samples,
             ),
         )
 
