@@ -201,7 +201,6 @@ CONFIGS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
         lambda c: c.update(architectures=["CLIPTextModelWithProjection"]),
         "that the model does not",
     ),
-    ("text_encoder", lambda c: c.update(num_hidden_layers=10**6), "more than 10000 modules"),
     ("text_encoder", lambda c: c.update(vocab_size=10**9), "vocab_size: got a number of 30 bits"),
     ("text_encoder", lambda c: c.update(hidden_act="no such"), "CLIPTextModel refuses it"),
     ("text_encoder", lambda c: c.update(transformers_weights="other.bin"), "wanted none that chooses files or code"),
