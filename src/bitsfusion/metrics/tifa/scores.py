@@ -1,0 +1,142 @@
+"""TIFA's numbers: the share of a caption's questions that are answered right, averaged over captions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from bitsfusion.errors import InputError
+from bitsfusion.metrics.tifa.matcher import ChoiceMatcher, matched
+from bitsfusion.metrics.tifa.questions import AnsweredQuestion, TifaQuestion
+from bitsfusion.metrics.tifa.vqa import VqaModel
+
+Image = npt.NDArray[np.uint8]
+Images = npt.NDArray[np.uint8] | Sequence[Image]
+
+
+class TifaScores(BaseModel):
+    """What the official result file holds, under its names.
+
+    Fields:
+        tifa_average: the mean of `caption_scores`.
+        tifa_stdev: their sample standard deviation (divided by n - 1); None for a single caption.
+        accuracy_by_type: {element type: share of its questions answered right}, every question counting the same.
+        question_details: {caption id: {question: the entry with its answer}}.
+        caption_scores: {caption id: share of its questions answered right}: what bootstrap intervals resample.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tifa_average: float
+    tifa_stdev: float | None
+    accuracy_by_type: dict[str, float]
+    question_details: dict[str, dict[str, AnsweredQuestion]]
+    caption_scores: dict[str, float] = {}
+
+    @classmethod
+    def from_answers(cls, answers: Iterable[AnsweredQuestion]) -> TifaScores:
+        """The numbers from answered questions.
+
+        A question that a caption has twice counts twice; as in the official files its details stand once, those of
+        the first entry with the last answer.
+
+        Raises:
+            InputError: there is no answer.
+        """
+        by_caption: dict[str, list[int]] = {}
+        by_type: dict[str, list[int]] = {}
+        details: dict[str, dict[str, AnsweredQuestion]] = {}
+        for entry in answers:
+            by_caption.setdefault(entry.id, []).append(entry.scores)
+            by_type.setdefault(entry.element_type, []).append(entry.scores)
+            shown = details.setdefault(entry.id, {})
+            verdict = {name: getattr(entry, name) for name in ("free_form_vqa", "multiple_choice_vqa", "scores")}
+            shown[entry.question] = shown.get(entry.question, entry).model_copy(update=verdict)
+        if not by_caption:
+            raise InputError("TIFA: got no answered question, wanted one or more")
+        captions = {name: float(mean(scores)) for name, scores in by_caption.items()}
+        return cls(
+            tifa_average=mean(captions.values()),
+            tifa_stdev=stdev(captions.values()) if len(captions) > 1 else None,
+            accuracy_by_type={name: float(mean(scores)) for name, scores in by_type.items()},
+            question_details=details,
+            caption_scores=captions,
+        )
+
+    def to_official(self) -> dict[str, Any]:
+        """The content of the official result file, as plain values."""
+        return {
+            "tifa_average": self.tifa_average,
+            "tifa_stdev": self.tifa_stdev,
+            "accuracy_by_type": dict(self.accuracy_by_type),
+            "question_details": {
+                caption: {question: entry.fields() for question, entry in entries.items()}
+                for caption, entries in self.question_details.items()
+            },
+            "caption_scores": dict(self.caption_scores),
+        }
+
+
+def tifa_scores(
+    images: Images,
+    ids: Sequence[str],
+    questions: Iterable[TifaQuestion],
+    vqa: VqaModel,
+    matcher: ChoiceMatcher,
+    batch_size: int = 32,
+) -> TifaScores:
+    """Asks every question of its caption's image. Images without a question do not count.
+
+    Args:
+        images: uint8 [n, h, w, 3], or n of [h, w, 3] that are read when they are asked for.
+        ids: the caption of each image.
+        batch_size: questions asked at a time.
+
+    Raises:
+        InputError: a question's caption has no image, an id occurs twice, or there is no question.
+    """
+    if len(images) != len(ids):
+        raise InputError(f"TIFA: got {len(images)} images and {len(ids)} caption ids, wanted as many of each")
+    if batch_size < 1:
+        raise InputError(f"TIFA: got batch size {batch_size}, wanted 1 or more")
+    places: dict[str, int] = {}
+    for place, name in enumerate(ids):
+        if places.setdefault(name, place) != place:
+            raise InputError(f"TIFA: got two images of caption {name!r}, wanted one")
+    asked = list(questions)
+    for entry in asked:
+        if entry.id not in places:
+            raise InputError(f"TIFA: got no image of caption {entry.id!r}, wanted one for {entry.question!r}")
+    answers: list[AnsweredQuestion] = []
+    for batch, pixels in _batches(images, places, asked, batch_size):
+        choices = [entry.choices or () for entry in batch]
+        words = vqa.answer(pixels, [entry.question for entry in batch], choices)
+        if len(words) != len(batch):
+            raise InputError(f"TIFA: got {len(words)} answers of {vqa.name} to {len(batch)} questions")
+        chosen = matched(words, choices, matcher)
+        answers += [entry.answered(word, choice) for entry, word, choice in zip(batch, words, chosen, strict=True)]
+    return TifaScores.from_answers(answers)
+
+
+def _batches(
+    images: Images, places: dict[str, int], questions: list[TifaQuestion], batch_size: int
+) -> Iterator[tuple[list[TifaQuestion], npt.NDArray[np.uint8]]]:
+    """Questions in their order, with the image of each; a batch ends early where the next image has another size."""
+    batch: list[TifaQuestion] = []
+    pixels: list[Image] = []
+    name, image = None, None
+    for entry in questions:
+        if image is None or entry.id != name:
+            name, image = entry.id, images[places[entry.id]]
+        if batch and (len(batch) == batch_size or image.shape != pixels[0].shape):
+            yield batch, np.stack(pixels)
+            batch, pixels = [], []
+        batch.append(entry)
+        pixels.append(image)
+    if batch:
+        yield batch, np.stack(pixels)

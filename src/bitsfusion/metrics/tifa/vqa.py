@@ -1,0 +1,186 @@
+"""What answers TIFA's questions from an image: BLIP or ViLT of transformers, or anything of the same form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BlipForQuestionAnswering,
+    BlipImageProcessorPil,
+    ViltForQuestionAnswering,
+    ViltImageProcessorPil,
+)
+
+from bitsfusion.errors import InputError
+
+OFFICIAL = "mplug-large (modelscope)"
+"""The model of published TIFA scores; no other one gives their numbers."""
+LONGEST_ANSWER = 50
+"""Tokens of an answer, its start among them, after which the official code stops a generating model."""
+
+
+class VqaModel(Protocol):
+    """Answers questions about images; `name` is what results record."""
+
+    @property
+    def name(self) -> str:
+        """The model."""
+
+    def answer(
+        self, images: npt.NDArray[np.uint8], questions: Sequence[str], choices: Sequence[Sequence[str]]
+    ) -> list[str]:
+        """In the model's own words, one answer for each image (uint8 [n, h, w, 3]) and its question.
+
+        `choices` are a question's possible answers, none where they are not known: a model that reads text may be
+        shown them, others leave them alone.
+        """
+
+
+class _TransformersVqa:
+    """A model, its tokenizer and its image processor, on the model's device."""
+
+    kind: str
+
+    def __init__(self, model: Any, tokenizer: Any, image_processor: Any, name: str) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        """The model."""
+        return self._name
+
+    @torch.no_grad()
+    def answer(
+        self, images: npt.NDArray[np.uint8], questions: Sequence[str], choices: Sequence[Sequence[str]]
+    ) -> list[str]:
+        """One answer for each image (uint8 [n, h, w, 3]) and its question, in one batch; `choices` are not read.
+
+        Raises:
+            InputError: the images are not uint8 [n, h, w, 3], or there is not one question for each.
+        """
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            raise InputError(f"{self.kind}: got images {images.dtype} {list(images.shape)}, wanted uint8 [n, h, w, 3]")
+        if len(images) != len(questions):
+            raise InputError(f"{self.kind}: got {len(images)} images and {len(questions)} questions, wanted as many")
+        if not len(images):
+            return []
+        pixels = self.image_processor(images=list(images), input_data_format="channels_last", return_tensors="pt")
+        length = self.model.config.get_text_config().max_position_embeddings
+        tokens = self.tokenizer(
+            list(questions), padding=True, truncation=True, max_length=length, return_tensors="pt"
+        ).to(self.model.device)
+        return self._answer(pixels["pixel_values"].to(self.model.device, self.model.dtype), tokens)
+
+    def _answer(self, pixels: torch.Tensor, tokens: Any) -> list[str]:
+        raise NotImplementedError
+
+
+class BlipVqa(_TransformersVqa):
+    """BLIP: reads image and question, generates the answer word by word, the likeliest each time."""
+
+    kind = "BLIP"
+
+    @classmethod
+    def from_pretrained(cls, source: str | PathLike[str], device: str = "cpu") -> BlipVqa:
+        """From a folder, or hub id, such as Salesforce/blip-vqa-capfilt-large.
+
+        Raises:
+            InputError: it holds no such model.
+        """
+        return cls(*_loaded(source, device, "blip", BlipForQuestionAnswering, BlipImageProcessorPil), str(source))
+
+    def _answer(self, pixels: torch.Tensor, tokens: Any) -> list[str]:
+        # BlipForQuestionAnswering.generate lets the decoder look at the padding of shorter questions: the answer would
+        # depend on the batch. These are its steps with the padding masked.
+        image = self.model.vision_model(pixel_values=pixels).last_hidden_state
+        mask = tokens["attention_mask"]
+        question = self.model.text_encoder(
+            input_ids=tokens["input_ids"], attention_mask=mask, encoder_hidden_states=image
+        ).last_hidden_state
+        text = self.model.config.text_config
+        words = self.model.text_decoder.generate(
+            input_ids=torch.full((len(question), 1), self.model.decoder_start_token_id, device=question.device),
+            encoder_hidden_states=question,
+            encoder_attention_mask=mask,
+            eos_token_id=text.sep_token_id,
+            pad_token_id=text.pad_token_id,
+            max_length=LONGEST_ANSWER,
+            do_sample=False,
+        )
+        answers: list[str] = self.tokenizer.batch_decode(words, skip_special_tokens=True)
+        return answers
+
+
+class ViltVqa(_TransformersVqa):
+    """ViLT: the likeliest of the answers that it was trained on (its config's labels)."""
+
+    kind = "ViLT"
+
+    @classmethod
+    def from_pretrained(cls, source: str | PathLike[str], device: str = "cpu") -> ViltVqa:
+        """From a folder, or hub id, such as dandelin/vilt-b32-finetuned-vqa.
+
+        Raises:
+            InputError: it holds no such model.
+        """
+        return cls(*_loaded(source, device, "vilt", ViltForQuestionAnswering, ViltImageProcessorPil), str(source))
+
+    def _answer(self, pixels: torch.Tensor, tokens: Any) -> list[str]:
+        # ViLT draws the order of its patches from torch's CPU generator: put back as it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(0)
+            logits = self.model(pixel_values=pixels, **tokens).logits
+        labels = self.model.config.id2label
+        return [str(labels[int(index)]) for index in logits.argmax(1)]
+
+
+def vqa_model(source: str | PathLike[str], device: str = "cpu") -> VqaModel:
+    """The model in a folder, or of a hub id, by its config: BLIP or ViLT.
+
+    Raises:
+        InputError: it holds neither.
+    """
+    kind = _model_type(source)
+    if kind not in ("blip", "vilt"):
+        raise InputError(f"TIFA's VQA model: got {source} of type {kind!r}, wanted 'blip' or 'vilt'")
+    return BlipVqa.from_pretrained(source, device) if kind == "blip" else ViltVqa.from_pretrained(source, device)
+
+
+def _model_type(source: str | PathLike[str]) -> str:
+    try:
+        return str(AutoConfig.from_pretrained(source).model_type)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"TIFA's VQA model: got {source}, wanted a BLIP or ViLT model ({reason})") from error
+
+
+def _loaded(
+    source: str | PathLike[str], device: str, kind: str, model_class: Any, processor_class: Any
+) -> tuple[Any, Any, Any]:
+    """Model, tokenizer and image processor. A model of another kind or task would load with random weights: refused."""
+    found = _model_type(source)
+    if found != kind:
+        raise InputError(f"TIFA's VQA model: got {source} of type {found!r}, wanted {kind!r}")
+    try:
+        model, report = model_class.from_pretrained(source, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        image_processor = processor_class.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        wanted = f"wanted a {model_class.__name__} with its tokenizer and image processor"
+        raise InputError(f"TIFA's VQA model: got {source}, {wanted} ({reason})") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        wanted = f"wanted a {model_class.__name__} with all weights"
+        raise InputError(f"TIFA's VQA model: got {source} without {missing[0]}, {wanted}")
+    return model.to(torch.device(device)), tokenizer, image_processor
