@@ -9,6 +9,7 @@ from bitsfusion.errors import InputError
 from bitsfusion.evaluation.rungs import RungScores
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.recipe.assign import Strategy
+from bitsfusion.reproduction.order import orders
 from bitsfusion.reproduction.plan import plan
 from bitsfusion.reproduction.settings import Settings
 from bitsfusion.reproduction.student import Levels, Student
@@ -76,6 +77,27 @@ def test_means_and_spreads_are_over_seeds():
     assert line["against_full_precision"]["mean"] == -0.375
     assert _measured("x", "x", groups[:1], whole, None)["geneval"]["spread"] is None
     assert _measured("x", "x", groups, whole, groups)["against_row_above"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_the_papers_order():
+    right, wrong = [True] * 40, [False] * 40
+    measured = {"a": [scores(wrong, 0)], "b": [scores(right, 0)], "c": [scores(right, 0)], "d": [scores(wrong, 0)]}
+    published = {"a": 0.1, "b": 0.2, "unpublished": None, "c": 0.3, "d": 0.4, "unmeasured": 0.5}
+    steps = orders(published, measured, cumulative=True)
+    assert [(one.better, one.worse, one.verdict) for one in steps] == [
+        ("b", "a", "holds"),
+        ("c", "b", "not told apart"),
+        ("d", "c", "reversed"),
+    ]
+    best = orders(published, measured, cumulative=False)
+    assert [(one.better, one.worse, one.verdict) for one in best] == [
+        ("d", "a", "not told apart"),
+        ("d", "b", "reversed"),
+        ("d", "c", "reversed"),
+    ]
+    assert best[0].published == pytest.approx(0.3)
+    falling = orders({"x": 0.9, "y": 0.1}, {"x": measured["b"], "y": measured["a"]}, cumulative=True)
+    assert [(one.better, one.worse, one.verdict) for one in falling] == [("x", "y", "holds")]
 
 
 @pytest.mark.parametrize("text", ["2", "4,8", "", "four"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from bitsfusion.evaluation.rungs import RungScores, paired_difference
 from bitsfusion.files import write_json, write_text
 from bitsfusion.reproduction.figure import draw_table
 from bitsfusion.reproduction.frame import FULL_PRECISION, Frame
+from bitsfusion.reproduction.order import orders
 from bitsfusion.reproduction.subject import Subject
 
 SCHEMA_VERSION = 1
@@ -37,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Of the paper: its number, what it shows, its rows, and full precision's published CLIP score."""
+    """Of the paper: its number, what it shows, its rows, full precision's published CLIP score, and what to know."""
 
     number: int
     title: str
@@ -45,6 +46,7 @@ class Table:
     published_full_precision: float | None
     cumulative: bool = False
     """Whether each row is compared with the one above, too."""
+    note: str = ""
 
 
 def make_table(frame: Frame, table: Table) -> dict[str, Any]:
@@ -58,6 +60,7 @@ def make_table(frame: Frame, table: Table) -> dict[str, Any]:
     first = _measured("full precision", None, [whole], whole, None)
     first |= {"bits": 32.0, "bytes": None, "bytes_fp16": dense, "published": table.published_full_precision}
     lines, above = [first], None
+    measured: dict[str, list[RungScores]] = {}
     for row in table.rows:
         if row.subject is None:
             lines.append({"label": row.label, "missing": row.missing, "published": row.published})
@@ -69,9 +72,9 @@ def make_table(frame: Frame, table: Table) -> dict[str, Any]:
         line |= {"bits": bits, "bytes": size, "bits_per_weight": 8 * size / frame.weights, "published": row.published}
         line["seeds"] = list(seeds) if row.subject.trained else []
         lines.append(line)
-        above = groups
-        _write(frame, table, lines)
-    return _write(frame, table, lines)
+        above, measured[row.label] = groups, [score for group in groups for score in group]
+        _write(frame, table, lines, measured)
+    return _write(frame, table, lines, measured)
 
 
 def _one(frame: Frame, subject: Subject, seed: int) -> list[RungScores]:
@@ -124,11 +127,15 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _write(frame: Frame, table: Table, lines: list[dict[str, Any]]) -> dict[str, Any]:
+def _write(
+    frame: Frame, table: Table, lines: list[dict[str, Any]], measured: Mapping[str, Sequence[RungScores]]
+) -> dict[str, Any]:
+    published = {row.label: row.published for row in table.rows}
     content = {
         "schema_version": SCHEMA_VERSION,
         "table": table.number,
         "title": table.title,
+        "note": table.note,
         "weights": frame.weights,
         "settings": {
             **frame.settings.model_dump(mode="json"),
@@ -138,6 +145,7 @@ def _write(frame: Frame, table: Table, lines: list[dict[str, Any]]) -> dict[str,
         "prompts_sha256": frame.prompts.sha256,
         "source_sha256": frame.workspace.source_sha256,
         "rows": lines,
+        "order": [order.to_dict() for order in orders(published, measured, table.cumulative)],
     }
     stem = frame.path / f"table{table.number}"
     write_json(stem.with_suffix(".json"), content)
@@ -184,6 +192,16 @@ def markdown(content: dict[str, Any]) -> str:
         "scales, palettes, biases, norms, cached time features and its header, over the weights of all layers.",
         "",
     ]
+    if content["note"]:
+        lines += [content["note"], ""]
+    if content["order"]:
+        lines += ["The paper's order, by GenEval here:", ""]
+        lines += [
+            f"- {one['better']} over {one['worse']} (the paper's CLIP {one['published']:+.4f}): **{one['verdict']}**, "
+            f"{_interval(one)}"
+            for one in content["order"]
+        ]
+        lines.append("")
     return "\n".join(lines)
 
 
@@ -198,7 +216,7 @@ def _spread(figure: dict[str, Any], digits: int) -> str:
     return f"{figure['mean']:.{digits}f}{spread}"
 
 
-def _interval(difference: dict[str, float] | None) -> str:
+def _interval(difference: Mapping[str, Any] | None) -> str:
     if difference is None:
         return "–"
     return f"{difference['mean']:+.3f} ({difference['low']:+.3f} to {difference['high']:+.3f})"
