@@ -42,7 +42,7 @@ def table4() -> Table:
         ),
         published_full_precision=0.3156,
         cumulative=True,
-        note="The first three rows have two bits in every layer, time layers included, but 8 in conv_in and conv_out; the "
-        "others cache the time features. Rows up to time sampling are Stage I from the full-precision model; the two "
-        "beyond are both stages. The paper's scores are of SD-v1.5, averaged over guidance 3.5, 5.5, 7.5 and 9.5.",
+        note="The first three rows have two bits in every layer, time layers included, but 8 in conv_in and conv_out; "
+        "the others cache the time features. Rows up to time sampling are Stage I from the full-precision model; the "
+        "two beyond are both stages. The paper's scores are of SD-v1.5, averaged over guidance 3.5, 5.5, 7.5 and 9.5.",
     )

@@ -32,10 +32,10 @@ def table3() -> Table:
             Row("bitsfusion: exact, optimal", OURS),
         ),
         published_full_precision=0.3175,
-        note="LSQ and EfficientDM train for the steps of both stages together; Q-Diffusion has as many iterations a block "
-        "as Stage I has steps; palettes, quanto and SDNQ are not trained. Each file holds its codes under zstd where that "
-        "is smaller, as ours do; quanto and SDNQ write their own files, in bfloat16, everything else keeps 32 bits beside "
-        "the codes. The paper's scores are of SD-v1.5.",
+        note="LSQ and EfficientDM train for the steps of both stages together; Q-Diffusion has as many iterations a "
+        "block as Stage I has steps; palettes, quanto and SDNQ are not trained. Each file holds its codes under zstd "
+        "where that is smaller, as ours do; quanto and SDNQ write their own files, in bfloat16, everything else keeps "
+        "32 bits beside the codes. The paper's scores are of SD-v1.5.",
     )
 
 
