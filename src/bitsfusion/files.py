@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -231,9 +231,10 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def sha256_folder(path: Path) -> str:
-    """The SHA-256 over the relative names and contents of every file below a folder, in hex."""
+def sha256_folder(path: Path, without: Container[str] = ()) -> str:
+    """The SHA-256 over the relative names and contents of every file below a folder, in hex; of its own files and
+    folders, those named in `without` are passed over."""
     path = Path(path)
-    return sha256_json(
-        {file.relative_to(path).as_posix(): sha256_file(file) for file in sorted(path.rglob("*")) if file.is_file()}
-    )
+    files = {file.relative_to(path): file for file in sorted(path.rglob("*")) if file.is_file()}
+    kept = {name.as_posix(): file for name, file in files.items() if name.parts[0] not in without}
+    return sha256_json({name: sha256_file(file) for name, file in kept.items()})

@@ -16,7 +16,7 @@ def build_app() -> typer.Typer:
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    from bitsfusion.cli import artifact, bench, evaluate, reproduce, run, steps, training, vote
+    from bitsfusion.cli import artifact, bench, card, evaluate, reproduce, run, steps, training, vote
 
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
@@ -28,7 +28,7 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for commands in (run, steps, training, artifact, bench, evaluate, reproduce, vote):
+    for commands in (run, steps, training, artifact, bench, evaluate, reproduce, card, vote):
         commands.register(app)
     return app
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bitsfusion.errors import BitsFusionError, InputError
+from bitsfusion.evaluation.card import PICTURES, README
 from bitsfusion.files import read_json, sha256_file, sha256_folder, sha256_json, write_json
 from bitsfusion.training.ranks import Ranks
 
@@ -173,7 +174,8 @@ class RunFolder:
 
 
 def _sha256(path: Path) -> str:
-    return sha256_folder(path) if path.is_dir() else sha256_file(path)
+    """What `bitsfusion card` adds to a folder later does not make it another."""
+    return sha256_folder(path, without=(README, PICTURES)) if path.is_dir() else sha256_file(path)
 
 
 def _remove(path: Path) -> None:

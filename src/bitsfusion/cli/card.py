@@ -1,0 +1,77 @@
+"""`bitsfusion card`: the model card of a packed folder, and the way to the hub."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitsfusion.cli.console import progress_bars
+from bitsfusion.cli.options import Quiet
+from bitsfusion.errors import InputError
+from bitsfusion.evaluation.card.card import (
+    default_prompts,
+    hub_id,
+    known_license,
+    original_of,
+    run_scores,
+    write_card,
+)
+from bitsfusion.evaluation.card.hub import push_to_hub
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command()(card)
+
+
+def card(
+    folder: Annotated[Path, typer.Argument(help="A packed pipeline folder.")],
+    license: Annotated[
+        str | None, typer.Option(help="The original's, as the hub names it: apache-2.0, creativeml-openrail-m ...")
+    ] = None,
+    base_model: Annotated[str | None, typer.Option(help="The original's hub id, if the scores name none.")] = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option(help="summary.json of a run (by default the one around the folder) or scores.json."),
+    ] = None,
+    prompt: Annotated[list[str], typer.Option(help="Of a sample to draw; repeat for more.")] = [],  # noqa: B006
+    seed: Annotated[int, typer.Option(min=0, help="Of the first sample; the next ones count on.")] = 1024,
+    guidance: Annotated[float, typer.Option(help="Of the samples.")] = 7.5,
+    command: Annotated[str, typer.Option(help="That made the folder, to be shown.")] = "",
+    push_to_hub: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload the folder there.")] = None,
+    private: Annotated[bool, typer.Option(help="If the repository has to be made, for its owner only.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Writes README.md, with bits, sizes, scores, samples and how to load it, into a packed folder."""
+    scores = scores or run_scores(folder)
+    original = base_model or original_of(scores)
+    with progress_bars(quiet) as progress:
+        path = write_card(
+            folder,
+            license=license or known_license(folder, original) or _asked(),
+            name=push_to_hub,
+            base_model=hub_id(original),
+            scores=scores,
+            prompts=prompt or default_prompts(original),
+            seed=seed,
+            guidance=guidance,
+            command=command,
+            progress=lambda done, total: progress.update("samples", done, total),
+        )
+    print(path)
+    if push_to_hub is not None:
+        print(_push(folder, push_to_hub, private))
+
+
+def _push(folder: Path, repo: str, private: bool) -> str:
+    return push_to_hub(folder, repo, private=private)
+
+
+def _asked() -> str:
+    """By the person at the keyboard, if there is one."""
+    if not sys.stdin.isatty():
+        raise InputError("license: got none, wanted --license NAME, the original's, such as creativeml-openrail-m")
+    return str(typer.prompt("License of the original (apache-2.0, creativeml-openrail-m ...)"))

@@ -1,0 +1,116 @@
+"""The scores that a card shows, from a run's summary.json or the scores.json of `bitsfusion evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitsfusion.artifact.inspect import Inspection
+from bitsfusion.errors import InputError
+from bitsfusion.files import read_json
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """A table of scores as text, what was done to get them, and the original if the file names it."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    settings: Mapping[str, str]
+    original: str | None
+
+
+_RUNGS = {
+    "full_precision": "full precision",
+    "init": "quantized, not trained",
+    "stage1": "after Stage I",
+    "stage2": "after Stage II",
+    "control": "full precision, trained on with Stage II's budget",
+}
+
+
+def read_scores(path: Path, inspection: Inspection) -> ScoreTable:
+    """The table of either file, checked to be of the model that was inspected.
+
+    Raises:
+        InputError: no such file, another kind of file, or the scores of another model.
+    """
+    values = read_json(path)
+    try:
+        table = _summary(values) if "rungs" in values else _evaluation(values)
+        average = values["bits"]["average"] if "rungs" in values else values["model"]["bits"]["average"]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"{path}: wanted a summary.json or scores.json of bitsfusion, got no {error}") from None
+    if abs(average - inspection.average_bits) > 1e-9:
+        raise InputError(
+            f"{path}: is of a model at {average:.6f} bits, wanted one of {inspection.path} at "
+            f"{inspection.average_bits:.6f}"
+        )
+    return table
+
+
+def _summary(values: Mapping[str, Any]) -> ScoreTable:
+    """A row a rung; a column that no rung has is left out."""
+    rungs = values["rungs"]
+    columns = {
+        "bits": lambda rung: f"{rung['bits']:.4g}",
+        "GenEval (95 %)": lambda rung: _with_interval(rung.get("geneval")),
+        "CLIP score": lambda rung: _number(rung.get("clip_score")),
+        "image MSE": lambda rung: _number(rung.get("image_mse")),
+        "noise loss": lambda rung: _number(rung.get("noise_loss")),
+    }
+    cells = {name: [cell(rung) for rung in rungs] for name, cell in columns.items()}
+    shown = {name: column for name, column in cells.items() if any(cell != "–" for cell in column)}
+    names = [_RUNGS.get(rung["name"], rung["name"]) for rung in rungs]
+    settings = values["settings"]
+    first, last = settings["seeds"]
+    said = {
+        "sampler": f"{settings['sampler']}, {settings['steps']} steps, guidance {settings['guidance']:g}",
+        "images": f"{settings['prompts']} prompts (SHA-256 {settings['prompts_sha256'][:16]}), seeds {first} to {last}",
+        "training seeds": ", ".join(str(seed) for seed in settings["training_seeds"])
+        + "; trained rows are their mean, this model is the first",
+    }
+    return ScoreTable(("model", *shown), tuple(zip(names, *shown.values(), strict=True)), said, values.get("model"))
+
+
+def _evaluation(values: Mapping[str, Any]) -> ScoreTable:
+    """A row a metric and guidance: both models, the difference, and what may be said of it."""
+    rows = []
+    for result in values["results"]:
+        between = result.get("difference") or result.get("to_original")
+        rows.append(
+            (
+                result["metric"],
+                f"{result['guidance']:g}",
+                _number(_value(result.get("model"))),
+                _number(_value(result.get("against"))),
+                "–" if between is None else f"{between['mean']:.4g} ({between['low']:.4g} to {between['high']:.4g})",
+                (result.get("difference") or {}).get("verdict", ""),
+            )
+        )
+    settings = values["settings"]
+    seeds = settings["seeds"]
+    said = {
+        "sampler": f"{settings['sampler']}, {settings['steps']} steps",
+        "images": f"{settings['images']}, prompts: {settings['prompts']} (SHA-256 {settings['prompts_sha256'][:16]}), "
+        f"seeds {seeds['first']} to {seeds['first'] + seeds['count'] - 1}",
+    }
+    columns = ("metric", "guidance", "this model", "original", "between them (95 %)", "")
+    return ScoreTable(columns, tuple(rows), said, (values.get("against") or {}).get("source"))
+
+
+def _value(side: Mapping[str, Any] | None) -> float | None:
+    return None if side is None else side.get("mean", side.get("value"))
+
+
+def _with_interval(score: Mapping[str, Any] | None) -> str:
+    if score is None:
+        return "–"
+    low, high = score["interval"]
+    return f"{score['overall']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
