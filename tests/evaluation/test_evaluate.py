@@ -125,7 +125,7 @@ def test_a_model_against_itself_differs_in_nothing(tmp_path):
 
 def test_tasks_count_the_same_whatever_their_number_of_images():
     groups = ["single_object"] * 4 + ["counting"]
-    measure = ImageMeasure(Metric.GENEVAL, lambda images, where: np.zeros(0), {}, groups)
+    measure = ImageMeasure(Metric.GENEVAL, lambda images, where: np.zeros(0), groups=groups)
     values = np.array([1.0, 1, 1, 0, 0])
     assert measure.weighted(values).mean() == pytest.approx((0.75 + 0) / 2)
     assert measure.by_group(values) == {"single_object": 0.75, "counting": 0.0}

@@ -23,11 +23,23 @@ from bitsfusion.evaluation.measures import (
     pair_measure,
     world_geneval_measure,
 )
+from bitsfusion.evaluation.official import geneval_measure, tifa_measure
 from bitsfusion.evaluation.prompts import PromptSet, file_prompts, world_prompts
+from bitsfusion.metrics.geneval.colors import OFFICIAL_CLIP, ClipColors
+from bitsfusion.metrics.geneval.detector import Mask2FormerDetector
+from bitsfusion.metrics.geneval.evaluator import Evaluator
+from bitsfusion.metrics.geneval.prompts import is_geneval, read_prompts
+from bitsfusion.metrics.geneval.world import WorldReader
+from bitsfusion.metrics.tifa.files import read_captions, read_questions
+from bitsfusion.metrics.tifa.matcher import OFFICIAL_ENCODER, SentenceMatcher
+from bitsfusion.metrics.tifa.vqa import vqa_model
 from bitsfusion.models.pipeline import EMBEDDED
 from bitsfusion.time_features.samplers import Sampler
 
 CLIP = "openai/clip-vit-base-patch32"
+DETECTOR = "facebook/mask2former-swin-small-coco-instance"
+WORLD = "world"
+VQA = "Salesforce/blip-vqa-capfilt-large"
 NAMES = [metric.value for metric in Metric]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -51,7 +63,7 @@ def evaluate(
     per_task: Annotated[int, typer.Option(min=1, help="Of each task of the drawn world's prompts.")] = 100,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first that many prompts of the file.")] = None,
     images_per_prompt: Annotated[int, typer.Option(min=1, help="GenEval is published with 4.")] = 1,
-    guidance: Annotated[str, typer.Option(help="One or more, with commas; the paper: 2.5,3.5,...,9.5.")] = "7.5",
+    guidance: Annotated[str, typer.Option(help="With commas, or as 2.5-9.5 (the paper's) in steps of 1.")] = "7.5",
     sampler: Annotated[Sampler, typer.Option()] = Sampler.PNDM,
     steps: Annotated[int, typer.Option(min=1)] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next ones count on.")] = 1024,
@@ -63,6 +75,15 @@ def evaluate(
     lpips: Annotated[str, typer.Option(help="alex, vgg, squeeze, or a TorchScript file.")] = "alex",
     fid_features: Annotated[str, typer.Option(help="inception, clip:MODEL, or a TorchScript file.")] = "inception",
     fid_reference: Annotated[Path | None, typer.Option(help="Folder of real images for FID.")] = None,
+    detector: Annotated[
+        str, typer.Option(help='Of GenEval: a Mask2Former of transformers, or "world", the drawn world\'s reader.')
+    ] = DETECTOR,
+    colors: Annotated[str, typer.Option(help="CLIP that names GenEval's colours.")] = OFFICIAL_CLIP,
+    questions: Annotated[Path | None, typer.Option(help="TIFA's questions about the captions of --prompts.")] = None,
+    vqa: Annotated[str, typer.Option(help="BLIP or ViLT that answers TIFA's questions.")] = VQA,
+    sentence_encoder: Annotated[
+        str, typer.Option(help="Text encoder that maps TIFA's answers to choices.")
+    ] = OFFICIAL_ENCODER,
     device: Annotated[str, typer.Option(help="cpu, cuda and so on.")] = "cpu",
     dtype: Annotated[str, typer.Option(help=f"Of the pipelines: {', '.join(DTYPES)}.")] = "float32",
     quiet: Quiet = False,
@@ -101,9 +122,9 @@ def evaluate(
                 raise InputError("fid: got no --fid-reference, wanted a folder of real images")
             measures.append(fid_measure(fid_features, fid_reference, device))
         elif metric is Metric.GENEVAL:
-            measures.append(_geneval(repeated))
+            measures.append(_geneval(prompts, limit, repeated, images_per_prompt, detector, colors, device))
         else:
-            raise InputError("tifa: not there yet")
+            measures.append(_tifa(prompts, limit, images_per_prompt, questions, vqa, sentence_encoder, device))
     with progress_bars(quiet or json) as progress:
         scores = run_evaluation(evaluation, measures, out, progress.update)
     if json:
@@ -126,11 +147,17 @@ def _metrics(text: str | None, against: str | None, world: bool) -> list[Metric]
 
 
 def _guidance(text: str) -> tuple[float, ...]:
+    values: list[float] = []
     try:
-        values = tuple(dict.fromkeys(float(part) for part in text.split(",")))
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            start, end = float(first), float(last) if dash else float(first)
+            if not 0 <= start <= end <= 1000:
+                raise ValueError
+            values += [start + step for step in range(int(end - start) + 1)]
     except ValueError:
-        raise InputError(f"guidance: got {text!r}, wanted numbers with commas, such as 3.5,7.5") from None
-    return values
+        raise InputError(f"guidance: got {text!r}, wanted numbers such as 3.5,7.5 or 2.5-9.5 in steps of 1") from None
+    return tuple(dict.fromkeys(values))
 
 
 def _prompts(path: Path | None, world: bool, per_task: int, limit: int | None, seed: int) -> PromptSet:
@@ -142,8 +169,32 @@ def _prompts(path: Path | None, world: bool, per_task: int, limit: int | None, s
     return world_prompts("test", per_task, seed)
 
 
-def _geneval(prompts: PromptSet) -> Measure:
-    return world_geneval_measure(prompts)
+def _geneval(
+    path: Path | None, limit: int | None, prompts: PromptSet, each: int, detector: str, colors: str, device: str
+) -> Measure:
+    if path is None:
+        return world_geneval_measure(prompts)
+    if not is_geneval(path):
+        raise InputError(
+            f"geneval: got prompts {path}, wanted GenEval's own: .jsonl lines with tag, include and prompt"
+        )
+    asked = read_prompts(path)[:limit]
+    if detector == WORLD:
+        return geneval_measure(Evaluator(WorldReader(), WorldReader()), asked, each)
+    seen = Mask2FormerDetector.from_pretrained(detector, device)
+    return geneval_measure(Evaluator(seen, ClipColors.from_pretrained(colors, device)), asked, each)
+
+
+def _tifa(
+    path: Path | None, limit: int | None, each: int, questions: Path | None, vqa: str, encoder: str, device: str
+) -> Measure:
+    if path is None or path.suffix != ".json" or questions is None:
+        raise InputError("tifa: wanted TIFA's captions (--prompts FILE.json) and its questions (--questions FILE.json)")
+    if each != 1:
+        raise InputError(f"tifa: got {each} images a prompt, wanted one a caption")
+    captions, asked = read_captions(path)[:limit], read_questions(questions)
+    matcher = SentenceMatcher.from_pretrained(encoder, device)
+    return tifa_measure(vqa_model(vqa, device), matcher, captions, asked)
 
 
 def _print(scores: dict[str, Any], out: Path) -> None:

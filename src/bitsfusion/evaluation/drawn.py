@@ -55,7 +55,7 @@ def read_png(path: Path) -> npt.NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.array(image.convert("RGB"))
     except (OSError, SyntaxError) as error:
         raise InputError(f"{path}: wanted an image, got {error}") from None
 

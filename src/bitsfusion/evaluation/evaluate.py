@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from bitsfusion.artifact.inspect import inspect_folder
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.drawn import DrawingSettings, DrawnImages, draw
 from bitsfusion.evaluation.estimates import difference, estimate
-from bitsfusion.evaluation.measures import ImageMeasure, Measure, PairMeasure, SetMeasure, Values
+from bitsfusion.evaluation.measures import ImageMeasure, JudgedMeasure, Measure, PairMeasure, SetMeasure, Values
 from bitsfusion.evaluation.prompts import PromptSet
 from bitsfusion.files import read_json, sha256_folder, sha256_json, write_json
 from bitsfusion.models.pipeline import load_pipeline, pipeline_folder
@@ -68,6 +68,7 @@ def evaluate(
     report = progress or (lambda what, done, total: None)
     sources = {MODEL: evaluation.model} | ({AGAINST: evaluation.against} if evaluation.against else {})
     hashes = {side: sha256_folder(pipeline_folder(source)) for side, source in sources.items()}
+    identities = {side: _identity(source, hashes[side]) for side, source in sources.items()}
     drawn: dict[tuple[str, float], DrawnImages] = {}
     for side, source in sources.items():
         load = functools.cache(functools.partial(_pipeline, source, evaluation))
@@ -85,11 +86,18 @@ def evaluate(
     for guidance in evaluation.guidance:
         sides = {side: drawn[side, guidance] for side in sources}
         for measure in measures:
-            values = _Values(out / "values", measure, guidance, evaluation, hashes, report)
-            results.append({"metric": measure.metric.value, "guidance": guidance, **_scores(measure, sides, values)})
+            values = _Values(out, measure, guidance, evaluation, hashes, report)
+            results.append(
+                {
+                    "metric": measure.metric.value,
+                    "guidance": guidance,
+                    **_scores(measure, sides, values),
+                    "of": {**_drawn(evaluation), **identities, "settings": dict(measure.settings)},
+                }
+            )
     scores = {
         "schema_version": SCHEMA_VERSION,
-        **{side: _identity(source, hashes[side]) for side, source in sources.items()},
+        **identities,
         "settings": _settings(evaluation),
         "metrics": {measure.metric.value: dict(measure.settings) for measure in measures},
         "results": results,
@@ -100,45 +108,60 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class _Values:
-    """Every image's value by one measure, kept in files."""
+class _Found:
+    """Values, and the records of a `JudgedMeasure`."""
 
-    folder: Path
+    values: Values
+    records: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Values:
+    """Every image's value by one measure, kept in files below `out`."""
+
+    out: Path
     measure: Measure
     guidance: float
     evaluation: Evaluation
     hashes: dict[str, str]
     report: Progress
 
-    def of(self, side: str, compute: Callable[[Callable[[int], None]], Values]) -> Values:
+    def of(self, side: str, compute: Callable[[Callable[[int], None]], _Found]) -> _Found:
         """From the file if it is of the same images and settings, otherwise computed; told how many are done."""
         metric = self.measure.metric.value
-        path = self.folder / f"{metric}-{side}-guidance-{self.guidance:g}.json"
-        drawn = {key: value for key, value in _settings(self.evaluation).items() if key != "guidance"}
-        identity = sha256_json([self.hashes, self.guidance, drawn, metric, dict(self.measure.settings)])
+        path = self.out / "values" / f"{metric}-{side}-guidance-{self.guidance:g}.json"
+        parts = [self.hashes, self.guidance, _drawn(self.evaluation), metric, dict(self.measure.settings)]
+        identity = sha256_json(parts)
         if path.exists() and (stored := read_json(path)).get("identity") == identity:
-            return np.asarray(stored["values"], dtype=np.float64)
+            return _Found(np.asarray(stored["values"], dtype=np.float64), stored.get("records", []))
         count = len(self.evaluation.prompts.texts)
-        values = compute(lambda done: self.report(f"{metric}, {side}, guidance {self.guidance:g}", done, count))
-        write_json(path, {"identity": identity, "values": values.tolist()})
-        return values
+        found = compute(lambda done: self.report(f"{metric}, {side}, guidance {self.guidance:g}", done, count))
+        records = {"records": found.records} if found.records else {}
+        write_json(path, {"identity": identity, "values": found.values.tolist(), **records})
+        return found
+
+    def official(self, side: str) -> Path:
+        """Where the published evaluator's files go."""
+        return self.out / self.measure.metric.value / side / f"guidance-{self.guidance:g}"
 
 
 def _scores(measure: Measure, sides: dict[str, DrawnImages], values: _Values) -> dict[str, Any]:
     size, each = values.evaluation.batch_size, values.evaluation.images_per_prompt
     if isinstance(measure, PairMeasure):
         pairs = values.of(MODEL, functools.partial(_pairs, measure, sides[MODEL], sides[AGAINST], size))
-        return {"to_original": asdict(estimate(pairs, each))}
+        return {"to_original": asdict(estimate(pairs.values, each))}
     if isinstance(measure, SetMeasure):
         return {
-            side: {"value": float(values.of(side, functools.partial(_set, measure, images, size))[0])}
+            side: {"value": float(values.of(side, functools.partial(_set, measure, images, size)).values[0])}
             for side, images in sides.items()
         }
     found = {side: values.of(side, functools.partial(_alone, measure, images, size)) for side, images in sides.items()}
-    weighted = {side: measure.weighted(alone) for side, alone in found.items()}
+    weighted = {side: measure.weighted(alone.values) for side, alone in found.items()}
     scores: dict[str, Any] = {}
     for side, alone in found.items():
-        groups = measure.by_group(alone)
+        if isinstance(measure, JudgedMeasure):
+            measure.publish(sides[side], alone.records, values.official(side))
+        groups = measure.by_group(alone.values)
         scores[side] = asdict(estimate(weighted[side], each)) | ({"tasks": groups} if groups else {})
     if AGAINST in found:
         paired = difference(weighted[MODEL], weighted[AGAINST], True, each)
@@ -146,29 +169,36 @@ def _scores(measure: Measure, sides: dict[str, DrawnImages], values: _Values) ->
     return scores
 
 
-def _alone(measure: ImageMeasure, images: DrawnImages, size: int, done: Callable[[int], None]) -> Values:
-    values = np.zeros(images.count)
+def _alone(
+    measure: ImageMeasure | JudgedMeasure, images: DrawnImages, size: int, done: Callable[[int], None]
+) -> _Found:
+    values, records = np.zeros(images.count), []
     for number, batch in enumerate(images.batches(size)):
         where = slice(number * size, number * size + len(batch))
-        values[where] = measure.score(batch, where)
+        if isinstance(measure, JudgedMeasure):
+            judgements = measure.judge(batch, where)
+            values[where] = [judgement.value for judgement in judgements]
+            records += [judgement.record for judgement in judgements]
+        else:
+            values[where] = measure.score(batch, where)
         done(where.stop)
-    return values
+    return _Found(values, records)
 
 
 def _pairs(
     measure: PairMeasure, images: DrawnImages, others: DrawnImages, size: int, done: Callable[[int], None]
-) -> Values:
+) -> _Found:
     values = []
     for batch, other in zip(images.batches(size), others.batches(size), strict=True):
         values.append(measure.distance(batch, other))
         done(sum(map(len, values)))
-    return np.concatenate(values)
+    return _Found(np.concatenate(values))
 
 
-def _set(measure: SetMeasure, images: DrawnImages, size: int, done: Callable[[int], None]) -> Values:
+def _set(measure: SetMeasure, images: DrawnImages, size: int, done: Callable[[int], None]) -> _Found:
     value = measure.score(images.batches(size))
     done(images.count)
-    return np.asarray([value])
+    return _Found(np.asarray([value]))
 
 
 def _pipeline(source: str, evaluation: Evaluation) -> Any:
@@ -186,11 +216,15 @@ def _identity(source: str, sha256: str) -> dict[str, Any]:
 
 
 def _settings(evaluation: Evaluation) -> dict[str, Any]:
+    return {"guidance": list(evaluation.guidance), **_drawn(evaluation)}
+
+
+def _drawn(evaluation: Evaluation) -> dict[str, Any]:
+    """What every image depends on beside the model and the guidance."""
     prompts = evaluation.prompts
     return {
         "sampler": evaluation.sampler,
         "steps": evaluation.steps,
-        "guidance": list(evaluation.guidance),
         "seeds": {"first": prompts.seeds[0], "count": len(prompts.seeds)},
         "prompts": evaluation.prompts_source,
         "prompts_sha256": prompts.sha256,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from bitsfusion.data.world.captions import TASKS
 from bitsfusion.errors import InputError
-from bitsfusion.evaluation.drawn import read_png
+from bitsfusion.evaluation.drawn import DrawnImages, read_png
 from bitsfusion.evaluation.prompts import PromptSet
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.metrics.fid import Batches, frechet_distance, load_features
@@ -44,19 +44,16 @@ PAIRED = (Metric.MSE, Metric.PSNR, Metric.SSIM, Metric.LPIPS)
 
 
 @dataclass(frozen=True)
-class ImageMeasure:
-    """A value of each image by itself; higher is better.
+class _OfGroups:
+    """What the measures of single images share: higher is better, and tasks may count the same.
 
     Fields:
-        score: images [n, h, w, 3] uint8 and where they are among the prompts, to n values.
         settings: what the number depends on, as JSON.
-        groups: of each prompt: the mean is that of the groups' means (GenEval's tasks); none: of all images.
+        groups: of each image: the mean is that of the groups' means (GenEval's tasks); none: of all images.
     """
 
-    metric: Metric
-    score: Callable[[Images, slice], Values]
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    groups: Sequence[str] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    groups: Sequence[str] | None = field(default=None, kw_only=True)
 
     def weighted(self, values: Values) -> Values:
         """`values` scaled so that their plain mean is the metric's."""
@@ -72,6 +69,40 @@ class ImageMeasure:
         groups = np.asarray(self.groups)
         order = [name for name in TASKS if name in self.groups] or sorted(set(self.groups))
         return {name: float(values[groups == name].mean()) for name in order}
+
+
+@dataclass(frozen=True)
+class ImageMeasure(_OfGroups):
+    """A value of each image by itself.
+
+    Fields:
+        score: images [n, h, w, 3] uint8 and where they are among the prompts, to n values.
+    """
+
+    metric: Metric
+    score: Callable[[Images, slice], Values]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """An image's value, and what was found in it, as JSON."""
+
+    value: float
+    record: Any
+
+
+@dataclass(frozen=True)
+class JudgedMeasure(_OfGroups):
+    """A value of each image by itself with what it rests on, written in the files of its published evaluator.
+
+    Fields:
+        judge: images [n, h, w, 3] uint8 and where they are among the prompts, to n judgements.
+        publish: writes the images' records to a folder.
+    """
+
+    metric: Metric
+    judge: Callable[[Images, slice], Sequence[Judgement]]
+    publish: Callable[[DrawnImages, Sequence[Any], Path], None]
 
 
 @dataclass(frozen=True)
@@ -92,14 +123,16 @@ class SetMeasure:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-Measure = ImageMeasure | PairMeasure | SetMeasure
+Measure = ImageMeasure | JudgedMeasure | PairMeasure | SetMeasure
 
 
 def clip_measure(source: str, prompts: PromptSet, device: str, name: str) -> ImageMeasure:
     """CLIP score, as a cosine (others report 100 times this); `name` is what results call the model."""
     scorer = ClipScorer.from_pretrained(source, device)
     return ImageMeasure(
-        Metric.CLIP, lambda images, where: scorer.score(images, prompts.texts[where]), {"clip": name, "scale": 1}
+        Metric.CLIP,
+        lambda images, where: scorer.score(images, prompts.texts[where]),
+        settings={"clip": name, "scale": 1},
     )
 
 
@@ -114,8 +147,7 @@ def pair_measure(metric: Metric, lpips: str, device: str) -> PairMeasure:
 
 
 def fid_measure(features: str, reference: Path, device: str) -> SetMeasure:
-    """FID against the images in folder `reference`, each resized to the drawn images' side (bicubic) and cropped to
-    the centre square.
+    """FID against the images in folder `reference`, each cropped to its centre square; the features' network resizes.
 
     Raises:
         InputError: no such features, or no images in the folder.
@@ -147,7 +179,10 @@ def world_geneval_measure(prompts: PromptSet) -> ImageMeasure:
         return np.asarray(part.check(images), dtype=np.float64)
 
     return ImageMeasure(
-        Metric.GENEVAL, score, {"detector": "the drawn world's reader"}, [prompt.tag for prompt in prompts.world]
+        Metric.GENEVAL,
+        score,
+        settings={"detector": "the drawn world's reader", "rules": "strict: nothing but what was asked for"},
+        groups=[prompt.tag for prompt in prompts.world],
     )
 
 

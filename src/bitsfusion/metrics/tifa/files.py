@@ -1,91 +1,89 @@
-"""TIFA's files as they are published: captions, questions with choices, and where each caption's image is."""
+"""TIFA's files as its authors publish them: questions, captions, and where the images lie."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel
 
 from bitsfusion.errors import InputError
 from bitsfusion.files import read_json, write_json
+from bitsfusion.metrics.tifa.questions import TifaCaption, TifaQuestion
 from bitsfusion.schema import parse
 
-
-class Caption(BaseModel):
-    """A text that an image is drawn of; other keys (coco_val_id) are kept."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    id: str
-    caption: str = Field(min_length=1)
-
-    @field_validator("id", mode="before")
-    @classmethod
-    def _text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, int) else value
+Entry = TypeVar("Entry", bound=BaseModel)
 
 
-class Question(Caption):
-    """A question about a caption, its choices and the right one; other keys are kept."""
-
-    question: str = Field(min_length=1)
-    choices: tuple[str, ...] = Field(min_length=1)
-    answer: str
-    element_type: str
-    element: str | None = None
-
-    @model_validator(mode="after")
-    def _answerable(self) -> Question:
-        if self.answer not in self.choices:
-            raise ValueError(f"answer: got {self.answer!r}, wanted one of the choices {', '.join(self.choices)}")
-        return self
-
-
-def read_captions(path: Path) -> tuple[Caption, ...]:
-    """The captions of a file such as tifa_v1.0_text_inputs.json, in its order.
-
-    Raises:
-        InputError: there is no such file, or an entry is no caption.
-    """
-    return tuple(parse(Caption, value, f"{path}, entry {n}") for n, value in enumerate(_entries(path)))
-
-
-def read_questions(path: Path) -> tuple[Question, ...]:
+def read_questions(path: Path) -> list[TifaQuestion]:
     """The questions of a file such as tifa_v1.0_question_answers.json, in its order.
 
     Raises:
-        InputError: there is no such file, or an entry is no question.
+        InputError: an entry is not one; the line names it.
     """
-    return tuple(parse(Question, value, f"{path}, entry {n}") for n, value in enumerate(_entries(path)))
+    return _entries(path, TifaQuestion, "questions")
+
+
+def read_captions(path: Path) -> list[TifaCaption]:
+    """The captions of a file such as tifa_v1.0_text_inputs.json, in its order.
+
+    Raises:
+        InputError: an entry is not one, or two have the same id; the line names it.
+    """
+    captions = _entries(path, TifaCaption, "captions")
+    first: dict[str, int] = {}
+    for number, caption in enumerate(captions):
+        if first.setdefault(caption.id, number) != number:
+            raise InputError(
+                f"{path}: entry {number}: got id {caption.id!r} again (entry {first[caption.id]}), "
+                "wanted one entry a caption"
+            )
+    return captions
 
 
 def read_image_paths(path: Path) -> dict[str, Path]:
-    """The map {caption's id: image file}; relative files are beside the map.
+    """The image of each caption, {id: path}; paths are relative to the map's folder.
 
     Raises:
-        InputError: there is no such file, or it is no such map.
+        InputError: it is no such map, or an image is not there; the line names its caption.
     """
     value = read_json(path)
-    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value.values()):
-        raise InputError(f"{path}: got no map, wanted {{id: image file}}")
-    return {key: Path(path).parent / name for key, name in value.items()}
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: got {type(value).__name__}, wanted {{caption id: path of its image}}")
+    images = {}
+    for name, image in value.items():
+        if not isinstance(image, str):
+            raise InputError(f"{path}: caption {name!r}: got {image!r}, wanted the path of its image")
+        images[name] = Path(path).parent / image
+        if not images[name].is_file():
+            raise InputError(f"{path}: caption {name!r}: got {image}, wanted an image; there is no such file")
+    return images
 
 
 def write_image_paths(path: Path, images: Mapping[str, Path]) -> None:
-    """Writes the map, files relative to it where they lie below its folder."""
+    """Writes the map; files below its folder are named relative to it."""
     folder = Path(path).parent.resolve()
 
     def shown(file: Path) -> str:
         whole = Path(file).resolve()
         return (whole.relative_to(folder) if whole.is_relative_to(folder) else whole).as_posix()
 
-    write_json(path, {key: shown(file) for key, file in images.items()})
+    write_json(path, {name: shown(file) for name, file in images.items()})
 
 
-def _entries(path: Path) -> list[Any]:
+def _entries(path: Path, schema: type[Entry], what: str) -> list[Entry]:
     value = read_json(path)
-    if not isinstance(value, list) or not value:
-        raise InputError(f"{path}: got no list of entries, wanted TIFA's captions or questions")
-    return value
+    if not isinstance(value, list):
+        raise InputError(f"{path}: got {type(value).__name__}, wanted a list of {what}")
+    if not value:
+        raise InputError(f"{path}: got no entry, wanted {what}")
+    return [parse(schema, entry, f"{path}: entry {number}{_named(entry)}") for number, entry in enumerate(value)]
+
+
+def _named(entry: Any) -> str:
+    """The caption's id and the question of an entry, so that it is found in the file."""
+    if not isinstance(entry, dict):
+        return ""
+    parts = [str(entry[key]) for key in ("id", "question") if isinstance(entry.get(key), (str, int))]
+    return f" ({', '.join(parts)})" if parts else ""

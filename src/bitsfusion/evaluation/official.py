@@ -1,0 +1,108 @@
+"""GenEval and TIFA as measures whose results are also written in their evaluators' own files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitsfusion.errors import InputError
+from bitsfusion.evaluation.drawn import DrawnImages
+from bitsfusion.evaluation.measures import Images, JudgedMeasure, Judgement, Metric
+from bitsfusion.files import sha256_json
+from bitsfusion.metrics.geneval.evaluator import Evaluator
+from bitsfusion.metrics.geneval.files import ResultLine, image_path, write_metadata, write_results
+from bitsfusion.metrics.geneval.prompts import GenEvalPrompt, class_names
+from bitsfusion.metrics.tifa.files import write_image_paths
+from bitsfusion.metrics.tifa.matcher import ChoiceMatcher, matched
+from bitsfusion.metrics.tifa.questions import AnsweredQuestion, TifaCaption, TifaQuestion
+from bitsfusion.metrics.tifa.results import write_result
+from bitsfusion.metrics.tifa.scores import TifaScores
+from bitsfusion.metrics.tifa.vqa import VqaModel
+
+
+def geneval_measure(evaluator: Evaluator, prompts: Sequence[GenEvalPrompt], images_per_prompt: int) -> JudgedMeasure:
+    """GenEval by the published rules; writes the official tree of images and results.jsonl.
+
+    Args:
+        prompts: one of each prompt; its images lie beside each other.
+
+    Raises:
+        InputError: the detector does not know a class of the prompts.
+    """
+    evaluator.detector.check_classes(class_names(prompts))
+    each = [prompt for prompt in prompts for _ in range(images_per_prompt)]
+
+    def judge(images: Images, where: slice) -> list[Judgement]:
+        lines = [evaluator.evaluate(image, prompt, "") for image, prompt in zip(images, each[where], strict=True)]
+        return [Judgement(float(line.correct), asdict(line)) for line in lines]
+
+    def publish(images: DrawnImages, records: Sequence[Any], folder: Path) -> None:
+        write_metadata(folder, prompts)
+        lines = []
+        for index, record in enumerate(records):
+            path = image_path(folder, *divmod(index, images_per_prompt))
+            _link(images.path(index), path)
+            lines.append(ResultLine(**{**record, "filename": str(path)}))
+        write_results(folder / "results.jsonl", lines)
+
+    return JudgedMeasure(
+        Metric.GENEVAL, judge, publish, settings=evaluator.settings(), groups=[prompt.tag for prompt in each]
+    )
+
+
+def tifa_measure(
+    vqa: VqaModel, matcher: ChoiceMatcher, captions: Sequence[TifaCaption], questions: Sequence[TifaQuestion]
+) -> JudgedMeasure:
+    """TIFA, an image a caption; writes the official map of images and the official result.
+
+    Raises:
+        InputError: a caption has no question.
+    """
+    asked: dict[str, list[TifaQuestion]] = {caption.id: [] for caption in captions}
+    for question in questions:
+        if question.id in asked:
+            asked[question.id].append(question)
+    if silent := [name for name, about in asked.items() if not about]:
+        raise InputError(f"tifa: got no question for {len(silent)} captions such as {silent[0]}, wanted some for each")
+    by_image = [asked[caption.id] for caption in captions]
+
+    def judge(images: Images, where: slice) -> list[Judgement]:
+        found = []
+        for image, about in zip(images, by_image[where], strict=True):
+            choices = [question.choices or () for question in about]
+            words = vqa.answer(np.stack([image] * len(about)), [question.question for question in about], choices)
+            chosen = matched(words, choices, matcher)
+            answers = [question.answered(*answer) for question, *answer in zip(about, words, chosen, strict=True)]
+            value = sum(answer.scores for answer in answers) / len(answers)
+            found.append(Judgement(value, [answer.fields() for answer in answers]))
+        return found
+
+    def publish(images: DrawnImages, records: Sequence[Any], folder: Path) -> None:
+        paths = {caption.id: images.path(index) for index, caption in enumerate(captions)}
+        write_image_paths(folder / "images.json", paths)
+        answers = [AnsweredQuestion.model_validate(answer) for record in records for answer in record]
+        write_result(folder / "result.json", TifaScores.from_answers(answers))
+
+    settings = {
+        "vqa": vqa.name,
+        "choices": matcher.name,
+        "questions": sum(map(len, by_image)),
+        "questions_sha256": sha256_json([[question.fields() for question in about] for about in by_image]),
+    }
+    return JudgedMeasure(Metric.TIFA, judge, publish, settings=settings)
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name, or a copy where the file system has no links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
