@@ -23,6 +23,9 @@ from rich.table import Table
 
 from bitsfusion.runs.progress import ProgressSink
 
+_WIDE = 200
+"""Columns of a table that goes to a file or another program."""
+
 
 class Bars(ProgressSink):
     """One bar for each step under way; a finished step leaves one line."""
@@ -69,13 +72,13 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: list[str], rows: list[list[str]], title: str | None = None) -> None:
-    """A table on stdout; all columns but the first are aligned to the right."""
+    """A table on stdout; all columns but the first are aligned to the right. Nothing is broken where no one looks."""
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else _WIDE).print(table)
 
 
 def print_ladder(summary: Mapping[str, Any], folder: Path) -> None:
