@@ -67,11 +67,13 @@ def test_long_questions_are_cut(blip_folder, vilt_folder, images):
         assert len(vqa_model(folder).answer(images[:1], ["is this a cat " * 20], [()])) == 1
 
 
-def test_matcher_is_the_cosine_of_mean_states(bert_folder):
-    matcher = SentenceMatcher.from_pretrained(bert_folder, batch_size=3)
+@pytest.mark.parametrize("kind", ["bert", "mpnet"])
+def test_matcher_is_the_cosine_of_mean_states(models, kind, tmp_path):
+    folder = getattr(models, f"save_{kind}")(tmp_path)
+    matcher = SentenceMatcher.from_pretrained(folder, batch_size=3)
     answers = ["pale green", "two red dog", "light"]
     choices = [("red", "green", "blue"), ("cat", "dog"), ("yes", "no", "pale", "red")]
-    model = AutoModel.from_pretrained(bert_folder).eval()
+    model = AutoModel.from_pretrained(folder).eval()
 
     def vector(text):
         with torch.no_grad():
@@ -83,6 +85,7 @@ def test_matcher_is_the_cosine_of_mean_states(bert_folder):
     ]
     assert matcher.nearest(answers, choices) == expected
     assert matcher.embed(["two red dog", "cat"])[1] == pytest.approx(matcher.embed(["cat"])[0], abs=1e-6)
+    assert matcher.embed(["two " * 40]).shape == (1, 16)  # longer than the encoder reads
     assert matched(["green", "two", "pale red"], [choices[0], (), ("red",)], matcher) == ["green", "two", "red"]
 
 

@@ -1,4 +1,4 @@
-"""BLIP, ViLT and BERT models of random weights, saved in folders as on the hub, small enough to run in a test."""
+"""BLIP, ViLT, BERT and MPNet models of random weights, saved in folders as on the hub, small enough to run in a test."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from transformers import (
     BlipConfig,
     BlipForQuestionAnswering,
     BlipImageProcessorPil,
+    MPNetConfig,
+    MPNetModel,
+    MPNetTokenizer,
     ViltConfig,
     ViltForQuestionAnswering,
     ViltImageProcessorPil,
@@ -76,5 +79,17 @@ def save_vilt(folder: Path) -> Path:
 def save_bert(folder: Path) -> Path:
     torch.manual_seed(0)
     for part in (BertModel(BertConfig(**TEXT)), build_tokenizer()):
+        part.save_pretrained(folder)
+    return folder
+
+
+def save_mpnet(folder: Path) -> Path:
+    """Of the kind of the official sentence encoder."""
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *SENTENCE.split()]
+    special = dict(bos_token_id=0, pad_token_id=1, eos_token_id=2)
+    torch.manual_seed(0)
+    model = MPNetModel(MPNetConfig(**TEXT | special | dict(vocab_size=len(tokens))))
+    tokenizer = MPNetTokenizer(vocab={token: index for index, token in enumerate(tokens)}, model_max_length=14)
+    for part in (model, tokenizer):
         part.save_pretrained(folder)
     return folder
