@@ -1,4 +1,4 @@
-"""BLIP, ViLT, BERT and MPNet models of random weights, saved in folders as on the hub, small enough to run in a test."""
+"""BLIP, ViLT, BERT and MPNet models of random weights, saved in folders as on the hub, small enough for a test."""
 
 from __future__ import annotations
 
