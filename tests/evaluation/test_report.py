@@ -14,10 +14,14 @@ import pytest
 from bitsfusion.data.world.captions import TASKS, prompt_set, sample_scene
 from bitsfusion.data.world.scene import draw
 from bitsfusion.errors import InputError
+from bitsfusion.evaluation.card.scores import ScoreTable
 from bitsfusion.evaluation.report import write_report
 from bitsfusion.evaluation.report.numbers import duration, number, size
-from bitsfusion.evaluation.report_data import Curve, LayerRow, Pictures, ReportData, Rung, Sizes
+from bitsfusion.evaluation.report_data import Curve, LayerRow, Pictures, ReportData, Rung, SeedScores, Sizes
 from bitsfusion.metrics.geneval import GenEvalResult, GenEvalSummary, geneval_summary
+from bitsfusion.vote.database import Record, Vote
+from bitsfusion.vote.prompts import Topic
+from bitsfusion.vote.results import vote_results
 
 VOID = {"meta", "img", "br", "link"}
 
@@ -247,3 +251,28 @@ def test_number(value: float | None, text: str) -> None:
 def test_units() -> None:
     assert [size(x) for x in (12, 1_172_000, 216.4e6, 1.72e9)] == ["12 B", "1.17 MB", "216 MB", "1.72 GB"]
     assert [duration(x) for x in (2.14, 131, 9000, None)] == ["2.1 s", "2 min", "2.5 h", "–"]
+
+
+def test_every_seed_is_shown_with_the_spread(data: ReportData, tmp_path: Path) -> None:
+    seeds = [SeedScores(3, 0.95, 31.5), SeedScores(1, 0.91, 31.1), SeedScores(2, 0.93, None)]
+    rungs = [dataclasses.replace(rung, seeds=seeds if rung.name == "stage2" else seeds[:1]) for rung in data.rungs]
+    text = write_report(dataclasses.replace(data, rungs=rungs), tmp_path).read_text("utf-8")
+    page = Page(text)
+    start = page.text.index("Seed by seed")
+    spread = page.text[start : page.text.index("Six tasks", start)]
+    assert page.open == [] and spread.count("seed ") == 3 and "Noise" not in spread
+    assert "After Stage II, mean0.93 0.91 – 0.9531.3 31.1 – 31.5seed 10.9131.1seed 20.93–seed 30.9531.5" in spread
+
+
+def test_votes_and_an_evaluation_are_shown(data: ReportData, tmp_path: Path) -> None:
+    topics = (Topic("<Animals>", "Basic"),) * 3
+    votes = tuple(Vote("anna", pair, "aab"[pair], "a", 900, "") for pair in range(3))
+    results = vote_results(Record(("packed & co", "full"), ("p",) * 3, topics, votes))
+    scores = ScoreTable(("metric", "this model"), (("clip", "0.3<1"),), {"sampler": "pndm"}, None)
+    text = write_report(dataclasses.replace(data, votes=results, evaluated=scores), tmp_path).read_text("utf-8")
+    page = Page(text)
+    assert page.open == [] and "<Animals>" in page.text and "<Animals>" not in text
+    assert "2 : 1" in text and "3 votes of 1 voter." in page.text and "No preference is shown" in page.text
+    assert "clip0.3<1" in page.text and "sampler: pndm." in page.text
+    bare = write_report(data, tmp_path / "bare").read_text("utf-8")
+    assert "Human preference" not in bare and "Evaluation" not in bare and "Seed by seed" not in bare

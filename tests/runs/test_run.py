@@ -12,9 +12,13 @@ import pytest
 import yaml
 
 from bitsfusion.artifact.verify import verify_folder
+from bitsfusion.errors import InputError
 from bitsfusion.files import read_json
 from bitsfusion.runs.config import RunConfig
 from bitsfusion.runs.run import Run
+from bitsfusion.vote.database import Record, Vote
+from bitsfusion.vote.prompts import Topic
+from bitsfusion.vote.results import vote_results
 
 CONFIG = {
     "data": {"kind": "world", "pool": 256},
@@ -79,6 +83,24 @@ def test_nothing_is_done_twice(done):
     records = {path.name: path.stat().st_mtime_ns for path in (done / "steps").glob("*.json")}
     Run(RunConfig.model_validate(CONFIG), done).execute()
     assert {path.name: path.stat().st_mtime_ns for path in (done / "steps").glob("*.json")} == records
+
+
+def test_votes_put_beside_a_run_are_shown(done, tmp_path):
+    """The page is made again, nothing else; scores of another model are refused."""
+    folder = tmp_path / "run"
+    subprocess.run(["cp", "-rp", done, folder], check=True)
+    votes = (Vote("anna", 0, "b", "a", 900, ""),)
+    results = vote_results(Record(("full", "packed"), ("a cat",), (Topic("Animals", "Basic"),), votes))
+    (folder / "votes.json").write_text(results.model_dump_json())
+    before = {path.name: path.stat().st_mtime_ns for path in (folder / "steps").glob("*.json")}
+    Run(RunConfig.model_validate(CONFIG), folder).execute()
+    after = {path.name: path.stat().st_mtime_ns for path in (folder / "steps").glob("*.json")}
+    assert {name for name in after if after[name] != before[name]} == {"report.json"}
+    page = (folder / "report" / "index.html").read_text()
+    assert "Human preference" in page and "1 vote of 1 voter." in page
+    (folder / "scores.json").write_text(json.dumps({"model": {"bits": {"average": 8.0}}, "results": []}))
+    with pytest.raises(InputError, match=r"scores\.json"):
+        Run(RunConfig.model_validate(CONFIG), folder).execute()
 
 
 def test_a_changed_setting_repeats_only_what_follows_from_it(done, tmp_path):

@@ -9,7 +9,20 @@ import numpy as np
 import numpy.typing as npt
 
 from bitsfusion.errors import InputError
+from bitsfusion.evaluation.card.scores import ScoreTable
 from bitsfusion.metrics.geneval import GenEvalSummary
+from bitsfusion.vote.results import VoteResults
+
+
+@dataclass(frozen=True)
+class SeedScores:
+    """One training seed's means; a figure that was not measured is None."""
+
+    seed: int
+    geneval: float | None = None
+    clip_score: float | None = None
+    noise_error: float | None = None
+    noise_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -26,6 +39,7 @@ class Rung:
         seconds: what it took to make this rung from the one before.
         paired: mean, low and high of a 95 % interval of how much more often than the reference's its images are
             right, prompt by prompt; without it the report compares the two GenEval intervals as independent.
+        seeds: of a rung that was trained several times, each by itself.
     """
 
     name: str
@@ -39,6 +53,7 @@ class Rung:
     noise_loss: float | None = None
     seconds: float | None = None
     paired: tuple[float, float, float] | None = None
+    seeds: Sequence[SeedScores] = ()
 
 
 @dataclass(frozen=True)
@@ -105,6 +120,7 @@ class ReportData:
     Fields:
         step_errors: the latent error over the time step (Eq. 9), a curve a rung.
         losses: the training loss over the step, a curve a stage.
+        votes: what people preferred. evaluated: what `bitsfusion evaluate` measured.
         settings: what to know to do it again, name -> value. command: the line that made it.
 
     Raises:
@@ -122,6 +138,8 @@ class ReportData:
     layers: Sequence[LayerRow] = ()
     step_errors: Sequence[Curve] = ()
     losses: Sequence[Curve] = ()
+    votes: VoteResults | None = None
+    evaluated: ScoreTable | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
     command: str = ""
 

@@ -6,17 +6,24 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bitsfusion.artifact.inspect import Inspection, inspect_folder
+from bitsfusion.evaluation.card.scores import ScoreTable, read_scores
 from bitsfusion.evaluation.report import write_report
-from bitsfusion.evaluation.report_data import Curve, LayerRow, Pictures, ReportData, Rung, Sizes
+from bitsfusion.evaluation.report_data import Curve, LayerRow, Pictures, ReportData, Rung, SeedScores, Sizes
 from bitsfusion.evaluation.rungs import RungScores, geneval, load_images, paired_difference
-from bitsfusion.files import read_json
+from bitsfusion.files import read_json, sha256_file
 from bitsfusion.models.pipeline import EMBEDDED
 from bitsfusion.models.unet import layer_kind
 from bitsfusion.runs.ladder import Ladder
 from bitsfusion.runs.summary import fp16_bytes, known_mean, rung_bits, rung_names, training_log, training_seconds
+from bitsfusion.schema import parse
 from bitsfusion.sensitivity.table import read_table
+from bitsfusion.vote.results import VoteResults
 
 PICTURED_PER_TASK = 4
+VOTES = "votes.json"
+SCORES = ("scores.json", "evaluation/scores.json")
+"""Shown if they are there: of `bitsfusion vote --results FILE --json` and of `bitsfusion evaluate --out`."""
+
 MODEL_NAMES = {EMBEDDED: "The embedded model"}
 LABELS = {
     "full_precision": ("Full precision", "the original"),
@@ -45,11 +52,28 @@ def write_run_report(ladder: Ladder) -> Path:
                 for name in ("stage1", "stage2")
                 if (log := training_log(ladder, name))
             ],
+            votes=_votes(ladder.workspace.path),
+            evaluated=_evaluated(ladder.workspace.path, inspection),
             settings=_settings(ladder),
             command=f"bitsfusion run {ladder.workspace.path}/config.json --out {ladder.workspace.path}",
         ),
         ladder.workspace.path / "report",
     )
+
+
+def beside(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file that the page shows and no step of a run makes."""
+    return {name: sha256_file(folder / name) for name in (VOTES, *SCORES) if (folder / name).is_file()}
+
+
+def _votes(folder: Path) -> VoteResults | None:
+    path = folder / VOTES
+    return parse(VoteResults, read_json(path), str(path)) if path.is_file() else None
+
+
+def _evaluated(folder: Path, inspection: Inspection) -> ScoreTable | None:
+    """Scores of another model than the packed one are refused."""
+    return next((read_scores(folder / name, inspection) for name in SCORES if (folder / name).is_file()), None)
 
 
 def _rung(ladder: Ladder, name: str) -> Rung:
@@ -68,7 +92,14 @@ def _rung(ladder: Ladder, name: str) -> Rung:
         noise_loss=known_mean([score.noise_loss for score in scores]),
         seconds=training_seconds(ladder, name),
         paired=None if paired is None else (paired["mean"], paired["low"], paired["high"]),
+        seeds=[_seed(ladder, score, score.seed) for score in scores if score.seed is not None],
     )
+
+
+def _seed(ladder: Ladder, score: RungScores, seed: int) -> SeedScores:
+    own = geneval([score], ladder.prompts)
+    overall = None if own is None else own.overall
+    return SeedScores(seed, overall, score.clip_score, score.noise_error, score.noise_loss)
 
 
 def _pictures(ladder: Ladder) -> Pictures:

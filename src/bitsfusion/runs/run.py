@@ -22,7 +22,7 @@ from bitsfusion.recipe.schema import check_fits, write_recipe
 from bitsfusion.runs.config import RunConfig
 from bitsfusion.runs.ladder import Ladder
 from bitsfusion.runs.progress import ProgressSink
-from bitsfusion.runs.report import write_run_report
+from bitsfusion.runs.report import beside, write_run_report
 from bitsfusion.runs.summary import write_summary
 from bitsfusion.runs.workspace import Workspace, stage_folder
 from bitsfusion.sensitivity.measure import analyze
@@ -151,7 +151,8 @@ class Run:
             write_run_report(self.ladder)
 
         made = {name: self._made(name) for name in self.ladder.step_names}
-        self.workspace.step("report", {"rungs": made}, ["summary.json", "report"], work)
+        inputs: dict[str, Any] = {"rungs": made} | ({"beside": found} if (found := beside(self.path)) else {})
+        self.workspace.step("report", inputs, ["summary.json", "report"], work)
 
     def _made(self, step: str) -> dict[str, str]:
         return dict(self.workspace.folder.made(step))

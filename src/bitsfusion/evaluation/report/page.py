@@ -7,6 +7,7 @@ from html import escape
 from importlib import resources
 
 from bitsfusion.evaluation.report.figures import line_plot, section
+from bitsfusion.evaluation.report.measured import evaluated, seed_spread, votes
 from bitsfusion.evaluation.report.numbers import number, signed, size
 from bitsfusion.evaluation.report.pictures import contact_sheet, picture_strip
 from bitsfusion.evaluation.report.scores import ladder, task_panels
@@ -23,7 +24,10 @@ def page(data: ReportData) -> str:
     sections = [
         _first_view(data),
         ladder(data),
+        seed_spread(data),
         task_panels(data),
+        evaluated(data),
+        votes(data),
         contact_sheet(data),
         byte_bars(data.sizes),
         layer_bits(data.layers),
