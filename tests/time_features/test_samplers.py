@@ -1,10 +1,11 @@
 """Which steps a sampler visits."""
 
 import pytest
+import torch
 from diffusers import DPMSolverMultistepScheduler, PNDMScheduler
 
 from bitsfusion.errors import InputError
-from bitsfusion.time_features import Coverage, SamplerSteps, cover, sampler_timesteps
+from bitsfusion.time_features import Coverage, SamplerSteps, build_scheduler, cover, sampler_timesteps
 
 CONFIG = PNDMScheduler(
     beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1, timestep_spacing="leading"
@@ -41,6 +42,17 @@ def test_a_spacing_that_the_file_leaves_open_is_covered_in_both_readings() -> No
     assert visited[0] != visited[1]
     assert set(cover([("dpm", 20)], left_open).steps) == visited[0] | visited[1]
     assert set(cover([("dpm", 20)], CONFIG).steps) == visited[1] == set(sampler_timesteps("dpm", 20, left_open))
+
+
+def test_ddim_clips_no_latents_unless_the_config_says_so() -> None:
+    assert build_scheduler("ddim", CONFIG).config.clip_sample is False
+    assert build_scheduler("ddim", {**CONFIG, "clip_sample": True}).config.clip_sample is True
+    scheduler = build_scheduler("ddim", CONFIG)
+    scheduler.set_timesteps(20)
+    noise = torch.full((1, 4, 2, 2), 0.5)
+    clean = scheduler.step(noise, 951, torch.full_like(noise, 3.0)).pred_original_sample
+    alpha = scheduler.alphas_cumprod[951]
+    assert torch.allclose(clean, (3.0 - (1 - alpha) ** 0.5 * noise) / alpha**0.5)  # far outside of [-1, 1]
 
 
 def test_unknown_sampler() -> None:

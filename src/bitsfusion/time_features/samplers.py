@@ -67,6 +67,9 @@ def build_scheduler(name: str, scheduler_config: Mapping[str, Any]) -> Scheduler
     The config's values count as its file's, those that its file leaves to the class too: so it is once diffusers has
     saved it, and a packed folder draws as the model it was made from.
 
+    DDIM clips the predicted sample to [-1, 1] where its config does not say otherwise, which is meant for pixels and
+    destroys latents: a config that says nothing of it (PNDM has no such option) means no clipping.
+
     Raises:
         InputError: no sampler of that name.
     """
@@ -78,7 +81,8 @@ def _scheduler(name: str, scheduler_config: Mapping[str, Any]) -> SchedulerMixin
         scheduler = _CLASSES[Sampler(name)]
     except ValueError:
         raise InputError(f"sampler: got {name!r}, wanted one of {', '.join(s.value for s in Sampler)}") from None
-    built: SchedulerMixin = scheduler.from_config(dict(scheduler_config))
+    latents = {"clip_sample": False} if scheduler is DDIMScheduler else {}
+    built: SchedulerMixin = scheduler.from_config({**latents, **scheduler_config})
     return built
 
 
