@@ -61,7 +61,7 @@ def test_the_published_prompts():
     names = (PUBLISHED / "geneval_object_names.txt").read_text().splitlines()
     assert len(names) == 80 and set(class_names(prompts)) <= set(names)
     lines = (PUBLISHED / "geneval_metadata.jsonl").read_text().splitlines()
-    assert [prompt.metadata() for prompt in prompts] == [json.loads(line) for line in lines]
+    assert [json.dumps(prompt.metadata()) for prompt in prompts] == lines
 
 
 @pytest.mark.parametrize(
@@ -143,6 +143,26 @@ def test_reads_the_published_evaluators_lines(tmp_path):
     found = read_results(tmp_path / "results.jsonl")
     assert found[0].filename == "out/00000/samples/0000.png"
     assert geneval_summary(item.result() for item in found).overall == pytest.approx(5.5 / 6)
-    (tmp_path / "results.jsonl").write_text('{"tag": "colors"}')
-    with pytest.raises(InputError, match="line 1"):
+
+
+LINE = {"filename": "0.png", "tag": "colors", "prompt": "p", "correct": True, "reason": "", "metadata": "{}"}
+LINE["details"] = "{}"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "got Expecting"),
+        ("[1]", "got "),
+        (json.dumps({"tag": "colors"}), "got "),
+        (json.dumps(LINE | {"score": 1}), "'score'"),
+        (json.dumps(LINE | {"correct": "false"}), "with correct a bool, got 'false'"),  # a string would count as true
+        (json.dumps(LINE | {"correct": 0}), "with correct a bool, got 0"),
+        (json.dumps(LINE | {"tag": None}), "with tag a str, got None"),
+    ],
+)
+def test_refuses_what_is_no_line_of_results(line, message, tmp_path):
+    (tmp_path / "results.jsonl").write_text(json.dumps(LINE) + "\n" + line)
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
         read_results(tmp_path / "results.jsonl")
+    assert "line 2: wanted a line of GenEval's results" in str(caught.value) and "\n" not in str(caught.value)

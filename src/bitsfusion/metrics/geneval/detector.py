@@ -93,7 +93,7 @@ class Mask2FormerDetector:
 
     @torch.no_grad()
     def detect(self, image: Image) -> Detections:
-        """The objects in `image` ([h, w, 3] uint8), with masks."""
+        """The objects in `image` ([h, w, 3] uint8), with masks; classes in the order of the model's labels."""
         inputs = self.image_processor(images=[image], input_data_format="channels_last", return_tensors="pt")
         output = self.model(pixel_values=inputs["pixel_values"].to(self.model.device, self.model.dtype))
         likely = output.class_queries_logits[0].float().softmax(-1)[:, :-1]  # the last one is "no object"
@@ -104,12 +104,12 @@ class Mask2FormerDetector:
         masks = logits > 0
         sizes = masks.sum((1, 2))
         confidence = scores * (logits.sigmoid() * masks).sum((1, 2)) / (sizes + 1e-6)
-        found: dict[str, list[Detection]] = {}
+        found: dict[str, list[Detection]] = {label: [] for label in self.labels}
         for index in sizes.nonzero().flatten().tolist():
             mask = masks[index].cpu().numpy()
             item = Detection(_box(mask), float(confidence[index]), mask)
-            found.setdefault(self.labels[int(places[index]) % classes], []).append(item)
-        return found
+            found[self.labels[int(places[index]) % classes]].append(item)
+        return {label: seen for label, seen in found.items() if seen}
 
 
 def _box(mask: npt.NDArray[np.bool_]) -> tuple[float, float, float, float]:

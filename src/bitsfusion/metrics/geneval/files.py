@@ -112,7 +112,7 @@ def read_results(path: Path) -> list[ResultLine]:
     """The lines of a results.jsonl, written here or by the published evaluator.
 
     Raises:
-        InputError: there is no such file, or a line lacks something or has more.
+        InputError: there is no such file, or a line lacks something, has more, or has something of another type.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -122,9 +122,15 @@ def read_results(path: Path) -> list[ResultLine]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        where = f"{path}, line {number}: wanted a line of GenEval's results"
         try:
             values: dict[str, Any] = json.loads(line)
-            found.append(ResultLine(**values))
+            result = ResultLine(**values)
         except (json.JSONDecodeError, TypeError) as error:
-            raise InputError(f"{path}, line {number}: wanted a line of GenEval's results, got {error}") from None
+            raise InputError(f"{where}, got {error}") from None
+        for name, value in asdict(result).items():
+            wanted = bool if name == "correct" else str
+            if not isinstance(value, wanted):
+                raise InputError(f"{where}, with {name} a {wanted.__name__}, got {value!r}")
+        found.append(result)
     return found
