@@ -16,7 +16,7 @@ from bitsfusion.errors import InputError
 from bitsfusion.metrics.geneval.colors import ColorReader
 from bitsfusion.metrics.geneval.detector import Detector
 from bitsfusion.metrics.geneval.files import ResultLine, read_tree, result_line
-from bitsfusion.metrics.geneval.prompts import GenEvalPrompt
+from bitsfusion.metrics.geneval.prompts import GenEvalPrompt, class_names
 from bitsfusion.metrics.geneval.scoring import PUBLISHED, Thresholds, judge, kept
 
 Image = npt.NDArray[np.uint8]
@@ -44,9 +44,11 @@ class Evaluator:
         """The lines of a tree of images (`files`), one at a time; the tree may come from any generator.
 
         Raises:
-            InputError: there is none, or a file in it is no image.
+            InputError: there is none, the detector does not know a class of its prompts, or a file in it is no image.
         """
-        for item in read_tree(tree):
+        items = list(read_tree(tree))
+        self.detector.check_classes(class_names([item.prompt for item in items]))
+        for item in items:
             try:
                 with PillowImage.open(item.path) as opened:
                     image = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitsfusion.data.world.reader import read
-from bitsfusion.data.world.scene import CELL_SIZE, SHAPES, SLOTS, Object
+from bitsfusion.data.world.scene import CELL_SIZE, IMAGE_SIZE, SHAPES, SLOTS, Object
 from bitsfusion.errors import InputError
 from bitsfusion.metrics.geneval.scoring import Box, Detection, Detections
 
@@ -31,7 +31,15 @@ class WorldReader:
             raise InputError(f"the drawn world's reader: got {unknown[0]!r}, wanted one of {', '.join(SHAPES)}")
 
     def detect(self, image: Image) -> Detections:
-        """The shapes in `image`; a box is the cell that the shape stands in."""
+        """The shapes in `image`; a box is the cell that the shape stands in.
+
+        Raises:
+            InputError: the image is not of the world's size.
+        """
+        if image.shape != (IMAGE_SIZE, IMAGE_SIZE, 3):
+            raise InputError(
+                f"the drawn world's reader: got an image {list(image.shape)}, wanted [{IMAGE_SIZE}, {IMAGE_SIZE}, 3]"
+            )
         found: dict[str, list[Detection]] = {}
         for item in read(image):
             found.setdefault(item.shape, []).append(Detection(_cell(item), 1.0))
