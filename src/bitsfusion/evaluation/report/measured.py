@@ -60,8 +60,8 @@ def votes(data: ReportData) -> str:
     agreed = "" if agreement.share is None else f" Two voters agreed on {100 * agreement.share:.0f} % of what both saw."
     given, people = _counted(results.votes.a + results.votes.b, "vote"), _counted(len(results.voters), "voter")
     lead = (
-        f"“{escape(results.question)}” {escape(verdict(results))} {given} of {people}.{agreed} A dot is the share of {a} "
-        f"against {b}, from 0 to 1, with its 95 % interval; the line marks a half."
+        f"“{escape(results.question)}” {escape(verdict(results))} {given} of {people}.{agreed} A dot is the share of "
+        f"{a} against {b}, from 0 to 1, with its 95 % interval; the line marks a half."
     )
     return section("Human preference", lead, f'<div class="panels">{panels}</div>')
 
