@@ -112,6 +112,34 @@ def test_tifa_writes_the_official_result(tifa, tmp_path):
     assert images["b"].resolve() == (tmp_path / "out" / "model" / "guidance-4" / "00001.png").resolve()
 
 
+class Dying(Brightness):
+    """Is killed at its second image."""
+
+    asked = 0
+
+    def answer(self, images, questions, choices):
+        self.asked += 1
+        if self.asked == 2:
+            raise KeyboardInterrupt
+        return super().answer(images, questions, choices)
+
+
+def test_a_killed_measurement_asks_nothing_twice(tifa, tmp_path):
+    prompts = file_prompts(tifa[0], 3)
+    captions, questions = read_captions(tifa[0]), read_questions(tifa[1])
+    evaluation = Evaluation(EMBEDDED, None, prompts, "captions", 1, "ddim", STEPS, (4.0,), 1)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(evaluation, [tifa_measure(Dying(), First(), captions, questions)], tmp_path / "out")
+    (partial,) = (tmp_path / "out" / "values").iterdir()
+    assert len(partial.read_text().splitlines()) == 2  # what it is of, and the first image
+    with open(partial, "a") as file:
+        file.write('{"value": 0.5, "rec')  # as a kill leaves it
+    again = Dying()
+    (entry,) = evaluate(evaluation, [tifa_measure(again, First(), captions, questions)], tmp_path / "out")["results"]
+    assert again.asked == 1 and entry["model"]["mean"] == 0.75
+    assert [path.suffix for path in (tmp_path / "out" / "values").iterdir()] == [".json"]
+
+
 def test_a_caption_without_questions_is_refused(tifa):
     with pytest.raises(InputError, match="no question for 1 captions such as b"):
         tifa_measure(Brightness(), First(), read_captions(tifa[0]), read_questions(tifa[1])[:1])

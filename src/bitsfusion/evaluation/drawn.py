@@ -41,9 +41,9 @@ class DrawnImages:
         """Of one image."""
         return self.folder / f"{index:05d}.png"
 
-    def batches(self, size: int) -> Iterator[npt.NDArray[np.uint8]]:
-        """All images, [n, h, w, 3] uint8, n = `size` but for the last."""
-        for start in range(0, self.count, size):
+    def batches(self, size: int, first: int = 0) -> Iterator[npt.NDArray[np.uint8]]:
+        """The images from number `first` on, [n, h, w, 3] uint8, n = `size` but for the last."""
+        for start in range(first, self.count, size):
             yield np.stack([read_png(self.path(i)) for i in range(start, min(start + size, self.count))])
 
 

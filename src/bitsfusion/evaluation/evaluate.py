@@ -16,7 +16,16 @@ from bitsfusion.artifact.inspect import inspect_folder
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.drawn import DrawingSettings, DrawnImages, draw
 from bitsfusion.evaluation.estimates import difference, estimate
-from bitsfusion.evaluation.measures import ImageMeasure, JudgedMeasure, Measure, PairMeasure, SetMeasure, Values
+from bitsfusion.evaluation.measures import (
+    ImageMeasure,
+    JudgedMeasure,
+    Judgement,
+    Measure,
+    PairMeasure,
+    SetMeasure,
+    Values,
+)
+from bitsfusion.evaluation.partial import PartialJudgements
 from bitsfusion.evaluation.prompts import PromptSet
 from bitsfusion.files import read_json, sha256_folder, sha256_json, write_json
 from bitsfusion.models.pipeline import load_pipeline, pipeline_folder
@@ -126,18 +135,21 @@ class _Values:
     hashes: dict[str, str]
     report: Progress
 
-    def of(self, side: str, compute: Callable[[Callable[[int], None]], _Found]) -> _Found:
+    def of(self, side: str, compute: Callable[[Callable[[int], None], PartialJudgements], _Found]) -> _Found:
         """From the file if it is of the same images and settings, otherwise computed; told how many are done."""
         metric = self.measure.metric.value
         path = self.out / "values" / f"{metric}-{side}-guidance-{self.guidance:g}.json"
-        parts = [self.hashes, self.guidance, _drawn(self.evaluation), metric, dict(self.measure.settings)]
+        models = self.hashes if isinstance(self.measure, PairMeasure) else self.hashes[side]
+        parts = [models, self.guidance, _drawn(self.evaluation), metric, dict(self.measure.settings)]
         identity = sha256_json(parts)
         if path.exists() and (stored := read_json(path)).get("identity") == identity:
             return _Found(np.asarray(stored["values"], dtype=np.float64), stored.get("records", []))
         count = len(self.evaluation.prompts.texts)
-        found = compute(lambda done: self.report(f"{metric}, {side}, guidance {self.guidance:g}", done, count))
+        partial = PartialJudgements(path.with_suffix(".partial.jsonl"), identity)
+        found = compute(lambda done: self.report(f"{metric}, {side}, guidance {self.guidance:g}", done, count), partial)
         records = {"records": found.records} if found.records else {}
         write_json(path, {"identity": identity, "values": found.values.tolist(), **records})
+        partial.remove()
         return found
 
     def official(self, side: str) -> Path:
@@ -170,23 +182,33 @@ def _scores(measure: Measure, sides: dict[str, DrawnImages], values: _Values) ->
 
 
 def _alone(
-    measure: ImageMeasure | JudgedMeasure, images: DrawnImages, size: int, done: Callable[[int], None]
+    measure: ImageMeasure | JudgedMeasure,
+    images: DrawnImages,
+    size: int,
+    done: Callable[[int], None],
+    partial: PartialJudgements,
 ) -> _Found:
-    values, records = np.zeros(images.count), []
-    for number, batch in enumerate(images.batches(size)):
-        where = slice(number * size, number * size + len(batch))
+    found = partial.open()
+    for batch in images.batches(size, len(found)):
+        where = slice(len(found), len(found) + len(batch))
         if isinstance(measure, JudgedMeasure):
             judgements = measure.judge(batch, where)
-            values[where] = [judgement.value for judgement in judgements]
-            records += [judgement.record for judgement in judgements]
         else:
-            values[where] = measure.score(batch, where)
+            judgements = [Judgement(float(value), None) for value in measure.score(batch, where)]
+        partial.append(judgements)
+        found += judgements
         done(where.stop)
-    return _Found(values, records)
+    records = [judgement.record for judgement in found] if isinstance(measure, JudgedMeasure) else []
+    return _Found(np.array([judgement.value for judgement in found]), records)
 
 
 def _pairs(
-    measure: PairMeasure, images: DrawnImages, others: DrawnImages, size: int, done: Callable[[int], None]
+    measure: PairMeasure,
+    images: DrawnImages,
+    others: DrawnImages,
+    size: int,
+    done: Callable[[int], None],
+    partial: PartialJudgements,
 ) -> _Found:
     values = []
     for batch, other in zip(images.batches(size), others.batches(size), strict=True):
@@ -195,7 +217,9 @@ def _pairs(
     return _Found(np.concatenate(values))
 
 
-def _set(measure: SetMeasure, images: DrawnImages, size: int, done: Callable[[int], None]) -> _Found:
+def _set(
+    measure: SetMeasure, images: DrawnImages, size: int, done: Callable[[int], None], partial: PartialJudgements
+) -> _Found:
     value = measure.score(images.batches(size))
     done(images.count)
     return _Found(np.asarray([value]))

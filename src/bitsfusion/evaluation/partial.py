@@ -1,0 +1,53 @@
+"""Judgements kept as they are made, so that a killed measurement goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bitsfusion.errors import BitsFusionError
+from bitsfusion.evaluation.measures import Judgement
+from bitsfusion.files import write_text
+
+
+@dataclass(frozen=True)
+class PartialJudgements:
+    """A file of JSON lines: the identity of the measurement, then an image each, in order.
+
+    A line cut short by a kill is dropped; a file of another measurement is started over.
+    """
+
+    path: Path
+    identity: str
+
+    def open(self) -> list[Judgement]:
+        """The judgements made so far; the file is ready for the next ones."""
+        header = json.dumps({"identity": self.identity}) + "\n"
+        try:
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        except FileNotFoundError:
+            lines = []
+        whole = [line for line in lines if line.endswith("\n")] if lines[:1] == [header] else [header]
+        write_text(self.path, "".join(whole))
+        return [Judgement(**json.loads(line)) for line in whole[1:]]
+
+    def append(self, judgements: Sequence[Judgement]) -> None:
+        """Adds the next images; they are on the disk on return.
+
+        Raises:
+            BitsFusionError: it cannot be written.
+        """
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(asdict(judgement)) + "\n" for judgement in judgements))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise BitsFusionError(f"{self.path}: could not be written ({error.strerror or error})") from error
+
+    def remove(self) -> None:
+        """Once the whole is kept elsewhere."""
+        self.path.unlink(missing_ok=True)
