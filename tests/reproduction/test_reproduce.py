@@ -14,7 +14,6 @@ from PIL import Image
 
 from bitsfusion.errors import InputError
 from bitsfusion.files import read_json, sha256_file
-from bitsfusion.recipe.assign import Strategy
 from bitsfusion.reproduction.frame import Frame
 from bitsfusion.reproduction.ladder import BALANCE, BASE
 from bitsfusion.reproduction.methods import EFFICIENT_DM, LSQ
@@ -99,10 +98,10 @@ def test_a_table_that_is_not_for_this_is_refused(made, tmp_path, source, values,
     fields = {"layers": {"a": 1}, "removed": {}, "first_last": {}, "settings": {}, "rows": []}
     table = SensitivityTable(model="x", source_sha256=own, method="x", feature_values=values, **fields)
     write_table(tmp_path / "other.json", table)
-    other = Frame(SETTINGS.model_copy(update={"sensitivity": tmp_path / "other.json"}), tmp_path / "out")
+    settings = SETTINGS.model_copy(update={"sensitivity": tmp_path / "other.json"})
     with pytest.raises(InputError, match=message):
-        other.recipe(Strategy.OPTIMAL, 0.3, 2.5)
-    other.close()
+        Frame(settings, tmp_path / "out")
+    Frame(SETTINGS, tmp_path / "out").close()  # it is not left locked
 
 
 def test_more_seeds_keep_what_is_there(made):

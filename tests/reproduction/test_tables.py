@@ -15,6 +15,7 @@ from bitsfusion.reproduction.settings import Settings
 from bitsfusion.reproduction.student import Levels, Student
 from bitsfusion.reproduction.table import _measured
 from bitsfusion.reproduction.tables import TABLES, chosen_tables
+from bitsfusion.schema import parse
 
 
 def subjects(number):
@@ -109,3 +110,11 @@ def test_other_tables_are_refused(text):
 def test_all_tables():
     assert [table.number for table in chosen_tables("all")] == [3, 4, 5, 6, 7]
     assert [table.number for table in chosen_tables("7, 4,7")] == [7, 4]
+
+
+@pytest.mark.parametrize(
+    "values", [{"seeds": ()}, {"seeds": (1, 1)}, {"seeds": (-1,)}, {"guidance": (2.5, 2.5)}, {"steps": 0}], ids=str
+)
+def test_settings_that_make_no_table_are_refused(values):
+    with pytest.raises(InputError, match=next(iter(values))):
+        parse(Settings, values, "reproduce")

@@ -35,12 +35,22 @@ class Frame:
     """A folder of steps, each done once (see `RunFolder`); a step's outputs are in folders named after it."""
 
     def __init__(self, settings: Settings, out: Path, progress: ProgressSink | None = None) -> None:
-        """Opens folder `out`; errors as `Workspace`."""
+        """Opens folder `out`.
+
+        Raises:
+            InputError: as `Workspace`, or the sensitivity table is not for this model and sampler.
+        """
         self.settings = settings
         self.workspace = Workspace(settings.run_config(), out, progress)
         self.path, self.step = self.workspace.path, self.workspace.step
         self.pipeline_config = self.workspace.config
         self._recipes: dict[str, Recipe] = {}
+        if settings.sensitivity is not None:
+            try:
+                self._check(settings.sensitivity)
+            except InputError:
+                self.close()
+                raise
 
     def close(self) -> None:
         """Lets other processes use the folder."""
@@ -107,7 +117,6 @@ class Frame:
 
         source: dict[str, Any] = {"analysis": NoiseErrorSettings()}
         if given is not None:
-            self._check(given)
             source = {"file": sha256_file(given)}
         common = {"data": ours.config.data, "serve": ours.config.serve}
         self.step("analyze", {**source, **common}, [table_path.name], measure)

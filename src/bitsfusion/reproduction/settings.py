@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from bitsfusion.models.pipeline import EMBEDDED
 from bitsfusion.runs.config import EvaluationSection, RunConfig, ServeSection, WorldSource
@@ -17,7 +18,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
     """Of training: one model each."""
     steps: int = Field(200, ge=1)
     """Of Stage I; Stage II has half of them."""
@@ -28,7 +29,7 @@ class Settings(BaseModel):
     """Captioned scenes of the drawn world."""
     per_task: int = Field(50, ge=1)
     """Prompts of each of the six tasks."""
-    guidance: tuple[float, ...] = (7.5,)
+    guidance: tuple[float, ...] = Field((7.5,), min_length=1)
     """Every image set is drawn at each; the paper averages Table 4 over 3.5, 5.5, 7.5 and 9.5."""
     sampler_steps: int = Field(50, ge=1)
     """Of PNDM."""
@@ -37,6 +38,13 @@ class Settings(BaseModel):
     target_bits: float = Field(1.99, gt=0)
     sensitivity: Path | None = None
     """A table of the embedded model from `bitsfusion analyze`; null: measured here by noise error, in seconds."""
+
+    @field_validator("seeds", "guidance")
+    @classmethod
+    def _different(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(values)) != len(values):
+            raise ValueError("wanted none twice")
+        return values
 
     @property
     def fine_tuning_steps(self) -> int:
