@@ -115,6 +115,12 @@ def test_no_detector_there(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_another_kind_of_model_is_no_detector(clip_folder):
+    with pytest.raises(InputError, match="wanted a Mask2Former") as caught:
+        Mask2FormerDetector.from_pretrained(str(clip_folder))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.fixture(scope="module")
 def clip_folder(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")

@@ -67,14 +67,16 @@ class Mask2FormerDetector:
         """A detector from a folder, or hub id, such as facebook/mask2former-swin-small-coco-instance.
 
         Raises:
-            InputError: it holds no such model.
+            InputError: it holds no such model, or not all of its weights.
         """
         try:
-            model = Mask2FormerForUniversalSegmentation.from_pretrained(source)
+            model, report = Mask2FormerForUniversalSegmentation.from_pretrained(source, output_loading_info=True)
             image_processor = Mask2FormerImageProcessorPil.from_pretrained(source)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"GenEval's detector: got {source}, wanted a Mask2Former model ({reason})") from error
+        if missing := sorted(report["missing_keys"]):  # another kind of model would be filled up at random
+            raise InputError(f"GenEval's detector: got {source} without {missing[0]}, wanted a Mask2Former's weights")
         return cls(model.to(torch.device(device)), image_processor, f"{source} (transformers; not {OFFICIAL})")
 
     @property
