@@ -158,7 +158,7 @@ def test_prompts_of_tifas_form(tmp_path):
     assert prompts.texts == ("one cat", "one cat", "two dogs", "two dogs")
     assert prompts.seeds == (5, 6, 7, 8)
     path.write_text('[{"id": 1}]')
-    with pytest.raises(InputError, match="wanted a list of .*caption"):
+    with pytest.raises(InputError, match=r"wanted a list of .*caption"):
         file_prompts(path, 5)
 
 

@@ -14,6 +14,7 @@ import torch
 
 from bitsfusion.artifact.inspect import inspect_folder
 from bitsfusion.errors import InputError
+from bitsfusion.evaluation.card import PICTURES, README
 from bitsfusion.evaluation.drawn import DrawingSettings, DrawnImages, draw
 from bitsfusion.evaluation.estimates import difference, estimate
 from bitsfusion.evaluation.measures import (
@@ -76,7 +77,9 @@ def evaluate(
     """
     report = progress or (lambda what, done, total: None)
     sources = {MODEL: evaluation.model} | ({AGAINST: evaluation.against} if evaluation.against else {})
-    hashes = {side: sha256_folder(pipeline_folder(source)) for side, source in sources.items()}
+    hashes = {
+        side: sha256_folder(pipeline_folder(source), without=(README, PICTURES)) for side, source in sources.items()
+    }
     identities = {side: _identity(source, hashes[side]) for side, source in sources.items()}
     drawn: dict[tuple[str, float], DrawnImages] = {}
     for side, source in sources.items():

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
+
+from bitsfusion.time_features.samplers import Sampler, build_scheduler
 
 _AT_ONCE = 64
 
@@ -52,7 +53,7 @@ def drawn_calibration(
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     unet, tokenizer = pipeline.unet, pipeline.tokenizer
-    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    scheduler: Any = build_scheduler(Sampler.DDIM, pipeline.scheduler.config)
     scheduler.set_timesteps(steps)
     options = dict(padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
     states = pipeline.text_encoder(tokenizer(list(captions), **options).input_ids)[0].float()

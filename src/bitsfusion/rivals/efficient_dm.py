@@ -1,8 +1,8 @@
 """EfficientDM's quantization-aware low-rank adapters (He et al., 2024, arXiv 2310.03270), weights only.
 
-QALoRA (section 4.1): a low-rank product is added to the frozen weight and the sum quantized, so that nothing of the
+QALoRA: a low-rank product is added to the frozen weight and the sum quantized, so that nothing of the
 adapter is left at inference; the model distils from full precision's output. Only adapters and step sizes train.
-Scale-aware optimization (section 4.3): adapters have to move weights by about a step size, whatever it is in their
+Scale-aware optimization: adapters have to move weights by about a step size, whatever it is in their
 layer. Differs from the paper: it multiplies the adapters' gradients by the step size, which an optimizer like Adam
 divides out again; here the product itself is in units of the layer's first step size. It distils on noise of its own
 drawing, here on the data that every method trains on; its temporal step sizes are of activations, which stay as they
