@@ -25,8 +25,31 @@ TARGET = 2.0
 _FILE = "diffusion_pytorch_model.safetensors"
 
 
+class _Stored:
+    """A rival whose model is what its file holds."""
+
+    @property
+    def name(self) -> str:
+        """See `Subject`."""
+        raise NotImplementedError
+
+    def made(self, frame: Frame, seed: int) -> dict[str, str]:
+        """See `Subject`."""
+        return frame.made(f"make-{self.name}-{seed}")
+
+    def unet(self, frame: Frame, seed: int) -> Any:
+        """See `Subject`: read back from its file."""
+        config = json.loads(frame.unet.to_json_string())
+        return read_model(frame.path / f"rivals/{self.name}/seed-{seed}" / _FILE, config)
+
+    def size(self, frame: Frame, seed: int) -> tuple[float, int]:
+        """See `Subject`."""
+        values = read_json(frame.path / f"rivals/{self.name}/seed-{seed}" / "size.json")
+        return float(values["bits"]), int(values["bytes"])
+
+
 @dataclass(frozen=True)
-class QDiffusion:
+class QDiffusion(_Stored):
     """Block reconstruction with as many iterations a block as Stage I has steps; see `rivals.q_diffusion`."""
 
     bits: int = 4
@@ -54,21 +77,9 @@ class QDiffusion:
         inputs = {"bits": self.bits, "iterations": iterations, "travel": TRAVEL, "samples": SAMPLES, "seed": seed}
         _write(frame, self.name, seed, inputs, weights)
 
-    def made(self, frame: Frame, seed: int) -> dict[str, str]:
-        """See `Subject`."""
-        return frame.made(f"make-{self.name}-{seed}")
-
-    def unet(self, frame: Frame, seed: int) -> Any:
-        """See `Subject`: read back from its file."""
-        return _read(frame, self.name, seed)
-
-    def size(self, frame: Frame, seed: int) -> tuple[float, int]:
-        """See `Subject`."""
-        return _size(frame, self.name, seed)
-
 
 @dataclass(frozen=True)
-class Palettized:
+class Palettized(_Stored):
     """k-means palettes, bits by PSNR; see `rivals.palettization`. Nothing in it is random but the calibration."""
 
     target_bits: float = TARGET
@@ -97,18 +108,6 @@ class Palettized:
         inputs = {"target_bits": self.target_bits, "samples": PSNR_SAMPLES, "seed": seed}
         _write(frame, self.name, seed, inputs, weights)
 
-    def made(self, frame: Frame, seed: int) -> dict[str, str]:
-        """See `Subject`."""
-        return frame.made(f"make-{self.name}-{seed}")
-
-    def unet(self, frame: Frame, seed: int) -> Any:
-        """See `Subject`: read back from its file."""
-        return _read(frame, self.name, seed)
-
-    def size(self, frame: Frame, seed: int) -> tuple[float, int]:
-        """See `Subject`."""
-        return _size(frame, self.name, seed)
-
 
 def _calibration(frame: Frame, samples: int, seed: int) -> Calibration:
     captions = [prompt.text for prompt in prompt_set("train", CAPTIONS_A_TASK)]
@@ -132,13 +131,3 @@ def _write(frame: Frame, name: str, seed: int, inputs: Mapping[str, Any], make: 
         )
 
     frame.step(step, {**inputs, "captions": CAPTIONS_A_TASK}, [folder], work)
-
-
-def _read(frame: Frame, name: str, seed: int) -> Any:
-    config = json.loads(frame.unet.to_json_string())
-    return read_model(frame.path / f"rivals/{name}/seed-{seed}" / _FILE, config)
-
-
-def _size(frame: Frame, name: str, seed: int) -> tuple[float, int]:
-    values = read_json(frame.path / f"rivals/{name}/seed-{seed}" / "size.json")
-    return float(values["bits"]), int(values["bytes"])
