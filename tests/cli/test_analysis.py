@@ -66,7 +66,7 @@ def test_a_budget_of_true_bits(sensitivity, tmp_path, capsys):
         (("--method", "jacobian", "--workers", "2"), "which measures all layers at once"),
         (("--method", "paper", "--prompts", "few.txt", "--images", "5"), "prompts: got 2 in few.txt, wanted 5"),
         (("--device", "abacus"), "device: got 'abacus'"),
-        (("--workers", "1", "--ray-address", "127.0.0.1:9"), "no cluster at '127.0.0.1:9'"),
+        (("--workers", "1", "--method", "paper", "--ray-address", "127.0.0.1:9"), "no cluster at '127.0.0.1:9'"),
     ],
     ids=["workers", "prompts", "device", "cluster"],
 )

@@ -48,7 +48,7 @@ def analyze(
     method: Annotated[
         AnalysisMethod,
         typer.Option(help="jacobian (seconds), noise_error (minutes), paper (trains and draws with each candidate)."),
-    ] = AnalysisMethod.NOISE_ERROR,
+    ] = AnalysisMethod.JACOBIAN,
     data: Annotated[
         Path | None, typer.Option(help="Imagefolder of captioned images; the embedded model needs none.")
     ] = None,
