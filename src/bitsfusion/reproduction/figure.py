@@ -33,6 +33,8 @@ def draw_table(content: dict[str, Any], path: Path) -> None:
             axis.axvline(whole[key]["mean"], color="tab:green", linewidth=1, linestyle="--")
         if key == "noise_error" and others:
             axis.set_xscale("log")
+        else:
+            axis.locator_params(axis="x", nbins=4)
         axis.set_xlabel(title)
         axis.grid(axis="x", color="0.92")
     axes[0].set_yticks(range(len(labels)), labels, fontsize=8)
