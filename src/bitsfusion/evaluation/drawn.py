@@ -14,8 +14,8 @@ from PIL import Image
 
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import PromptSet
-from bitsfusion.files import atomic_path, read_json, write_json, write_text
-from bitsfusion.metrics.generation import generate_images
+from bitsfusion.files import read_json, write_json, write_text
+from bitsfusion.metrics.generation import generate_images, write_png
 
 SETTINGS_NAME = "settings.json"
 
@@ -28,6 +28,7 @@ class DrawingSettings:
     sampler: str
     steps: int
     guidance: float
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,7 @@ def draw(
                 batch_size=batch_size,
             )
             for index, image in zip(chunk, drawn, strict=True):
-                with atomic_path(images.path(index)) as temporary:
-                    Image.fromarray(image).save(temporary, format="PNG")
+                write_png(images.path(index), image)
             if progress is not None:
                 progress(done + start + len(chunk), images.count)
     lines = [

@@ -90,7 +90,7 @@ def evaluate(
                 load,
                 evaluation.prompts,
                 out / side / f"guidance-{guidance:g}",
-                DrawingSettings(hashes[side], evaluation.sampler, evaluation.steps, guidance),
+                DrawingSettings(hashes[side], evaluation.sampler, evaluation.steps, guidance, _dtype(evaluation)),
                 evaluation.batch_size,
                 functools.partial(report, name),
             )
@@ -257,5 +257,9 @@ def _drawn(evaluation: Evaluation) -> dict[str, Any]:
         "prompts_sha256": prompts.sha256,
         "images": len(prompts.texts),
         "images_per_prompt": evaluation.images_per_prompt,
-        "dtype": str(evaluation.dtype).removeprefix("torch."),
+        "dtype": _dtype(evaluation),
     }
+
+
+def _dtype(evaluation: Evaluation) -> str:
+    return str(evaluation.dtype).removeprefix("torch.")

@@ -19,10 +19,10 @@ from bitsfusion.metrics.geneval.evaluator import Evaluator
 from bitsfusion.metrics.geneval.files import ResultLine, image_path, write_metadata, write_results
 from bitsfusion.metrics.geneval.prompts import GenEvalPrompt, class_names
 from bitsfusion.metrics.tifa.files import write_image_paths
-from bitsfusion.metrics.tifa.matcher import ChoiceMatcher, matched
+from bitsfusion.metrics.tifa.matcher import ChoiceMatcher
 from bitsfusion.metrics.tifa.questions import AnsweredQuestion, TifaCaption, TifaQuestion
 from bitsfusion.metrics.tifa.results import write_result
-from bitsfusion.metrics.tifa.scores import TifaScores
+from bitsfusion.metrics.tifa.scores import TifaScores, answered
 from bitsfusion.metrics.tifa.vqa import VqaModel
 
 
@@ -75,10 +75,7 @@ def tifa_measure(
     def judge(images: Images, where: slice) -> list[Judgement]:
         found = []
         for image, about in zip(images, by_image[where], strict=True):
-            choices = [question.choices or () for question in about]
-            words = vqa.answer(np.stack([image] * len(about)), [question.question for question in about], choices)
-            chosen = matched(words, choices, matcher)
-            answers = [question.answered(*answer) for question, *answer in zip(about, words, chosen, strict=True)]
+            answers = answered(np.stack([image] * len(about)), about, vqa, matcher)
             value = sum(answer.scores for answer in answers) / len(answers)
             found.append(Judgement(value, [answer.fields() for answer in answers]))
         return found

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 
 from bitsfusion.errors import InputError
+from bitsfusion.files import atomic_path
 from bitsfusion.time_features.samplers import Sampler, build_scheduler
 
 
@@ -60,6 +63,12 @@ def generate_images(
         size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
         return np.zeros((0, size, size, 3), dtype=np.uint8)
     return np.concatenate(images)
+
+
+def write_png(path: Path, image: npt.NDArray[np.uint8]) -> None:
+    """Writes one image ([h, w, 3] uint8), whole or not at all."""
+    with atomic_path(path) as temporary:
+        Image.fromarray(image).save(temporary, format="PNG")
 
 
 def initial_latents(pipeline: StableDiffusionPipeline, seeds: Sequence[int]) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from bitsfusion.models.unet import LayerInfo, LayerRole, layer_role
+from bitsfusion.models.unet import LayerInfo, LayerRole, layer_info, layer_role
 
 _VAE_ENDS = re.compile(r"^((encoder|decoder)\.conv_(in|out)|(post_)?quant_conv)$")
 _TEXT_ENDS = re.compile(r"(^|\.)(embeddings\.position_embedding|text_projection)$")
@@ -124,8 +124,5 @@ def packed_modules(model: nn.Module, architecture: Architecture) -> dict[str, An
 
 def model_layers(model: nn.Module, architecture: Architecture) -> dict[str, LayerInfo]:
     """Name, role and shape of the same."""
-    made = {}
-    for name, module in packed_modules(model, architecture).items():
-        shape = getattr(module, "weight_shape", None) or tuple(module.weight.shape)
-        made[name] = LayerInfo(name, architecture.role(name), shape)
-    return made
+    modules = packed_modules(model, architecture)
+    return {name: layer_info(name, module, architecture.role(name)) for name, module in modules.items()}

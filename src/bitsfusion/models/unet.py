@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from torch import nn
 
@@ -53,10 +54,15 @@ class LayerInfo:
 def unet_layers(unet: nn.Module) -> dict[str, LayerInfo]:
     """Every Linear and Conv2d of `unet`, in module order; works on meta tensors too."""
     return {
-        name: LayerInfo(name, layer_role(name), getattr(module, "weight_shape", None) or tuple(module.weight.shape))
+        name: layer_info(name, module, layer_role(name))
         for name, module in unet.named_modules()
         if isinstance(module, (nn.Linear, nn.Conv2d))
     }
+
+
+def layer_info(name: str, module: Any, role: LayerRole) -> LayerInfo:
+    """Of a layer, dense or packed; works on meta tensors too."""
+    return LayerInfo(name, role, getattr(module, "weight_shape", None) or tuple(module.weight.shape))
 
 
 def layer_role(name: str) -> LayerRole:

@@ -6,11 +6,9 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from bitsfusion.errors import InputError
-from bitsfusion.files import atomic_path, write_text
-from bitsfusion.metrics.generation import generate_images
+from bitsfusion.files import write_text
+from bitsfusion.metrics.generation import generate_images, write_png
 from bitsfusion.models.pipeline import load_pipeline
 
 
@@ -49,8 +47,7 @@ def generate_to_folder(
     paths, lines = [], []
     for index, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
         path = out / f"{index:04d}.png"
-        with atomic_path(path) as temporary:
-            Image.fromarray(image).save(temporary, format="PNG")
+        write_png(path, image)
         settings = {"seed": seeds[index], "sampler": sampler, "steps": steps, "guidance": guidance, "model": folder}
         lines.append(json.dumps({"file_name": path.name, "text": prompt, **settings}))
         paths.append(path)

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import StableDiffusionPipeline
-from PIL import Image
 from torch import nn
 
 from bitsfusion.errors import InputError
-from bitsfusion.files import atomic_path
-from bitsfusion.metrics.generation import generate_images
+from bitsfusion.metrics.generation import generate_images, write_png
 from bitsfusion.time_features.samplers import Sampler, build_scheduler
 from bitsfusion.training.config import TrainingConfig
 
@@ -65,6 +63,5 @@ class Validation:
             return []
         paths = [folder / f"{number:03}.png" for number in range(len(prompts))]
         for path, image in zip(paths, images, strict=True):
-            with atomic_path(path) as temporary:
-                Image.fromarray(image).save(temporary, format="PNG")
+            write_png(path, image)
         return paths

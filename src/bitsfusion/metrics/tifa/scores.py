@@ -114,13 +114,24 @@ def tifa_scores(
             raise InputError(f"TIFA: got no image of caption {entry.id!r}, wanted one for {entry.question!r}")
     answers: list[AnsweredQuestion] = []
     for batch, pixels in _batches(images, places, asked, batch_size):
-        choices = [entry.choices or () for entry in batch]
-        words = vqa.answer(pixels, [entry.question for entry in batch], choices)
-        if len(words) != len(batch):
-            raise InputError(f"TIFA: got {len(words)} answers of {vqa.name} to {len(batch)} questions")
-        chosen = matched(words, choices, matcher)
-        answers += [entry.answered(word, choice) for entry, word, choice in zip(batch, words, chosen, strict=True)]
+        answers += answered(pixels, batch, vqa, matcher)
     return TifaScores.from_answers(answers)
+
+
+def answered(
+    images: npt.NDArray[np.uint8], questions: Sequence[TifaQuestion], vqa: VqaModel, matcher: ChoiceMatcher
+) -> list[AnsweredQuestion]:
+    """Each of `questions` with the answer from its own image ([n, h, w, 3] uint8), in one batch.
+
+    Raises:
+        InputError: the model gives another number of answers.
+    """
+    choices = [entry.choices or () for entry in questions]
+    words = vqa.answer(images, [entry.question for entry in questions], choices)
+    if len(words) != len(questions):
+        raise InputError(f"TIFA: got {len(words)} answers of {vqa.name} to {len(questions)} questions")
+    chosen = matched(words, choices, matcher)
+    return [entry.answered(word, choice) for entry, word, choice in zip(questions, words, chosen, strict=True)]
 
 
 def _batches(
