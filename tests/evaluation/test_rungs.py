@@ -25,7 +25,7 @@ def drawings(prompts):
 
 
 def scores(passed, name="stage1", seed=0):
-    return RungScores(name, seed, passed, 0.6, 0.01, 0.001, 0.02, 1.0)
+    return RungScores(name, seed, passed, [0.6, 0.5] * 30, 0.01, 0.001, 0.02, 1.0)
 
 
 def test_drawings_score_full_marks_and_shuffled_ones_do_not(prompts, drawings):
@@ -35,7 +35,7 @@ def test_drawings_score_full_marks_and_shuffled_ones_do_not(prompts, drawings):
     assert right["image_mse"] == 0
     wrong = score_images(np.roll(drawings, 17, axis=0), prompts, drawings, scorer)
     assert np.mean(wrong["passed"]) < 0.1
-    assert wrong["clip_score"] < right["clip_score"] - 0.2
+    assert np.mean(wrong["clip_scores"]) < np.mean(right["clip_scores"]) - 0.2
     assert wrong["image_mse"] > 0.001
 
 
@@ -63,5 +63,20 @@ def test_paired_difference_is_exact_where_all_prompts_agree():
     assert difference["low"] < -0.5 < difference["high"] < 0
 
 
+def test_the_clip_score_is_paired_over_prompts_too():
+    reference = [scores(None, "full_precision", None)]
+    higher = [
+        dataclasses.replace(reference[0], clip_scores=[0.6 + 0.1 * (i % 3) for i in range(60)], seed=seed)
+        for seed in (0, 1)
+    ]
+    assert reference[0].clip_score == pytest.approx(0.55)
+    difference = paired_difference(higher, reference, "clip_scores")
+    assert difference["mean"] == pytest.approx(0.15)
+    assert 0 < difference["low"] < 0.15 < difference["high"]
+
+
 def test_no_checker_no_marks():
-    assert paired_difference([scores(None)], [scores(None)]) is None
+    unmarked = dataclasses.replace(scores(None), clip_scores=None)
+    assert unmarked.clip_score is None
+    assert paired_difference([unmarked], [unmarked]) is None
+    assert paired_difference([unmarked], [unmarked], "clip_scores") is None

@@ -64,7 +64,7 @@ def test_the_plan_counts_each_arm_once():
 
 
 def scores(passed, clip, seed=0):
-    return RungScores("x", seed, passed, clip, 0.5, 0.25, 0.125, 1.0)
+    return RungScores("x", seed, passed, [clip] * len(passed), 0.5, 0.25, 0.125, 1.0)
 
 
 def test_means_and_spreads_are_over_seeds():
@@ -84,21 +84,24 @@ def test_the_papers_order():
     right, wrong = [True] * 40, [False] * 40
     measured = {"a": [scores(wrong, 0)], "b": [scores(right, 0)], "c": [scores(right, 0)], "d": [scores(wrong, 0)]}
     published = {"a": 0.1, "b": 0.2, "unpublished": None, "c": 0.3, "d": 0.4, "unmeasured": 0.5}
-    steps = orders(published, measured, cumulative=True)
+    steps = orders(published, measured, True, "passed")
     assert [(one.better, one.worse, one.verdict) for one in steps] == [
         ("b", "a", "holds"),
         ("c", "b", "not told apart"),
         ("d", "c", "reversed"),
     ]
-    best = orders(published, measured, cumulative=False)
+    best = orders(published, measured, False, "passed")
     assert [(one.better, one.worse, one.verdict) for one in best] == [
         ("d", "a", "not told apart"),
         ("d", "b", "reversed"),
         ("d", "c", "reversed"),
     ]
     assert best[0].published == pytest.approx(0.3)
-    falling = orders({"x": 0.9, "y": 0.1}, {"x": measured["b"], "y": measured["a"]}, cumulative=True)
+    falling = orders({"x": 0.9, "y": 0.1}, {"x": measured["b"], "y": measured["a"]}, True, "passed")
     assert [(one.better, one.worse, one.verdict) for one in falling] == [("x", "y", "holds")]
+    by_clip = {"x": [scores(wrong, 0.5)], "y": [scores(right, 0.75)]}
+    (judged,) = orders({"x": 0.9, "y": 0.1}, by_clip, True, "clip_scores")
+    assert (judged.verdict, judged.mean) == ("reversed", -0.25)
 
 
 @pytest.mark.parametrize("text", ["2", "4,8", "", "four"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,12 @@ from bitsfusion.metrics.geneval import GenEvalResult, GenEvalSummary, geneval_su
 from bitsfusion.metrics.image_error import mse
 from bitsfusion.metrics.intervals import bootstrap_mean_interval
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of scores.json; steps that write it name it among what they depend on."""
+
 Images = npt.NDArray[np.uint8]
+ImageMeasure = Literal["passed", "clip_scores"]
+"""What every image has a value of: whether it is right, and its CLIP score."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class RungScores:
         name: full_precision, init, stage1, stage2 or control.
         seed: of its training; None where nothing was trained.
         passed: whether each image shows what was asked; None without a checker.
-        clip_score: mean cosine; None without a scorer. image_mse: mean against full precision's images.
+        clip_scores: each image's cosine; None without a scorer. image_mse: mean against full precision's images.
         noise_error: mean squared difference of its predicted noise to full precision's.
         noise_loss: mean squared difference of its predicted noise to the true noise.
         seconds: that drawing and scoring took.
@@ -41,12 +45,17 @@ class RungScores:
     name: str
     seed: int | None
     passed: list[bool] | None
-    clip_score: float | None
+    clip_scores: list[float] | None
     image_mse: float | None
     noise_error: float
     noise_loss: float
     seconds: float
     reload_difference: int | None = None
+
+    @property
+    def clip_score(self) -> float | None:
+        """The mean of `clip_scores`."""
+        return None if self.clip_scores is None else float(np.mean(self.clip_scores))
 
     def save(self, folder: Path, images: Images) -> None:
         """Writes images.npz and, last, scores.json."""
@@ -72,10 +81,10 @@ def load_images(folder: Path) -> Images:
 def score_images(
     images: Images, prompts: PromptSet, reference: Images | None, scorer: ClipScorer | None
 ) -> dict[str, Any]:
-    """passed, clip_score and image_mse of `images` ([n, h, w, 3] uint8), one a prompt."""
+    """passed, clip_scores and image_mse of `images` ([n, h, w, 3] uint8), one a prompt."""
     return {
         "passed": prompts.check(images),
-        "clip_score": None if scorer is None else float(scorer.score(images, prompts.texts).mean()),
+        "clip_scores": None if scorer is None else scorer.score(images, prompts.texts).tolist(),
         "image_mse": None if reference is None else float(mse(images, reference).mean()),
     }
 
@@ -92,14 +101,16 @@ def geneval(scores: Sequence[RungScores], prompts: PromptSet) -> GenEvalSummary 
     return geneval_summary(results)
 
 
-def paired_difference(scores: Sequence[RungScores], reference: Sequence[RungScores]) -> dict[str, float] | None:
-    """How much more often than `reference` the images are right: mean and 95 % interval over prompts.
+def paired_difference(
+    scores: Sequence[RungScores], reference: Sequence[RungScores], measure: ImageMeasure = "passed"
+) -> dict[str, float] | None:
+    """How much more often than `reference` the images are right, or how much higher their CLIP score is.
 
-    Each prompt's share over training seeds is compared with the reference's on the same prompt and image
-    seed. The interval speaks of new prompts, not of new training seeds.
+    Each prompt's mean over training seeds is compared with the reference's on the same prompt and image
+    seed: mean and 95 % interval over prompts. It speaks of new prompts, not of new training seeds.
     """
     ours, theirs = (
-        [np.asarray(score.passed, dtype=np.float64) for score in group if score.passed is not None]
+        [np.asarray(values, dtype=np.float64) for score in group if (values := getattr(score, measure)) is not None]
         for group in (scores, reference)
     )
     if not ours or not theirs:

@@ -13,7 +13,7 @@ from diffusers import DDPMScheduler
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.noise import NoiseProbe, make_probe, mean_squared, predict
 from bitsfusion.evaluation.prompts import PromptSet, world_prompts
-from bitsfusion.evaluation.rungs import RungScores, load_images, score_images
+from bitsfusion.evaluation.rungs import SCHEMA_VERSION, RungScores, load_images, score_images
 from bitsfusion.files import sha256_file
 from bitsfusion.metrics.generation import generate_images
 from bitsfusion.models.unet import feature_width, unet_layers
@@ -148,6 +148,7 @@ class Frame:
         place = _place(name, seed, guidance)
         section = self.pipeline_config.evaluation.model_dump(mode="json") | {"guidance": guidance}
         inputs: dict[str, Any] = {
+            "scores": SCHEMA_VERSION,
             "evaluation": section,
             "prompts_sha256": self.prompts.sha256,
             "data": self.pipeline_config.data,

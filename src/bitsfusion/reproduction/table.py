@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from bitsfusion.evaluation.rungs import RungScores, paired_difference
+from bitsfusion.evaluation.rungs import ImageMeasure, RungScores, paired_difference
 from bitsfusion.files import write_json, write_text
 from bitsfusion.reproduction.figure import draw_table
 from bitsfusion.reproduction.frame import FULL_PRECISION, Frame
 from bitsfusion.reproduction.order import orders
 from bitsfusion.reproduction.subject import Subject
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+MEASURES: dict[ImageMeasure, str] = {"clip_scores": "CLIP score", "passed": "GenEval"}
+"""What the order is judged by: the paper's own measure, and whether images show what was asked."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,9 @@ def _write(
         "prompts_sha256": frame.prompts.sha256,
         "source_sha256": frame.workspace.source_sha256,
         "rows": lines,
-        "order": [order.to_dict() for order in orders(published, measured, table.cumulative)],
+        "order": [
+            order.to_dict() for measure in MEASURES for order in orders(published, measured, table.cumulative, measure)
+        ],
     }
     stem = frame.path / f"table{table.number}"
     write_json(stem.with_suffix(".json"), content)
@@ -194,14 +198,15 @@ def markdown(content: dict[str, Any]) -> str:
     ]
     if content["note"]:
         lines += [content["note"], ""]
-    if content["order"]:
-        lines += ["The paper's order, by GenEval here:", ""]
-        lines += [
-            f"- {one['better']} over {one['worse']} (the paper's CLIP {one['published']:+.4f}): **{one['verdict']}**, "
-            f"{_interval(one)}"
-            for one in content["order"]
-        ]
-        lines.append("")
+    for measure, name in MEASURES.items():
+        if found := [one for one in content["order"] if one["measure"] == measure]:
+            lines += [f"The paper's order, by {name} here:", ""]
+            lines += [
+                f"- {one['better']} over {one['worse']} (the paper's CLIP {one['published']:+.4f}): "
+                f"**{one['verdict']}**, {_interval(one, 4 if measure == 'clip_scores' else 3)}"
+                for one in found
+            ]
+            lines.append("")
     return "\n".join(lines)
 
 
@@ -216,10 +221,11 @@ def _spread(figure: dict[str, Any], digits: int) -> str:
     return f"{figure['mean']:.{digits}f}{spread}"
 
 
-def _interval(difference: Mapping[str, Any] | None) -> str:
+def _interval(difference: Mapping[str, Any] | None, digits: int = 3) -> str:
     if difference is None:
         return "–"
-    return f"{difference['mean']:+.3f} ({difference['low']:+.3f} to {difference['high']:+.3f})"
+    mean, low, high = (f"{difference[key]:+.{digits}f}" for key in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
 
 
 def table_path(out: Path, number: int) -> Path:

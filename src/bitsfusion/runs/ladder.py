@@ -14,7 +14,7 @@ from diffusers import DDPMScheduler
 
 from bitsfusion.evaluation.noise import make_probe, mean_squared, predict, time_step_curve
 from bitsfusion.evaluation.prompts import PromptSet, file_prompts, world_prompts
-from bitsfusion.evaluation.rungs import RungScores, load_images, score_images
+from bitsfusion.evaluation.rungs import SCHEMA_VERSION, RungScores, load_images, score_images
 from bitsfusion.files import write_json
 from bitsfusion.metrics.generation import generate_images
 from bitsfusion.models.pipeline import load_pipeline
@@ -77,7 +77,12 @@ class Ladder:
         """Scores what is not scored yet."""
         step = self.workspace.step
         section = self.workspace.config.evaluation
-        common = {"evaluation": section, "prompts_sha256": self.prompts.sha256, "data": self.workspace.config.data}
+        common = {
+            "scores": SCHEMA_VERSION,
+            "evaluation": section,
+            "prompts_sha256": self.prompts.sha256,
+            "data": self.workspace.config.data,
+        }
         for model in self.models:
             inputs = dict(common)
             if model.made_by is not None:
