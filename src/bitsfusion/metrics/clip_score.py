@@ -14,6 +14,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from bitsfusion.errors import InputError
+from bitsfusion.metrics.checkpoint import load_checkpoint
 
 
 class ClipScorer:
@@ -39,16 +40,12 @@ class ClipScorer:
         """A scorer from a folder, or hub id, that holds a CLIPModel, its tokenizer and its image processor.
 
         Raises:
-            InputError: it holds no such model.
+            InputError: it holds no such model, or not all of its weights.
         """
-        try:
-            model = CLIPModel.from_pretrained(source)
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            image_processor = CLIPImageProcessorPil.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            wanted = "wanted a CLIP model with its tokenizer and image processor"
-            raise InputError(f"CLIP scorer: got {source}, {wanted} ({reason})") from error
+        wanted = "a CLIP model with its tokenizer and image processor"
+        model, tokenizer, image_processor = load_checkpoint(
+            source, CLIPModel, AutoTokenizer, CLIPImageProcessorPil, what="CLIP scorer", wanted=wanted
+        )
         model.to(torch.device(device))
         return cls(model, tokenizer, image_processor, batch_size)
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessorPil
 
 from bitsfusion.errors import InputError
+from bitsfusion.metrics.checkpoint import load_checkpoint
 from bitsfusion.metrics.geneval.scoring import Detection, Detections
 
 Image = npt.NDArray[np.uint8]
@@ -69,14 +70,13 @@ class Mask2FormerDetector:
         Raises:
             InputError: it holds no such model, or not all of its weights.
         """
-        try:
-            model, report = Mask2FormerForUniversalSegmentation.from_pretrained(source, output_loading_info=True)
-            image_processor = Mask2FormerImageProcessorPil.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"GenEval's detector: got {source}, wanted a Mask2Former model ({reason})") from error
-        if missing := sorted(report["missing_keys"]):  # another kind of model would be filled up at random
-            raise InputError(f"GenEval's detector: got {source} without {missing[0]}, wanted a Mask2Former's weights")
+        model, image_processor = load_checkpoint(
+            source,
+            Mask2FormerForUniversalSegmentation,
+            Mask2FormerImageProcessorPil,
+            what="GenEval's detector",
+            wanted="a Mask2Former model with its image processor",
+        )
         return cls(model.to(torch.device(device)), image_processor, f"{source} (transformers; not {OFFICIAL})")
 
     @property

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
-from bitsfusion.errors import InputError
+from bitsfusion.metrics.checkpoint import load_checkpoint
 
 OFFICIAL_ENCODER = "sentence-transformers/all-mpnet-base-v2"
 """The sentence encoder of published TIFA scores."""
@@ -62,16 +62,14 @@ class SentenceMatcher:
         Raises:
             InputError: it holds none, or not all of its weights.
         """
-        try:
-            model, report = AutoModel.from_pretrained(source, output_loading_info=True)
-            tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            wanted = "wanted a text encoder with its tokenizer"
-            raise InputError(f"TIFA's sentence encoder: got {source}, {wanted} ({reason})") from error
-        missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
-        if missing:
-            raise InputError(f"TIFA's sentence encoder: got {source} without {missing[0]}, wanted all weights")
+        model, tokenizer = load_checkpoint(
+            source,
+            AutoModel,
+            AutoTokenizer,
+            what="TIFA's sentence encoder",
+            wanted="a text encoder with its tokenizer",
+            unused="pooler.",
+        )
         return cls(model.to(torch.device(device)), tokenizer, str(source), batch_size)
 
     @property

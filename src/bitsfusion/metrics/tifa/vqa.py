@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from bitsfusion.errors import InputError
+from bitsfusion.metrics.checkpoint import load_checkpoint
 
 OFFICIAL = "mplug-large (modelscope)"
 """The model of published TIFA scores; no other one gives their numbers."""
@@ -171,19 +172,16 @@ def _model_type(source: str | PathLike[str]) -> str:
 def _loaded(
     source: str | PathLike[str], device: str, kind: str, model_class: Any, processor_class: Any
 ) -> tuple[Any, Any, Any]:
-    """Model, tokenizer and image processor. A model of another kind or task would load with random weights: refused."""
+    """Model, tokenizer and image processor of a checkpoint that says it is of `kind`."""
     found = _model_type(source)
     if found != kind:
         raise InputError(f"TIFA's VQA model: got {source} of type {found!r}, wanted {kind!r}")
-    wanted = f"wanted a {model_class.__name__} with its tokenizer and image processor"
-    try:
-        model, report = model_class.from_pretrained(source, output_loading_info=True)
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise ValueError(f"no weight {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""))
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        image_processor = processor_class.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"TIFA's VQA model: got {source}, {wanted} ({reason})") from error
+    model, tokenizer, image_processor = load_checkpoint(
+        source,
+        model_class,
+        AutoTokenizer,
+        processor_class,
+        what="TIFA's VQA model",
+        wanted=f"a {model_class.__name__} with its tokenizer and image processor",
+    )
     return model.to(torch.device(device)), tokenizer, image_processor
