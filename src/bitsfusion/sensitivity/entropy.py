@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from bitsfusion.models.unet import unet_layers
+from bitsfusion.nn.scale import layer_scale
 from bitsfusion.numerics import MAX_BITS, MIN_BITS, ScaleInit, quantize
 from bitsfusion.packing.entropy import entropy_bits
-from bitsfusion.sensitivity.rounding import scale_of
 from bitsfusion.sensitivity.table import MEASURED_BITS
 
 SAMPLED_WEIGHTS = 1 << 17
@@ -41,5 +41,5 @@ def level_entropies(
 def _entropy(name: str, weight: Tensor, bits: int, scale_init: ScaleInit) -> float:
     if bits > MEASURED_BITS[-1]:
         weight = weight[:: -(-weight.numel() // SAMPLED_WEIGHTS)]
-    levels = quantize(weight, scale_of(name, weight, bits, scale_init), bits)
+    levels = quantize(weight, layer_scale(name, weight, bits, scale_init), bits)
     return entropy_bits(levels, bits) / levels.numel()

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bitsfusion.data.batches import TrainingData
+from bitsfusion.nn.scale import layer_scale
 from bitsfusion.sensitivity.guided import GuidedLatents, guided_latents
 from bitsfusion.sensitivity.noise import NoisyLatents, noisy_latents
-from bitsfusion.sensitivity.rounding import rounded, scale_of
+from bitsfusion.sensitivity.rounding import rounded
 from bitsfusion.sensitivity.settings import JacobianSettings
 from bitsfusion.sensitivity.table import MEASURED_BITS, Candidate, SensitivityRow
 
@@ -61,7 +62,7 @@ class Jacobian:
         weights = {name: self.unet.get_submodule(name).weight for name in names}
         method = self.settings.scale_init
         scales = {
-            (n, bits): scale_of(n, weight, bits, method) for n, weight in weights.items() for bits in MEASURED_BITS
+            (n, bits): layer_scale(n, weight, bits, method) for n, weight in weights.items() for bits in MEASURED_BITS
         }
         sums = dict.fromkeys(scales, 0.0)
         generator = torch.Generator("cpu").manual_seed(self.settings.seed)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from bitsfusion.data.batches import TrainingData
+from bitsfusion.nn.scale import layer_scale
 from bitsfusion.sensitivity.guided import guided_latents
 from bitsfusion.sensitivity.noise import noisy_latents
 from bitsfusion.sensitivity.replay import Recording, Replay
-from bitsfusion.sensitivity.rounding import rounded, scale_of
+from bitsfusion.sensitivity.rounding import rounded
 from bitsfusion.sensitivity.settings import NoiseErrorSettings
 
 
@@ -43,7 +44,7 @@ class NoiseError:
     def measure(self, name: str, bits: int) -> dict[str, float | None]:
         """{mse} of layer `name` alone at `bits`: the mean squared difference of the predicted noise."""
         layer = self.unet.get_submodule(name)
-        scale = scale_of(name, layer.weight, bits, self.settings.scale_init)
+        scale = layer_scale(name, layer.weight, bits, self.settings.scale_init)
         with _weight(layer, rounded(layer.weight, scale, bits)):
             got = self._predict(name)
         errors = torch.stack([(a - b).double().square().mean() for a, b in zip(got, self.wanted, strict=True)])
