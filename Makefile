@@ -42,5 +42,5 @@ format: install ## rewrite the files in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install ## measured speeds of unpacking; benchmarks/ has two more that take data or 12 GB
-	@set -e; for name in unpack forward; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py; done
+bench: install ## measured speeds of unpacking and of the scale search; benchmarks/ has two more that take data or 12 GB
+	@set -e; for name in unpack scale forward; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py; done

@@ -14,17 +14,22 @@ def squared_error(rows: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.T
     return (rows - dequantize(quantize(rows, scale, bits), scale)).double().square().sum(1)
 
 
-@pytest.mark.parametrize("kind", ["normal", "heavy", "few"])
+@pytest.mark.parametrize("width", [2, 123, 1500])
+@pytest.mark.parametrize("kind", ["normal", "heavy", "few", "sparse", "outlier", "small"])
 @pytest.mark.parametrize("bits", range(1, 9))
-def test_the_same_optimum(bits: int, kind: str) -> None:
-    rows = torch.randn(7, 123, generator=torch.Generator().manual_seed(bits))
-    rows = {"normal": rows, "heavy": rows**3, "few": (2 * rows).round()}[kind]
+def test_the_same_optimum(bits: int, kind: str, width: int) -> None:
+    generator = torch.Generator().manual_seed(100 * width + bits)
+    rows = torch.randn(7, width, generator=generator)
+    few = rows * (torch.rand(7, width, generator=generator) < 0.1)
+    outlier = torch.cat([rows[:, 1:], torch.full((7, 1), 300.0)], 1)
+    kinds = {"heavy": rows**3, "few": (2 * rows).round(), "sparse": few, "outlier": outlier, "small": 1e-12 * rows}
+    rows = kinds.get(kind, rows)
     found, wanted = exact_scale(rows, bits), initial_scale(rows, bits, ScaleInit.EXACT)
     assert found.dtype == torch.float32 and found.shape == (7,)
-    if kind != "few":  # whose many equal events leave ties
+    if width == 123 and kind in ("normal", "heavy"):  # others have equal events, or several scales as good
         assert torch.allclose(found, wanted, rtol=1e-6, atol=0)
     best = squared_error(rows, wanted, bits)
-    assert torch.all(squared_error(rows, found, bits) <= best + 1e-6 * rows.double().square().sum(1))
+    assert torch.all(squared_error(rows, found, bits) <= best * (1 + 1e-5) + 1e-9 * rows.double().square().sum(1))
 
 
 @pytest.mark.parametrize("bits", [1, 3, 8])

@@ -4,6 +4,7 @@
 // such events the levels q stay, the best scale for them is <w, q> / <q, q>, and it explains <w, q>^2 / <q, q> of the
 // row's energy. The events are sorted by radix, both sums follow them in double, and the largest quotient wins.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -20,9 +21,24 @@ constexpr int DIGIT_BITS = 11;
 constexpr int DIGITS = 3;  // the 31 bits of a float that is not negative
 constexpr int BUCKETS = 1 << DIGIT_BITS;
 
+constexpr int WINDOWED_HALF = 8;   // b = 4; with fewer levels sorting all events is as fast
+constexpr double SPAN = 1.1;       // a first span reaches from t / SPAN to t * SPAN
+constexpr int CUTS = 4;            // a span that may hold the best scale is cut into so many
+constexpr double EVENT_COST = 10;  // of sorting an event, in looks at one weight at one scale
+constexpr double ROUNDING = 1e-4;  // by which an error summed in float may be wrong
+constexpr int BLOCK = 512;
+
 // An event: the scale it happens at in the upper half (as a float's bits, inverted so that the largest comes first),
 // k - 1 in the next 8 bits, the weight's place in the lower 24.
 using Event = uint64_t;
+
+struct Window {
+    float low, high;
+};
+
+struct Error {
+    double all, clipped;  // clipped: what no scale below this one can avoid
+};
 
 struct Search {
     int64_t width;
@@ -30,13 +46,25 @@ struct Search {
     std::vector<float> magnitudes;
     std::vector<Event> events, sorted;
 
-    Search(int64_t row_width, int row_half)
-        : width(row_width), half(row_half), magnitudes(width), events(width * half), sorted(width * half) {}
+    Search(int64_t row_width, int row_half) : width(row_width), half(row_half), magnitudes(row_width) {}
 
     float best(const float* row) {
-        make_events(row);
+        float largest = 0;
+        double total = 0, square = 0;
+        for (int64_t i = 0; i < width; ++i) {
+            magnitudes[i] = std::fabs(row[i]);
+            largest = std::fmax(largest, magnitudes[i]);
+            total += magnitudes[i];
+            square += static_cast<double>(magnitudes[i]) * magnitudes[i];
+        }
+        if (largest == 0) return 0;
+        const bool squares_fit = largest > 1e-15f && largest < 1e15f;
+        const Window all{0, 2 * largest};
+        const Window window = half >= WINDOWED_HALF && squares_fit ? window_of_best(largest, total, square) : all;
+        double product = 0, energy = 0;
+        make_events(window, product, energy);
         sort_events();
-        double product = 0, energy = 0, best_product = 0, best_energy = 0;
+        double best_product = product, best_energy = energy;
         for (const Event event : events) {
             product += magnitudes[event & 0xffffff];
             energy += static_cast<double>(2 * ((event >> 24) & 0xff) + 1);
@@ -46,24 +74,101 @@ struct Search {
                 best_energy = energy;
             }
         }
-        return best_energy > 0 ? static_cast<float>(best_product / best_energy) : 0.0f;
+        return static_cast<float>(best_product / best_energy);
     }
 
-    void make_events(const float* row) {
+    Window window_of_best(float largest, double total, double square) const {
+        std::vector<double> centres;
+        std::vector<Error> errors;
+        double span = SPAN, least = square;
+        const auto look_at = [&](double centre) {
+            centres.push_back(centre);
+            errors.push_back(error_at(static_cast<float>(centre)));
+            least = std::fmin(least, errors.back().all);
+        };
+        double centre = 2.0 * largest / span;  // above twice the largest every level is zero
+        do {
+            look_at(centre);
+            centre /= span * span;
+        } while (errors.back().clipped <= least * (1 + ROUNDING));
+        for (;;) {
+            const double reach = (span - 1) * (span - 1) * square;
+            std::vector<double> left;
+            for (size_t i = 0; i < centres.size(); ++i) {
+                if (errors[i].all * (1 - ROUNDING) - reach <= least * (1 + ROUNDING)) left.push_back(centres[i]);
+            }
+            const auto [lowest, highest] = std::minmax_element(left.begin(), left.end());
+            const double low = *lowest / span, high = *highest * span;
+            const double events = total / low - total / high;  // but for those of weights beyond the outermost level
+            if (EVENT_COST * events <= static_cast<double>(width) * CUTS * left.size() || span - 1 < 1e-5) {
+                return {static_cast<float>(low), static_cast<float>(high)};
+            }
+            const double whole = span;
+            span = std::pow(whole, 1.0 / CUTS);
+            centres.clear();
+            errors.clear();
+            for (const double old : left) {
+                for (int part = 0; part < CUTS; ++part) look_at(old / whole * std::pow(span, 2 * part + 1));
+            }
+        }
+    }
+
+    // Of the row at one scale: squares in float, summed in pairs, in double over blocks. Plain loops, for the vectorizer.
+    Error error_at(float scale) const {
+        const int most = half;
+        const float inverse = 1 / scale, largest = static_cast<float>(most) * scale;
+        float all[BLOCK], clipped[BLOCK];
+        Error error{0, 0};
+        for (int64_t start = 0; start < width; start += BLOCK) {
+            const int count = static_cast<int>(BLOCK < width - start ? BLOCK : width - start);
+            const float* magnitude = magnitudes.data() + start;
+            for (int i = 0; i < count; ++i) {
+                const int level = std::min(static_cast<int>(magnitude[i] * inverse + 0.5f), most);
+                const float rest = magnitude[i] - static_cast<float>(level) * scale;
+                const float beyond = magnitude[i] - largest, over = (beyond + std::fabs(beyond)) / 2;
+                all[i] = rest * rest;
+                clipped[i] = over * over;
+            }
+            error.all += sum(all, count);
+            error.clipped += sum(clipped, count);
+        }
+        return error;
+    }
+
+    static float sum(float* values, int count) {
+        while (count > 1) {
+            const int kept = (count + 1) / 2;
+            for (int i = 0; i < count - kept; ++i) values[i] += values[i + kept];
+            count = kept;
+        }
+        return values[0];
+    }
+
+    int level_at(float magnitude, float scale) const {
+        const float level = magnitude / scale + 0.5f;
+        return level < static_cast<float>(half) ? static_cast<int>(level) : half;
+    }
+
+    // The events inside the window, and both sums at its upper end.
+    void make_events(const Window& window, double& product, double& energy) {
         std::memset(counts, 0, sizeof(counts));
-        for (int64_t i = 0; i < width; ++i) magnitudes[i] = std::fabs(row[i]);
-        Event* event = events.data();
-        for (int k = 0; k < half; ++k) {
-            const float divisor = static_cast<float>(k) + 0.5f;
-            for (int64_t i = 0; i < width; ++i) {
-                const float at = magnitudes[i] / divisor;
+        events.clear();
+        for (int64_t i = 0; i < width; ++i) {
+            const float magnitude = magnitudes[i];
+            const int first = level_at(magnitude, window.high);
+            const int last = magnitude == 0 ? 0 : window.low > 0 ? level_at(magnitude, window.low) : half;
+            product += static_cast<double>(magnitude) * first;
+            energy += static_cast<double>(first) * first;
+            for (int k = first; k < last; ++k) {
+                const float at = magnitude / (static_cast<float>(k) + 0.5f);
                 uint32_t bits;
                 std::memcpy(&bits, &at, 4);
                 bits = 0x7fffffff - bits;
                 for (int digit = 0; digit < DIGITS; ++digit) ++counts[digit][bucket(bits, digit)];
-                *event++ = static_cast<Event>(bits) << 32 | static_cast<Event>(k) << 24 | static_cast<Event>(i);
+                events.push_back(static_cast<Event>(bits) << 32 | static_cast<Event>(k) << 24 | static_cast<Event>(i));
             }
         }
+        sorted.resize(events.size());
     }
 
     static uint32_t bucket(uint32_t bits, int digit) { return (bits >> (DIGIT_BITS * digit)) & (BUCKETS - 1); }
