@@ -53,9 +53,9 @@ def test_published_scores_are_those_of_the_paper():
 
 def test_the_plan_counts_each_arm_once():
     settings = Settings(seeds=(0, 1), steps=10, per_task=2)
-    # Six Stage I trainings up to time sampling; fine-tuning starts from the last; two more of both stages.
-    assert plan([TABLES[4]()], settings).training_steps == 2 * (6 * 10 + 5 + 2 * (10 + 5))
-    assert plan([TABLES[4]()], settings).images == (1 + 9 * 2) * 12
+    # Six Stage I trainings up to time sampling; fine-tuning starts from the last; three more of both stages.
+    assert plan([TABLES[4]()], settings).training_steps == 2 * (6 * 10 + 5 + 3 * (10 + 5))
+    assert plan([TABLES[4]()], settings).images == (1 + 10 * 2) * 12
     together, apart = plan([TABLES[4](), TABLES[7]()], settings), [plan([TABLES[n]()], settings) for n in (4, 7)]
     shared = 2  # Beta(3, 1) is a rung of the ladder, and so is uniform
     assert together.arms == sum(one.arms for one in apart) - shared
