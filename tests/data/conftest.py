@@ -1,4 +1,4 @@
-"""A tiny VAE and tokenizer, and captioned images to encode with them."""
+"""A VAE and a tokenizer, and captioned images to encode with them."""
 
 from __future__ import annotations
 
@@ -7,34 +7,24 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 from transformers import CLIPTokenizer
 
 from bitsfusion.data.cached import cached_data
 
-ALPHABET = "abcdefghijklmnopqrstuvwxyz"
+from ..tiny.text import LETTERS, build_tokenizer
+from ..tiny.vae import build_vae
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> CLIPTokenizer:
-    tokens = ["<|startoftext|>", "<|endoftext|>", *ALPHABET, *(f"{letter}</w>" for letter in ALPHABET)]
-    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=12)
+    return build_tokenizer(tokens=12)
 
 
 @pytest.fixture(scope="session")
 def vae() -> AutoencoderKL:
-    torch.manual_seed(0)
-    return AutoencoderKL(
-        latent_channels=4,
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1,
-        norm_num_groups=4,
-        scaling_factor=0.5,
-    ).eval()
+    return build_vae((8, 8, 8), scaling_factor=0.5)
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +49,7 @@ def write_folder(image_bytes):
         lines = []
         for index in range(count):
             (folder / f"{index}.png").write_bytes(image_bytes(index))
-            lines.append(json.dumps({"file_name": f"{index}.png", "text": ALPHABET[index % 26], "more": 1}))
+            lines.append(json.dumps({"file_name": f"{index}.png", "text": LETTERS[index % 26], "more": 1}))
         (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
         return folder
 

@@ -2,27 +2,15 @@
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 
 from bitsfusion.rivals.calibration import Calibration
+
+from ..tiny.unet import build_unet
 
 
 @pytest.fixture(scope="package")
 def unet():
-    torch.manual_seed(0)
-    made = UNet2DConditionModel(
-        sample_size=4,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=16,
-        attention_head_dim=2,
-        norm_num_groups=8,
-    )
-    return made.eval().requires_grad_(False)
+    return build_unet().requires_grad_(False)
 
 
 @pytest.fixture(scope="package")

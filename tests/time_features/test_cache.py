@@ -9,28 +9,14 @@ from diffusers import UNet2DConditionModel
 from bitsfusion.errors import InputError
 from bitsfusion.time_features import Coverage, SamplerSteps, cache_time_features, time_feature_rows, time_layers
 
+from ..tiny.unet import build_unet
+
 STEPS = (981, 500, 1)
 
 
 @pytest.fixture(scope="module")
 def unet() -> UNet2DConditionModel:
-    torch.manual_seed(0)
-    return small_unet()
-
-
-def small_unet(**options: object) -> UNet2DConditionModel:
-    settings: dict[str, object] = dict(
-        sample_size=4,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=16,
-        attention_head_dim=2,
-    )
-    return UNet2DConditionModel(**{**settings, **options}).eval().requires_grad_(False)
+    return build_unet()
 
 
 def run(unet: UNet2DConditionModel, step: object, batch: int = 1) -> torch.Tensor:
@@ -49,7 +35,7 @@ def test_exact_with_float32_rows(unet: UNet2DConditionModel, step: int) -> None:
 
 @pytest.mark.parametrize("options", [{"time_embedding_act_fn": "silu"}, {"resnet_time_scale_shift": "scale_shift"}])
 def test_exact_for_other_kinds_of_unet(options: dict[str, object]) -> None:
-    unet = small_unet(**options)
+    unet = build_unet(**options)
     cached = copy.deepcopy(unet)
     cache_time_features(cached, STEPS, torch.float32)
     assert torch.equal(run(cached, 500), run(unet, 500))
@@ -145,7 +131,7 @@ def test_uncovered_step_lists_bare_steps(unet: UNet2DConditionModel) -> None:
 
 def test_refuses_features_that_depend_on_more(unet: UNet2DConditionModel) -> None:
     with pytest.raises(InputError, match="class_embed_type"):
-        cache_time_features(small_unet(class_embed_type="timestep"), STEPS)
+        cache_time_features(build_unet(class_embed_type="timestep"), STEPS)
 
 
 def test_refuses_a_second_time(unet: UNet2DConditionModel) -> None:
