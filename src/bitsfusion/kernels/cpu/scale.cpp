@@ -3,6 +3,13 @@
 // As the scale shrinks from infinity, weight i steps from level k - 1 to k when it passes |w_i| / (k - 1/2). Between two
 // such events the levels q stay, the best scale for them is <w, q> / <q, q>, and it explains <w, q>^2 / <q, q> of the
 // row's energy. The events are sorted by radix, both sums follow them in double, and the largest quotient wins.
+//
+// From 4 bits on most events are far from the best one, and only a window of scales is searched. The best scale s is the
+// least-squares one of its own levels q, so what it leaves of w is orthogonal to q, and for any other scale t
+//     error(t) <= |w - t q|^2 = error(s) + (s - t)^2 |q|^2 <= error(s) + ((s - t) / s)^2 |w|^2.
+// A span of scales about t in which that keeps error(s) above an error that was seen elsewhere cannot hold the best one.
+// Spans that may are cut finer, until sorting the events in what is left costs less. Where the part of w beyond the
+// outermost level alone is a larger error than one seen, smaller scales are out, too.
 
 #include <algorithm>
 #include <cmath>
