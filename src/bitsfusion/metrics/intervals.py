@@ -12,8 +12,10 @@ import numpy.typing as npt
 from bitsfusion.errors import InputError
 
 
-def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float, trials: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion, within [0, 1]; honest at 0 % and 100 % where the plain one is not.
+
+    `successes` may be a fraction, where a trial can succeed in part.
 
     Raises:
         InputError: no trials, or successes outside 0..trials.

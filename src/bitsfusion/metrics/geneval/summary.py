@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from bitsfusion.data.world.captions import TASKS
 from bitsfusion.errors import InputError
@@ -14,15 +15,21 @@ from bitsfusion.metrics.intervals import quantile_interval, wilson_interval
 
 @dataclass(frozen=True)
 class GenEvalResult:
-    """One image: the task (tag) of its prompt, and whether it shows what the prompt asks for."""
+    """One image: the task (tag) of its prompt, and whether it shows what the prompt asks for.
+
+    Fields:
+        group: images that are no independent evidence have the same one, such as those of one prompt and image seed by
+            several trainings of a model; None: an image by itself.
+    """
 
     tag: str
     correct: bool
+    group: int | None = None
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """A task's share of correct images with its Wilson interval."""
+    """A task's share of correct images with its Wilson interval, in which a group of images is one trial."""
 
     correct: int
     images: int
@@ -50,28 +57,38 @@ def geneval_summary(
 ) -> GenEvalSummary:
     """GenEval's numbers from the results of its images, every task counting the same however many images it has.
 
-    The overall interval resamples the images within each task. It takes images as independent: it speaks of
-    new seeds for these prompts, not of new prompts.
+    The overall interval resamples the images within each task, those of a group together. It takes groups, and images
+    without one, as independent: it speaks of new seeds for these prompts, not of new prompts.
 
     Raises:
         InputError: a result has an unknown task, or a task has no image.
     """
-    counts = {tag: [0, 0] for tag in TASKS}
-    for result in results:
-        if result.tag not in counts:
+    groups: dict[str, dict[object, list[bool]]] = {tag: {} for tag in TASKS}
+    for place, result in enumerate(results):
+        if result.tag not in groups:
             raise InputError(f"GenEval: got task {result.tag!r}, wanted one of {', '.join(TASKS)}")
-        counts[result.tag][0] += result.correct
-        counts[result.tag][1] += 1
-    missing = [tag for tag, (_, images) in counts.items() if images == 0]
+        key = (place, None) if result.group is None else result.group
+        groups[result.tag].setdefault(key, []).append(result.correct)
+    missing = [tag for tag, found in groups.items() if not found]
     if missing:
         raise InputError(f"GenEval: got no image for {', '.join(missing)}, wanted some for each of the six tasks")
-    tasks = {
-        tag: TaskScore(correct, images, correct / images, *wilson_interval(correct, images, confidence))
-        for tag, (correct, images) in counts.items()
-    }
+    tasks = {tag: _task_score(list(found.values()), confidence) for tag, found in groups.items()}
     rng = np.random.default_rng(seed)
-    # Drawing n images with replacement from k correct ones of n is a binomial draw.
-    shares = [rng.binomial(score.images, score.accuracy, resamples) / score.images for score in tasks.values()]
-    resampled = np.mean(shares, axis=0)
+    shares = [_resampled(list(found.values()), resamples, rng) for found in groups.values()]
     overall = float(np.mean([score.accuracy for score in tasks.values()]))
-    return GenEvalSummary(overall, *quantile_interval(resampled, confidence), tasks)
+    return GenEvalSummary(overall, *quantile_interval(np.mean(shares, axis=0), confidence), tasks)
+
+
+def _task_score(groups: Sequence[Sequence[bool]], confidence: float) -> TaskScore:
+    correct, images = sum(map(sum, groups)), sum(map(len, groups))
+    interval = wilson_interval(correct * len(groups) / images, len(groups), confidence)
+    return TaskScore(correct, images, correct / images, *interval)
+
+
+def _resampled(groups: Sequence[Sequence[bool]], resamples: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """The share of correct images, groups drawn with replacement: [resamples]."""
+    correct, images = (np.asarray([count(group) for group in groups]) for count in (sum, len))
+    if (images == 1).all():  # drawing n images with replacement from k correct ones of n is a binomial draw
+        return rng.binomial(len(groups), correct.mean(), resamples) / len(groups)
+    drawn = rng.integers(len(groups), size=(resamples, len(groups)))
+    return np.asarray(correct[drawn].sum(1) / images[drawn].sum(1))
