@@ -11,7 +11,7 @@ from bitsfusion.errors import InputError
 from bitsfusion.vote.pictures import read_study
 from bitsfusion.vote.prompts import Topic, read_topics
 
-PARTI = Path("/work/shared/data/PartiPrompts.tsv")
+PARTI = Path(__file__).parents[3] / "shared" / "data" / "PartiPrompts.tsv"
 
 
 def test_pairs_have_their_prompts_and_topics(study, folders):
@@ -124,7 +124,7 @@ def test_a_tsv_of_another_form(tmp_path, text):
         read_topics(tmp_path / "p.tsv")
 
 
-@pytest.mark.skipif(not PARTI.exists(), reason=f"no {PARTI}")
+@pytest.mark.skipif(not PARTI.exists(), reason="the published prompts are not here")
 def test_the_real_partiprompts():
     """1632 prompts in 12 categories and 11 challenges (Yu et al., 2022)."""
     topics = read_topics(PARTI)

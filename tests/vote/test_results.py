@@ -58,6 +58,18 @@ def test_counts_by_hand():
     assert verdict(result).startswith("No preference")
 
 
+def test_many_votes_on_few_pairs_are_not_enough():
+    """Twenty voters who are of one mind on 20 pairs, 13 : 7: 260 of 400 votes, but the pairs could be luck."""
+    voters = {f"v{number}": "a" * 13 + "b" * 7 for number in range(20)}
+    crowd = vote_results(record(voters))
+    assert crowd.votes.low is not None and crowd.votes.low > 0.6
+    assert verdict(crowd) == "No preference is shown: pairs have several votes, and their majorities do not show it."
+    alone = vote_results(record({"v0": "a" * 260 + "b" * 140}))
+    assert verdict(alone) == "mine is preferred."
+    clear = vote_results(record({f"v{number}": "b" * 18 + "a" * 2 for number in range(3)}))
+    assert verdict(clear) == "theirs is preferred."
+
+
 def test_fleiss_kappa_by_hand():
     """Three pairs, two voters, (2,0), (1,1), (0,2): agreement 2/3, chance 1/2, kappa 1/3."""
     found = agreement([(2, 0), (1, 1), (0, 2), (1, 0), (0, 0)])

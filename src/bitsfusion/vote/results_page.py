@@ -43,13 +43,25 @@ def results_page(results: VoteResults) -> str:
 
 
 def verdict(results: VoteResults) -> str:
-    """One sentence: which side is preferred, only where the interval excludes a half."""
-    low, high = results.votes.low, results.votes.high
-    if low is None or high is None:
+    """One sentence: which side is preferred, only where the interval excludes a half.
+
+    Votes on one pair are not independent: where some pair has several, the majorities have to show the same.
+    """
+    if results.votes.share is None:
         return "No votes yet."
-    if low <= 0.5 <= high:
+    side = _preferred(results.votes)
+    if side is None:
         return "No preference is shown: the interval holds 50 %."
-    return f"{results.names[0] if low > 0.5 else results.names[1]} is preferred."
+    if results.agreement.pairs and _preferred(results.majorities) != side:
+        return "No preference is shown: pairs have several votes, and their majorities do not show it."
+    return f"{results.names[side]} is preferred."
+
+
+def _preferred(rate: WinRate) -> int | None:
+    """0 for A, 1 for B; None where the interval holds a half, or there is none."""
+    if rate.low is None or rate.high is None or rate.low <= 0.5 <= rate.high:
+        return None
+    return 0 if rate.low > 0.5 else 1
 
 
 def _head(results: VoteResults) -> str:
