@@ -135,6 +135,8 @@ def test_both_pictures_are_those_of_the_voter(browser, url, sees):
     sees("count", "0 / 6")
     left, right = browser.find_elements(By.CSS_SELECTOR, ".choice img")
     assert left.size == right.size and left.size["height"] > 300
+    page = browser.execute_script("return [document.documentElement.scrollHeight, innerHeight]")
+    assert page[0] == page[1]  # nothing to scroll
     assert left.rect["x"] < right.rect["x"] and left.rect["y"] == right.rect["y"]
     assert left.get_attribute("alt").startswith("Image 1 of: ")
     loaded = browser.execute_script(
@@ -184,6 +186,20 @@ def test_a_phone_has_both_pictures_on_one_screen(browser, url, sees):
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_vote_that_contradicts_one_from_another_window_says_so(browser, url, sees, database):
+    browser.get(url + "?voter=gina")
+    sees("count", "0 / 6")
+    pair = browser.execute_script("return ballot.next[0].pair")
+    database.cast("another-window", "gina", pair, left=True, milliseconds=5)
+    press(browser, "2")
+    sees("problem", f"pair {pair}: gina has voted for the other picture; undo that first. Going on from what was kept.")
+    sees("count", "1 / 6")
+    assert "409" in str(browser.get_log("browser"))
+    press(browser, "2")
+    sees("count", "2 / 6")
+    assert not browser.find_element(By.ID, "problem").is_displayed()
 
 
 def test_a_name_that_is_refused_says_why(browser, url, sees):

@@ -117,6 +117,13 @@ def test_topics_of_a_file(tsv):
     assert topics['a sign that says "open"'] == Topic("Vehicles", "Writing & Symbols") and len(topics) == len(PROMPTS)
 
 
+def test_topics_of_a_file_from_a_spreadsheet(tmp_path):
+    """A byte order mark, the line ends of Windows, and a prompt with a line separator of Unicode in it."""
+    rows = "Prompt\tCategory\tChallenge\r\na\u2028cat\tAnimals\tBasic\r\na dog\tAnimals\tBasic\r\n"
+    (tmp_path / "p.tsv").write_bytes(rows.encode("utf-8-sig"))
+    assert read_topics(tmp_path / "p.tsv") == dict.fromkeys(["a\u2028cat", "a dog"], Topic("Animals", "Basic"))
+
+
 @pytest.mark.parametrize("text", ["Prompt\tCategory\na\tb\n", "Prompt\tCategory\tChallenge\n\tx\ty\n", "a\nb\n"])
 def test_a_tsv_of_another_form(tmp_path, text):
     (tmp_path / "p.tsv").write_text(text)

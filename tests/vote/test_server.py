@@ -4,12 +4,14 @@ import http.client
 import json
 import socket
 import threading
+import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from bitsfusion.errors import InputError
+from bitsfusion.vote.app import check_voter
 from bitsfusion.vote.database import open_study
 from bitsfusion.vote.guard import LARGEST_BODY
 from bitsfusion.vote.server import vote_server
@@ -117,6 +119,20 @@ def test_input_is_checked(ask, database):
         status, _, body = ask("/api/votes", ballot(**changes))
         assert status == 400 and words in json.loads(body)["error"], changes
     assert database.record().votes == ()
+
+
+@pytest.mark.parametrize("name", ["हिन्दी", "Zoë", "Zoe\u0308", "李 小龙", "ann.b+c@d_e-f", "_", "7"])
+def test_names_of_everybody(name):
+    checked = check_voter(f"  {name}\t")
+    assert checked == unicodedata.normalize("NFC", name) == check_voter(checked)
+
+
+@pytest.mark.parametrize(
+    "name", ["", " ", "=1+1", "-a", "@a", "+a", ".", "a\0b", "a\u202eb", "a<b", "a&b", "🎨", "a\u200bb"]
+)
+def test_names_that_are_none(name):
+    with pytest.raises(InputError, match="wanted 1 to 40 letters"):
+        check_voter(name)
 
 
 def test_bodies_that_are_no_ballot(ask):

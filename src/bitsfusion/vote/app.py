@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+import unicodedata
 from collections.abc import Awaitable, Callable
 from importlib import resources
 from typing import Any
@@ -28,7 +28,7 @@ from bitsfusion.vote.results_page import results_page
 AHEAD = 4
 """Pairs that an answer holds: the one to vote on and those to load beforehand."""
 
-_VOTER = re.compile(r"\w[\w .@+-]{0,39}")
+_LONGEST_NAME = 40
 _ID = r"[A-Za-z0-9-]{8,64}"
 _STATIC = {"vote.html": "text/html", "vote.css": "text/css", "vote.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
@@ -158,13 +158,16 @@ class _Pages:
 
 
 def check_voter(name: str) -> str:
-    """A voter's name without spaces around it.
+    """A voter's name without spaces around it, in Unicode's form NFC: the same name from any keyboard is one voter.
 
     Raises:
-        InputError: it is empty, too long, or has other characters than letters, digits, spaces and `. _ @ + -`.
+        InputError: it is empty, too long, or has other characters than letters with their marks, digits, spaces and
+            `. _ @ + -`, or begins with one of those.
     """
-    name = " ".join(name.split())
-    if not _VOTER.fullmatch(name):
+    name = unicodedata.normalize("NFC", " ".join(name.split()))
+    letters = [unicodedata.category(letter)[0] in "LMN" for letter in name]
+    known = all(is_letter or letter in " ._@+-" for letter, is_letter in zip(name, letters, strict=True))
+    if not (1 <= len(name) <= _LONGEST_NAME and known and (letters[0] or name[0] == "_")):
         raise InputError(f"voter: got {name[:60]!r}, wanted 1 to 40 letters, digits, spaces or . _ @ + -")
     return name
 

@@ -25,9 +25,10 @@ def read_topics(path: Path) -> Mapping[str, Topic]:
         InputError: there is no such file, a column is missing, a row has no prompt, or there is none at all.
     """
     try:
-        lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        text = Path(path).read_text(encoding="utf-8-sig")  # a spreadsheet may have put a byte order mark before it
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: wanted a TSV of prompts, got {error}") from None
+    lines = [line for line in text.split("\n") if line.strip()]
     rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
     topics: dict[str, Topic] = {}
     for number, row in enumerate(rows, 2):

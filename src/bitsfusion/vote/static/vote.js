@@ -105,8 +105,8 @@ async function change(address, body, words) {
     element("told").textContent = words(value);
     await show(value);
   } catch (error) {
-    problem(`${error.message}. Going on from what was kept.`);
     await show(await askUntilAnswered(`/api/ballot?voter=${encodeURIComponent(voter)}`));
+    problem(`${error.message}. Going on from what was kept.`); // until the next answer
   } finally {
     busy = false;
     for (const side of sides) element(side).classList.remove("chosen");
