@@ -26,7 +26,10 @@ from bitsfusion.artifact.writer import write_model, write_pipeline
 from bitsfusion.errors import BitsFusionError
 from bitsfusion.time_features import Coverage
 
-from .conftest import build_pipeline, quantized
+from ..tiny.pipeline import build_pipeline
+from ..tiny.unet import build_unet
+from ..tiny.vae import build_vae
+from .conftest import quantized
 
 COVERAGE = Coverage((981, 1))
 SAMPLERS = (("pndm", 4),)
@@ -100,7 +103,7 @@ def run(job: dict[str, Any], pipeline: StableDiffusionPipeline, unet: UNet2DCond
 
 
 def main() -> None:
-    pipeline = build_pipeline(width=8)
+    pipeline = build_pipeline(build_unet(block_out_channels=(8, 16)), build_vae())
     both = models(pipeline)
     for line in sys.stdin:
         job = json.loads(line)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 import bitsfusion  # noqa: F401  registers with diffusers and transformers
 from bitsfusion.artifact.inspect import inspect_pipeline
@@ -25,6 +25,7 @@ from bitsfusion.models.architectures import ARCHITECTURES
 from bitsfusion.models.model_folder import left_out, open_model
 from bitsfusion.nn.packed import PACKED_LAYERS
 
+from ..tiny.text import build_text_encoder
 from .drawing import images, load
 from .whole import pack, quantized
 
@@ -252,10 +253,7 @@ def test_inspection_adds_up(pipeline: StableDiffusionPipeline, dense_folder: Pat
 
 def test_a_text_encoder_with_a_projection(tmp_path: Path) -> None:
     """SDXL's second one; and names as published files have them."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = CLIPTextConfig(vocab_size=60, projection_dim=24, **sizes)
-    model = CLIPTextModelWithProjection(config).eval()
+    model = build_text_encoder(32, CLIPTextModelWithProjection, projection_dim=24, num_hidden_layers=2)
     model.save_pretrained(tmp_path / "in" / "text_encoder_2")
     index = {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}
     (tmp_path / "in" / "model_index.json").write_text(json.dumps(index))

@@ -18,40 +18,20 @@ from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.time_features import Coverage, cache_time_features
 
+from ..tiny.unet import build_unet, sdxl
+
 STEPS = Coverage((981, 500, 1))
 TEXT = {"text_embeds": torch.ones(2, 24), "time_ids": torch.arange(12.0).view(2, 6)}
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sd 2.x": ({"use_linear_projection": True, "attention_head_dim": (2, 4), "upcast_attention": True}, {}),
     "inpainting": ({"in_channels": 9}, {}),
     "lcm": ({"time_cond_proj_dim": 16}, {"timestep_cond": torch.linspace(-1, 1, 32).view(2, 16)}),
-    "sdxl": (
-        {
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-            "transformer_layers_per_block": (1, 2),
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 8,
-            "projection_class_embeddings_input_dim": 6 * 8 + 24,
-        },
-        {"added_cond_kwargs": TEXT},
-    ),
+    "sdxl": (sdxl(pooled=24), {"added_cond_kwargs": TEXT}),
 }
 
 
 def build(options: dict[str, Any]) -> UNet2DConditionModel:
-    torch.manual_seed(0)
-    settings: dict[str, Any] = {
-        "sample_size": 4,
-        "block_out_channels": (32, 64),
-        "layers_per_block": 1,
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-        "cross_attention_dim": 32,
-        "attention_head_dim": 2,
-        "norm_num_groups": 8,
-    }
-    return UNet2DConditionModel(**{**settings, **options}).eval().requires_grad_(False)
+    return build_unet(**options).requires_grad_(False)
 
 
 def quantized(unet: UNet2DConditionModel) -> UNet2DConditionModel:
@@ -64,7 +44,7 @@ def quantized(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 def run(unet: UNet2DConditionModel, extra: dict[str, Any], step: int = 981) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(2, unet.config.in_channels, 4, 4, generator=generator)
-    states = torch.randn(2, 5, 32, generator=generator)
+    states = torch.randn(2, 5, 16, generator=generator)
     return unet(latents, torch.tensor(step), states, **extra).sample
 
 

@@ -20,10 +20,12 @@ from bitsfusion.artifact.writer import write_model, write_parts
 from bitsfusion.errors import InputError
 from bitsfusion.files import sha256_folder
 from bitsfusion.models.model_folder import left_out, open_unet
-from bitsfusion.models.unet import LayerRole, unet_layers
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.time_features import Coverage
+
+from ..tiny.unet import build_unet
+from .conftest import mixed_bits
 
 COVERAGE = Coverage((981, 1))
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -55,14 +57,9 @@ def damaged(dense: Path, tmp_path: Path) -> Callable[[Edit], Path]:
     return edited
 
 
-def bits_of(unet: UNet2DConditionModel) -> dict[str, int]:
-    kept = [layer for layer in unet_layers(unet).values() if layer.role is not LayerRole.TIME]
-    return {layer.name: 8 if layer.role is LayerRole.FIRST_LAST else 1 + n % 8 for n, layer in enumerate(kept)}
-
-
 def streamed(dense: Path, unet: Path, out: Path, coverage: Coverage | None, method: ScaleInit) -> None:
     folder = open_unet(unet)
-    write_parts({"unet": parts_of_folder(folder, bits_of(folder.skeleton), method, coverage)}, dense, out)
+    write_parts({"unet": parts_of_folder(folder, mixed_bits(folder.skeleton), method, coverage)}, dense, out)
 
 
 def save_variant(unet: UNet2DConditionModel, folder: Path, kind: str) -> None:
@@ -84,7 +81,7 @@ def test_the_same_bytes_as_from_memory(
     save_variant(unet, tmp_path / "unet", kind)
     streamed(dense, tmp_path / "unet", tmp_path / "streamed", COVERAGE, ScaleInit.EXACT)
     whole = unet.float()
-    fake_quantize_model(whole, bits_of(whole), ScaleInit.EXACT)
+    fake_quantize_model(whole, mixed_bits(whole), ScaleInit.EXACT)
     write_model(whole, tmp_path / "whole", COVERAGE)
     assert sha256_folder(tmp_path / "streamed" / "unet") == sha256_folder(tmp_path / "whole")
 
@@ -93,23 +90,18 @@ def test_the_same_bytes_with_time_layers(pipeline: StableDiffusionPipeline, dens
     pipeline.unet.save_pretrained(tmp_path / "unet")
     streamed(dense, tmp_path / "unet", tmp_path / "streamed", None, ScaleInit.ALTERNATING)
     whole = copy.deepcopy(pipeline.unet)
-    fake_quantize_model(whole, bits_of(whole), ScaleInit.ALTERNATING)
+    fake_quantize_model(whole, mixed_bits(whole), ScaleInit.ALTERNATING)
     write_model(whole, tmp_path / "whole", None)
     assert sha256_folder(tmp_path / "streamed" / "unet") == sha256_folder(tmp_path / "whole")
 
 
 def test_old_names_of_attention(dense: Path, tmp_path: Path) -> None:
     """UNets with AttnDownBlock2D have `query` where newer ones have `to_q`; diffusers loads both."""
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=4,
+    unet = build_unet(
         block_out_channels=(16, 16),
-        layers_per_block=1,
         down_block_types=("AttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "AttnUpBlock2D"),
-        cross_attention_dim=16,
         attention_head_dim=8,
-        norm_num_groups=8,
     )
     unet.save_pretrained(tmp_path / "unet")
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -121,7 +113,7 @@ def test_old_names_of_attention(dense: Path, tmp_path: Path) -> None:
     assert any(".query.weight" in name for name in tensors)
     save_file(tensors, tmp_path / "unet" / WEIGHTS)
     streamed(dense, tmp_path / "unet", tmp_path / "streamed", COVERAGE, ScaleInit.EXACT)
-    fake_quantize_model(unet, bits_of(unet), ScaleInit.EXACT)
+    fake_quantize_model(unet, mixed_bits(unet), ScaleInit.EXACT)
     write_model(unet, tmp_path / "whole", COVERAGE)
     assert sha256_folder(tmp_path / "streamed" / "unet") == sha256_folder(tmp_path / "whole")
 
