@@ -10,17 +10,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     EulerDiscreteScheduler,
     LatentConsistencyModelPipeline,
     LCMScheduler,
-    PNDMScheduler,
     StableDiffusionInpaintPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModelWithProjection
 
 import bitsfusion  # noqa: F401  registers with diffusers
 from bitsfusion.artifact.verify import verify_folder
@@ -41,16 +39,10 @@ from bitsfusion.sensitivity.weight_error import weight_error_table
 from bitsfusion.time_features import SamplerSteps
 from bitsfusion.training.checkpoint import identity, save_student
 
-UNET = {
-    "sample_size": 8,
-    "block_out_channels": (16, 32),
-    "layers_per_block": 1,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-    "cross_attention_dim": 48,
-    "attention_head_dim": 8,
-    "norm_num_groups": 8,
-}
+from ..tiny.pipeline import build_pipeline
+from ..tiny.text import build_text_encoder, build_tokenizer
+from ..tiny.unet import build_unet, sdxl
+from ..tiny.vae import build_vae
 
 
 @pytest.fixture(scope="module")
@@ -66,34 +58,6 @@ def with_unet(folder: Path, **changes) -> Path:
     torch.manual_seed(0)
     UNet2DConditionModel.from_config({**config, **changes}).save_pretrained(folder / "unet")
     return folder
-
-
-def text_encoders(tokenizer):
-    sizes = {
-        "vocab_size": len(tokenizer),
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "max_position_embeddings": tokenizer.model_max_length,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    first = CLIPTextModel(CLIPTextConfig(hidden_size=32, **sizes))
-    second = CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=16, projection_dim=16, **sizes))
-    return first.eval(), second.eval()
-
-
-def tiny_vae():
-    return AutoencoderKL(
-        sample_size=16,
-        latent_channels=4,
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        norm_num_groups=8,
-    ).eval()
 
 
 @pytest.mark.parametrize("bits", [1, 2, 8])
@@ -156,21 +120,11 @@ def test_weight_error_sees_what_is_hard_to_round_and_what_is_small(layers):
 
 
 def test_the_recipe_of_the_base_serves_its_inpainting_fine_tune(tmp_path):
-    tokenizer = load_pipeline("embedded").tokenizer
-    sizes = {**UNET, "cross_attention_dim": 32}
-    base = unet_layers(UNet2DConditionModel(**sizes))
+    base = unet_layers(build_unet())
     recipe = assign(weight_error_table(base, lambda name: torch.randn(base[name].shape), model="base"), 3.0)
     write_recipe(tmp_path / "recipe.json", recipe)
-    StableDiffusionInpaintPipeline(
-        vae=tiny_vae(),
-        text_encoder=text_encoders(tokenizer)[0],
-        tokenizer=tokenizer,
-        unet=UNet2DConditionModel(**sizes, in_channels=9),
-        scheduler=PNDMScheduler(skip_prk_steps=True, steps_offset=1),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(tmp_path / "model")
+    model = build_pipeline(build_unet(in_channels=9), build_vae(), StableDiffusionInpaintPipeline)
+    model.save_pretrained(tmp_path / "model")
     config = init_model(str(tmp_path / "model"), tmp_path / "out", recipe=str(tmp_path / "recipe.json"))
     assert config.layers["conv_in"].shape == (16, 9, 3, 3) and config.bits == recipe.bits
     loaded = StableDiffusionInpaintPipeline.from_pretrained(tmp_path / "out")
@@ -192,24 +146,13 @@ def test_the_recipe_of_another_base_names_the_layers(tmp_path, layers):
 
 
 def test_sdxl(tmp_path):
-    tokenizer = load_pipeline("embedded").tokenizer
-    first, second = text_encoders(tokenizer)
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        **UNET,
-        use_linear_projection=True,
-        transformer_layers_per_block=(1, 2),
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + 16,
-    )
     StableDiffusionXLPipeline(
-        vae=tiny_vae(),
-        text_encoder=first,
-        text_encoder_2=second,
-        tokenizer=tokenizer,
-        tokenizer_2=tokenizer,
-        unet=unet,
+        vae=build_vae(),
+        text_encoder=build_text_encoder(32, num_hidden_layers=2),
+        text_encoder_2=build_text_encoder(16, CLIPTextModelWithProjection, num_hidden_layers=2, projection_dim=16),
+        tokenizer=build_tokenizer(),
+        tokenizer_2=build_tokenizer(),
+        unet=build_unet(cross_attention_dim=32 + 16, **sdxl(pooled=16)),
         scheduler=EulerDiscreteScheduler(),
         add_watermarker=False,
     ).save_pretrained(tmp_path / "model")
