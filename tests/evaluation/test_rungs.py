@@ -54,6 +54,16 @@ def test_the_overall_score_is_the_mean_of_the_tasks(prompts):
     assert summary.overall == pytest.approx(5.5 / 6)
 
 
+def test_another_training_seed_is_no_new_prompt(prompts):
+    passed = [prompt.tag != "position" or place % 2 == 0 for place, prompt in enumerate(prompts.world)]
+    once, thrice = geneval([scores(passed)], prompts), geneval([scores(passed, seed=s) for s in range(3)], prompts)
+    assert thrice.tasks["position"].images == 30
+    assert (thrice.tasks["position"].low, thrice.tasks["position"].high) == pytest.approx(
+        (once.tasks["position"].low, once.tasks["position"].high)
+    )
+    assert thrice.high - thrice.low == pytest.approx(once.high - once.low, abs=0.01)
+
+
 def test_paired_difference_is_exact_where_all_prompts_agree():
     ours, theirs = [scores([True] * 40 + [False] * 20)], [scores([True] * 40 + [False] * 20, "full_precision", None)]
     assert paired_difference(ours, theirs) == {"mean": 0, "low": 0, "high": 0}

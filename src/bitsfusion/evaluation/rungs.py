@@ -90,13 +90,16 @@ def score_images(
 
 
 def geneval(scores: Sequence[RungScores], prompts: PromptSet) -> GenEvalSummary | None:
-    """GenEval's numbers of one rung, its training seeds pooled; None without a checker or a task without images."""
+    """GenEval's numbers of one rung over its training seeds; None without a checker or a task without images.
+
+    The images of a prompt, one for each training seed, are one trial of its interval.
+    """
     if prompts.world is None or {prompt.tag for prompt in prompts.world} != set(TASKS):
         return None
     results = [
-        GenEvalResult(prompt.tag, correct)
+        GenEvalResult(prompt.tag, correct, group=place)
         for score in scores
-        for prompt, correct in zip(prompts.world, score.passed or (), strict=True)
+        for place, (prompt, correct) in enumerate(zip(prompts.world, score.passed or (), strict=True))
     ]
     return geneval_summary(results)
 
