@@ -111,6 +111,16 @@ def test_what_is_no_file_of_votes(tmp_path, study):
         open_study(tmp_path / "no" / "folder.sqlite", study)
 
 
+def test_a_file_of_votes_without_its_study(tmp_path, study):
+    open_study(tmp_path / "v.sqlite", study).close()
+    with sqlite3.connect(tmp_path / "v.sqlite") as connection:
+        connection.execute("DELETE FROM study")
+    connection.close()
+    for opened in (open_votes, lambda path: open_study(path, study)):
+        with pytest.raises(InputError, match="got a file without a study"):
+            opened(tmp_path / "v.sqlite")
+
+
 def test_two_processes_at_once(database, study):
     """Two connections to one file, as two servers have, from several threads."""
     other = open_study(database.path, study)

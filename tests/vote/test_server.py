@@ -245,6 +245,12 @@ def test_a_port_that_is_taken(study, database):
             vote_server(study, database, port=port)
 
 
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_an_address_that_is_not_here(study, database, host):
+    with pytest.raises(InputError, match=rf"{host}:8021: could not be served \(.*\); another --host\?"):
+        vote_server(study, database, host=host)
+
+
 def test_every_address_takes_addresses_but_no_names(study, tmp_path):
     database = open_study(tmp_path / "any.sqlite", study)
     with vote_server(study, database, host="0.0.0.0", port=0).running() as url:

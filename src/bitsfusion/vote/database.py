@@ -94,7 +94,10 @@ class VoteDatabase:
         self._connection = connection
         self._one_at_a_time = threading.Lock()
         with self._transaction() as run:
-            self.seed: str = run.execute("SELECT seed FROM study").fetchone()[0]
+            study = run.execute("SELECT seed FROM study").fetchone()
+            if study is None:
+                raise InputError(f"{path}: wanted the votes of `bitsfusion vote`, got a file without a study")
+            self.seed: str = study[0]
             self._order = pair_order(self.seed, run.execute("SELECT count(*) FROM pairs").fetchone()[0])
 
     def close(self) -> None:
@@ -216,7 +219,7 @@ def open_study(path: Path, study: Study, seed: str | None = None) -> VoteDatabas
             _check(connection, path)
             _match(connection, path, study)
         connection.execute("COMMIT")
-    return VoteDatabase(path, connection)
+        return VoteDatabase(path, connection)
 
 
 def open_votes(path: Path) -> VoteDatabase:
@@ -230,7 +233,7 @@ def open_votes(path: Path) -> VoteDatabase:
     connection = _connect(path, "rw")
     with _closed_on_failure(connection), _read_or_written(path):
         _check(connection, path)
-    return VoteDatabase(path, connection)
+        return VoteDatabase(path, connection)
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from collections.abc import Iterator
@@ -75,7 +76,8 @@ def _bound(host: str, port: int, or_any: bool) -> socket.socket:
         taken.listen(1024)
     except OSError as error:
         taken.close()
-        if or_any:
+        other = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
+        if or_any and other == "--port":
             return _bound(host, 0, or_any=False)
-        raise InputError(f"{host}:{port}: could not be served ({error.strerror}); another --port?") from None
+        raise InputError(f"{host}:{port}: could not be served ({error.strerror}); another {other}?") from None
     return taken
