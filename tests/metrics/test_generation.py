@@ -8,47 +8,50 @@ from diffusers import PNDMScheduler
 from bitsfusion.errors import InputError
 from bitsfusion.metrics.generation import generate_images, initial_latents
 
+from ..tiny.pipeline import build_one_block_pipeline
+from ..tiny.text import PROMPTS
+
 SEEDS = [5, 6, 7, 5, 9]
 
 
 @pytest.fixture(scope="module")
-def pipeline(tiny):
-    return tiny.build_pipeline()
+def pipeline():
+    return build_one_block_pipeline()
 
 
 def far(a, b) -> float:
     return float(np.abs(a.astype(int) - b.astype(int)).max())
 
 
-def test_an_image_depends_on_its_prompt_and_seed_alone(tiny, pipeline):
-    images = generate_images(pipeline, tiny.PROMPTS, SEEDS, steps=4, batch_size=5)
+def test_an_image_depends_on_its_prompt_and_seed_alone(pipeline):
+    images = generate_images(pipeline, PROMPTS, SEEDS, steps=4, batch_size=5)
     assert images.shape == (5, 16, 16, 3) and images.dtype == np.uint8
     assert images.std() > 5
-    in_twos = generate_images(pipeline, tiny.PROMPTS, SEEDS, steps=4, batch_size=2)
+    in_twos = generate_images(pipeline, PROMPTS, SEEDS, steps=4, batch_size=2)
     assert far(images, in_twos) <= 1  # rounding
-    alone = generate_images(pipeline, tiny.PROMPTS[3:4], SEEDS[3:4], steps=4)
+    alone = generate_images(pipeline, PROMPTS[3:4], SEEDS[3:4], steps=4)
     assert far(images[3:4], alone) <= 1
-    np.testing.assert_array_equal(images, generate_images(pipeline, tiny.PROMPTS, SEEDS, steps=4, batch_size=5))
+    np.testing.assert_array_equal(images, generate_images(pipeline, PROMPTS, SEEDS, steps=4, batch_size=5))
     assert far(images[0], images[1]) > 5
 
 
-def test_is_what_the_pipeline_itself_makes(tiny, pipeline):
-    ours = generate_images(pipeline, tiny.PROMPTS[:1], [3], steps=4, guidance=5.0)
+def test_is_what_the_pipeline_itself_makes(pipeline):
+    ours = generate_images(pipeline, PROMPTS[:1], [3], steps=4, guidance=5.0)
     latents = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(3))
-    output = pipeline(tiny.PROMPTS[0], latents=latents, num_inference_steps=4, guidance_scale=5.0)
+    output = pipeline(PROMPTS[0], latents=latents, num_inference_steps=4, guidance_scale=5.0)
     np.testing.assert_array_equal(ours[0], np.asarray(output.images[0]))
 
 
-def test_settings_matter(tiny, pipeline):
-    base = generate_images(pipeline, tiny.PROMPTS[:2], [1, 2], steps=4, guidance=7.5, sampler="pndm")
+def test_settings_matter(pipeline):
+    base = generate_images(pipeline, PROMPTS[:2], [1, 2], steps=4, guidance=7.5, sampler="pndm")
     for change in (dict(sampler="ddim"), dict(sampler="dpm"), dict(steps=5), dict(guidance=1.0)):
         settings = dict(steps=4, guidance=7.5, sampler="pndm") | change
-        assert far(base, generate_images(pipeline, tiny.PROMPTS[:2], [1, 2], **settings)) > 0, change
+        assert far(base, generate_images(pipeline, PROMPTS[:2], [1, 2], **settings)) > 0, change
 
 
-def test_the_pipeline_is_left_as_it_was(tiny, pipeline):
+def test_the_pipeline_is_left_as_it_was(pipeline):
     scheduler, bar = pipeline.scheduler, dict(pipeline._progress_bar_config)
-    generate_images(pipeline, tiny.PROMPTS[:1], [0], steps=1, sampler="ddim")
+    generate_images(pipeline, PROMPTS[:1], [0], steps=1, sampler="ddim")
     assert pipeline.scheduler is scheduler and isinstance(scheduler, PNDMScheduler)
     assert pipeline._progress_bar_config == bar
     assert pipeline.config["scheduler"] == ("diffusers", "PNDMScheduler")
@@ -72,6 +75,6 @@ def test_no_prompts_no_images(pipeline):
     ],
     ids=["seeds", "sampler", "steps"],
 )
-def test_refuses(tiny, pipeline, change, message):
+def test_refuses(pipeline, change, message):
     with pytest.raises(InputError, match=message):
-        generate_images(pipeline, **({"prompts": tiny.PROMPTS[:2], "seeds": [1, 2]} | change))
+        generate_images(pipeline, **({"prompts": PROMPTS[:2], "seeds": [1, 2]} | change))

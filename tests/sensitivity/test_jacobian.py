@@ -16,17 +16,15 @@ from bitsfusion.sensitivity.jacobian import Jacobian
 from bitsfusion.sensitivity.measure import analyze
 from bitsfusion.sensitivity.settings import JacobianSettings
 
+from ..tiny.pipeline import build_one_block_pipeline
+from .random_data import RandomData
+
 NAMES = {"model": "tiny", "source_sha256": "f" * 64}
 LAYERS = (
     "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k",  # sees the text alone
     "down_blocks.0.resnets.0.conv1",
     "up_blocks.0.resnets.0.conv_shortcut",
 )
-
-
-@pytest.fixture(scope="module")
-def pipeline(tiny):
-    return tiny.build_pipeline()
 
 
 def exact(pipeline, guided, layer, bits):
@@ -46,9 +44,9 @@ def exact(pipeline, guided, layer, bits):
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
-def test_is_an_unbiased_estimate_of_the_squared_directional_derivative(tiny, pipeline, guidance):
+def test_is_an_unbiased_estimate_of_the_squared_directional_derivative(pipeline, guidance):
     settings = JacobianSettings(samples=800, batch_size=200, guidance=guidance)
-    method = Jacobian(pipeline, settings, tiny.RandomData())
+    method = Jacobian(pipeline, settings, RandomData())
     got = method.errors(LAYERS)
     assert set(got) == {(layer, bits) for layer in LAYERS for bits in (1, 2, 3)}
     for layer in LAYERS:
@@ -58,17 +56,17 @@ def test_is_an_unbiased_estimate_of_the_squared_directional_derivative(tiny, pip
             assert got[layer, bits] == pytest.approx(wanted, rel=5 * (2 * 2 / 800) ** 0.5), (layer, bits)
 
 
-def test_does_not_depend_on_which_layers_are_asked_for(tiny, pipeline):
-    method = Jacobian(pipeline, JacobianSettings(samples=4, batch_size=2), tiny.RandomData())
+def test_does_not_depend_on_which_layers_are_asked_for(pipeline):
+    method = Jacobian(pipeline, JacobianSettings(samples=4, batch_size=2), RandomData())
     every = method.errors(list(layers_to_assign(pipeline.unet)))
     for key, value in method.errors(LAYERS[1:2]).items():
         assert value == every[key]
 
 
-def test_writes_a_table_and_leaves_the_unet_alone(tiny, pipeline, tmp_path):
+def test_writes_a_table_and_leaves_the_unet_alone(pipeline, tmp_path):
     before = copy.deepcopy(pipeline.unet.state_dict())
     settings = JacobianSettings(samples=4, batch_size=3)
-    table = analyze(pipeline, settings, tmp_path / "s.json", tiny.RandomData(), **NAMES)
+    table = analyze(pipeline, settings, tmp_path / "s.json", RandomData(), **NAMES)
     layers = layers_to_assign(pipeline.unet)
     assert [(row.layer, row.bits) for row in table.rows] == [(n, b) for n in layers for b in (1, 2, 3)]
     assert table.method == "jacobian" and all(row.mse > 0 and row.psnr is None for row in table.rows)
@@ -78,10 +76,10 @@ def test_writes_a_table_and_leaves_the_unet_alone(tiny, pipeline, tmp_path):
     assert not any(module._forward_hooks for module in pipeline.unet.modules())
 
 
-def test_names_a_layer_without_a_scale(tiny):
-    pipeline = tiny.build_pipeline()
+def test_names_a_layer_without_a_scale():
+    pipeline = build_one_block_pipeline()
     with torch.no_grad():
         pipeline.unet.get_submodule(LAYERS[1]).weight[0, 0, 0, 0] = torch.inf
-    method = Jacobian(pipeline, JacobianSettings(samples=1), tiny.RandomData())
+    method = Jacobian(pipeline, JacobianSettings(samples=1), RandomData())
     with pytest.raises(InputError, match=r"down_blocks\.0\.resnets\.0\.conv1: .*infinite"):
         method.errors(LAYERS)

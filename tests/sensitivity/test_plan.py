@@ -10,12 +10,10 @@ from bitsfusion.sensitivity.paper import PaperMethod
 from bitsfusion.sensitivity.plan import Plan, plan
 from bitsfusion.sensitivity.settings import JacobianSettings, NoiseErrorSettings, PaperSettings
 
+from ..tiny.text import PROMPTS
+from .random_data import RandomData
+
 NAMES = {"model": "tiny", "source_sha256": "f" * 64}
-
-
-@pytest.fixture(scope="module")
-def pipeline(tiny):
-    return tiny.build_pipeline()
 
 
 def counted(pipeline, work):
@@ -29,50 +27,50 @@ def counted(pipeline, work):
     return sum(seen)
 
 
-def planned(tiny, pipeline, settings, done=0):
-    table = empty_table(pipeline, settings, tiny.RandomData(), **NAMES)
-    return plan(pipeline, settings, tiny.RandomData(), candidates(table), done)
+def planned(pipeline, settings, done=0):
+    table = empty_table(pipeline, settings, RandomData(), **NAMES)
+    return plan(pipeline, settings, RandomData(), candidates(table), done)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 7.5])
-def test_forwards_of_the_papers_method_are_those_that_run(tiny, pipeline, guidance):
+def test_forwards_of_the_papers_method_are_those_that_run(pipeline, guidance):
     settings = PaperSettings(
-        prompts=tiny.PROMPTS[:3], iterations=2, train_batch_size=4, steps=5, image_batch_size=2, guidance=guidance
+        prompts=PROMPTS[:3], iterations=2, train_batch_size=4, steps=5, image_batch_size=2, guidance=guidance
     )
-    got = planned(tiny, pipeline, settings)
-    method = PaperMethod(pipeline, settings, tiny.RandomData())
+    got = planned(pipeline, settings)
+    method = PaperMethod(pipeline, settings, RandomData())
     name = next(iter(got.timed_layers))
     ran = counted(pipeline, lambda: method.measure(name, 2))
     assert got.forwards + got.training_samples == ran
     assert got.training_samples == 8
 
 
-def test_forwards_of_the_noise_error(tiny, pipeline):
+def test_forwards_of_the_noise_error(pipeline):
     settings = NoiseErrorSettings(samples=6, batch_size=4, guidance=2.0)
-    got = planned(tiny, pipeline, settings)
-    method = NoiseError(pipeline, settings, tiny.RandomData())
+    got = planned(pipeline, settings)
+    method = NoiseError(pipeline, settings, RandomData())
     assert got.forwards == counted(pipeline, lambda: method.measure(got.timed_layers[0], 2)) == 12
     assert got.training_samples == 0 and "6 noisy latents" not in got.assumption  # of the batch's size: 4
 
 
-def test_the_estimate_is_of_the_right_size(tiny, pipeline, tmp_path):
+def test_the_estimate_is_of_the_right_size(pipeline, tmp_path):
     """Within a factor of three on a busy machine; a factor of ten would be another unit or a batch counted twice."""
     settings = NoiseErrorSettings(samples=64, batch_size=64)
-    expected = planned(tiny, pipeline, settings).candidate_seconds
-    table = analyze(pipeline, settings, tmp_path / "s.json", tiny.RandomData(), **NAMES)
+    expected = planned(pipeline, settings).candidate_seconds
+    table = analyze(pipeline, settings, tmp_path / "s.json", RandomData(), **NAMES)
     took = sorted(row.seconds for row in table.rows)[len(table.rows) // 2]
     assert took / 3 < expected < took * 3
 
 
-def test_all_at_once(tiny, pipeline):
-    got = planned(tiny, pipeline, JacobianSettings(samples=10, batch_size=5))
+def test_all_at_once(pipeline):
+    got = planned(pipeline, JacobianSettings(samples=10, batch_size=5))
     assert got.training_samples * got.candidates == pytest.approx(20)  # ten guided pairs
     assert got.candidate_seconds > 0
 
 
-def test_what_is_done_is_not_counted(tiny, pipeline, tmp_path):
+def test_what_is_done_is_not_counted(pipeline, tmp_path):
     settings = NoiseErrorSettings(samples=2)
-    table = empty_table(pipeline, settings, tiny.RandomData(), **NAMES)
+    table = empty_table(pipeline, settings, RandomData(), **NAMES)
     out = tmp_path / "s.json"
     assert rows_done(out, table) == 0
 
@@ -84,11 +82,11 @@ def test_what_is_done_is_not_counted(tiny, pipeline, tmp_path):
             raise Stop
 
     with pytest.raises(Stop):
-        analyze(pipeline, settings, out, tiny.RandomData(), **NAMES, progress=stop)
+        analyze(pipeline, settings, out, RandomData(), **NAMES, progress=stop)
     assert rows_done(out, table) == 7
-    other = empty_table(pipeline, settings, tiny.RandomData("others"), **NAMES)
+    other = empty_table(pipeline, settings, RandomData("others"), **NAMES)
     assert rows_done(out, other) == 0
-    analyze(pipeline, settings, out, tiny.RandomData(), **NAMES)
+    analyze(pipeline, settings, out, RandomData(), **NAMES)
     assert rows_done(out, table) == len(candidates(table))
 
 

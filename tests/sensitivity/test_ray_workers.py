@@ -21,30 +21,29 @@ from bitsfusion.sensitivity.ray_workers import LOST_LIMIT, RayWorkers
 from bitsfusion.sensitivity.settings import NoiseErrorSettings
 from bitsfusion.sensitivity.table import Candidate, read_table
 
+from ..tiny.pipeline import build_one_block_pipeline
+from .random_data import RandomData
+
 SETTINGS = NoiseErrorSettings(samples=4, batch_size=4)
 NAMES = {"model": "tiny", "source_sha256": "f" * 64}
 
 
 @pytest.fixture(autouse=True, scope="module")
-def by_value(tiny):
+def by_value():
     """Workers cannot import the tests: what they need of them travels with them."""
-    sys.modules[tiny.__name__] = tiny
-    modules = (tiny, sys.modules[__name__])
-    for module in modules:
-        ray.cloudpickle.register_pickle_by_value(module)
+    tests = sys.modules["tests"]
+    ray.cloudpickle.register_pickle_by_value(tests)
     yield
-    for module in modules:
-        ray.cloudpickle.unregister_pickle_by_value(module)
-    del sys.modules[tiny.__name__]
+    ray.cloudpickle.unregister_pickle_by_value(tests)
 
 
 class Noted:
-    """The noise error of the tiny pipeline; notes each model loaded and each measurement begun and finished."""
+    """The noise error of a tiny pipeline; notes each model loaded and each measurement begun and finished."""
 
-    def __init__(self, tiny, log, seconds=0.0):
+    def __init__(self, log, seconds=0.0):
         self.log, self.seconds = log, seconds
         self.note("loaded")
-        self.method = NoiseError(tiny.build_pipeline(), SETTINGS, tiny.RandomData())
+        self.method = NoiseError(build_one_block_pipeline(), SETTINGS, RandomData())
 
     def note(self, *words):
         with open(self.log, "a") as file:
@@ -72,10 +71,10 @@ def values(table):
 
 
 @pytest.mark.slow
-def test_one_of_two_workers_is_killed(tiny, tmp_path):
-    alone = analyze(tiny.build_pipeline(), SETTINGS, tmp_path / "alone.json", tiny.RandomData(), **NAMES)
+def test_one_of_two_workers_is_killed(tmp_path):
+    alone = analyze(build_one_block_pipeline(), SETTINGS, tmp_path / "alone.json", RandomData(), **NAMES)
     log, out = tmp_path / "log", tmp_path / "s.json"
-    workers = RayWorkers(lambda: Noted(tiny, log, 0.02), 2, cpus=1)
+    workers = RayWorkers(lambda: Noted(log, 0.02), 2, cpus=1)
     killed, seen = [], []
 
     def kill_one(done, total):
@@ -85,7 +84,7 @@ def test_one_of_two_workers_is_killed(tiny, tmp_path):
             os.kill(killed[0], signal.SIGKILL)
 
     table = analyze(
-        tiny.build_pipeline(), SETTINGS, out, tiny.RandomData(), **NAMES, workers=workers, progress=kill_one
+        build_one_block_pipeline(), SETTINGS, out, RandomData(), **NAMES, workers=workers, progress=kill_one
     )
     assert len(killed) == 1
     assert values(table) == values(alone)

@@ -13,6 +13,9 @@ from bitsfusion.sensitivity.noise_error import NoiseError
 from bitsfusion.sensitivity.replay import Replay
 from bitsfusion.sensitivity.settings import NoiseErrorSettings
 
+from ..tiny.pipeline import build_one_block_pipeline
+from .random_data import RandomData
+
 
 @pytest.fixture(scope="module")
 def unet():
@@ -79,19 +82,19 @@ def test_an_error_inside_leaves_the_unet_as_it_was(unet):
 
 
 @pytest.mark.parametrize("guidance", [1.0, 7.5])
-def test_noise_error_is_the_same_with_and_without(tiny, guidance):
-    pipeline = tiny.build_pipeline()
+def test_noise_error_is_the_same_with_and_without(guidance):
+    pipeline = build_one_block_pipeline()
     settings = NoiseErrorSettings(samples=6, batch_size=4, guidance=guidance)
-    reusing = NoiseError(pipeline, settings, tiny.RandomData())
-    plain = NoiseError(pipeline, settings.model_copy(update={"reuse_activations": False}), tiny.RandomData())
+    reusing = NoiseError(pipeline, settings, RandomData())
+    plain = NoiseError(pipeline, settings.model_copy(update={"reuse_activations": False}), RandomData())
     for name in layers_to_assign(pipeline.unet):
         assert reusing.measure(name, 2) == plain.measure(name, 2), name
 
 
 @torch.no_grad()
-def test_guidance_combines_two_predictions(tiny):
-    pipeline = tiny.build_pipeline()
-    inputs = noisy_latents(pipeline, tiny.RandomData(), 0, 3, 0, spread=True)
+def test_guidance_combines_two_predictions():
+    pipeline = build_one_block_pipeline()
+    inputs = noisy_latents(pipeline, RandomData(), 0, 3, 0, spread=True)
     null = pipeline.text_encoder(pipeline.tokenizer([""], padding="max_length", return_tensors="pt").input_ids)[0]
     uncond = NoisyLatents(inputs.latents, inputs.timesteps, null.expand(3, -1, -1)).predict(pipeline.unet)
     cond = inputs.predict(pipeline.unet)

@@ -31,6 +31,8 @@ from bitsfusion.metrics.geneval.prompts import COLORS, GenEvalPrompt
 from bitsfusion.metrics.geneval.scoring import Detection, Thresholds
 from bitsfusion.metrics.geneval.world import WorldReader
 
+from ...tiny.scorer import build_scorer
+
 PUBLISHED = Path(__file__).parents[4] / "shared" / "data"
 LABELS = ["person", "mouse", "sofa"]
 
@@ -122,9 +124,9 @@ def test_another_kind_of_model_is_no_detector(clip_folder):
 
 
 @pytest.fixture(scope="module")
-def clip_folder(tiny, tmp_path_factory):
+def clip_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
-    scorer = tiny.build_scorer()
+    scorer = build_scorer()
     for part in (scorer.model, scorer.tokenizer, scorer.image_processor):
         part.save_pretrained(folder)
     return folder

@@ -19,6 +19,8 @@ from bitsfusion.metrics.tifa.questions import TifaQuestion
 from bitsfusion.metrics.tifa.scores import tifa_scores
 from bitsfusion.metrics.tifa.vqa import vqa_model
 
+from ...tiny import tifa
+
 QUESTIONS = [
     "is this a cat ?",
     "what color is the dog ?",
@@ -48,7 +50,7 @@ def test_blip_answers_as_its_own_generate_does_one_question_at_a_time(blip_folde
     assert len(set(answers)) > 1 and all("[" not in answer for answer in answers)
 
 
-def test_vilt_answers_with_the_likeliest_label_whatever_the_batch(vilt_folder, images, models):
+def test_vilt_answers_with_the_likeliest_label_whatever_the_batch(vilt_folder, images):
     vqa = vqa_model(vilt_folder)
     state = torch.get_rng_state()
     answers = vqa.answer(images, QUESTIONS, NONE)
@@ -58,7 +60,7 @@ def test_vilt_answers_with_the_likeliest_label_whatever_the_batch(vilt_folder, i
         pixels = vqa.image_processor(images=[image], input_data_format="channels_last", return_tensors="pt")
         with torch.no_grad():
             logits = model(**pixels, **vqa.tokenizer(question, return_tensors="pt")).logits
-        assert answer == models.LABELS[int(logits.argmax())]
+        assert answer == tifa.LABELS[int(logits.argmax())]
     assert len(set(answers)) > 1
 
 
@@ -68,8 +70,8 @@ def test_long_questions_are_cut(blip_folder, vilt_folder, images):
 
 
 @pytest.mark.parametrize("kind", ["bert", "mpnet"])
-def test_matcher_is_the_cosine_of_mean_states(models, kind, tmp_path):
-    folder = getattr(models, f"save_{kind}")(tmp_path)
+def test_matcher_is_the_cosine_of_mean_states(kind, tmp_path):
+    folder = getattr(tifa, f"save_{kind}")(tmp_path)
     matcher = SentenceMatcher.from_pretrained(folder, batch_size=3)
     answers = ["pale green", "two red dog", "light"]
     choices = [("red", "green", "blue"), ("cat", "dog"), ("yes", "no", "pale", "red")]
@@ -89,9 +91,9 @@ def test_matcher_is_the_cosine_of_mean_states(models, kind, tmp_path):
     assert matched(["green", "two", "pale red"], [choices[0], (), ("red",)], matcher) == ["green", "two", "red"]
 
 
-def test_an_encoder_without_a_pooler_will_do(models, bert_folder, tmp_path):
+def test_an_encoder_without_a_pooler_will_do(bert_folder, tmp_path):
     whole = SentenceMatcher.from_pretrained(bert_folder)
-    for part in (BertModel.from_pretrained(bert_folder, add_pooling_layer=False), models.build_tokenizer()):
+    for part in (BertModel.from_pretrained(bert_folder, add_pooling_layer=False), tifa.build_tokenizer()):
         part.save_pretrained(tmp_path)
     bare = SentenceMatcher.from_pretrained(tmp_path)
     assert torch.equal(bare.embed(["a cat"]), whole.embed(["a cat"]))
@@ -120,7 +122,7 @@ def test_from_folders_to_scores(kind, request, bert_folder, images):
         assert entry.free_form_vqa == vqa.answer(images[[ids.index(entry.id)]], [entry.question], [()])[0]
 
 
-def test_refuses(models, blip_folder, vilt_folder, bert_folder, images, tmp_path):
+def test_refuses(blip_folder, vilt_folder, bert_folder, images, tmp_path):
     with pytest.raises(InputError, match="of type 'bert', wanted 'blip' or 'vilt'"):
         vqa_model(bert_folder)
     with pytest.raises(InputError, match="wanted a BLIP or ViLT model") as caught:
