@@ -7,11 +7,6 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-BOTH_WITH_ATTENTION = {
-    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-}
-
 
 def build_unet(seed: int = 0, **changes: Any) -> UNet2DConditionModel:
     """For 4x4 latents and text states of 16 values, with `changes` to its config; the seed's own weights."""

@@ -21,6 +21,9 @@ from bitsfusion.training.optimizer import build_optimizer, learning_rate_factor
 from bitsfusion.training.samples import draw_sample
 from bitsfusion.training.time_steps import sample_time_steps
 
+from ..tiny.unet import build_unet
+from .small_run import build_student
+
 
 @pytest.mark.parametrize(
     ("values", "message"),
@@ -153,8 +156,8 @@ def test_a_tenth_of_the_prompts_is_dropped():
     assert (rows[:, 0] == 0).float().mean().item() == pytest.approx(0.1, abs=0.008)
 
 
-def test_block_features_are_the_down_and_up_blocks_outputs(tiny):
-    unet = tiny.build_unet()
+def test_block_features_are_the_down_and_up_blocks_outputs():
+    unet = build_unet()
     inputs = torch.randn(2, 4, 4, 4), torch.tensor([1, 2]), torch.randn(2, 8, 16)
     with BlockFeatures(unet) as features, torch.no_grad():
         unet(*inputs)
@@ -200,8 +203,8 @@ def test_learning_rates(name, warmup, wanted):
     assert {step: factor(step) for step in wanted} == pytest.approx(wanted, abs=1e-9)
 
 
-def test_scales_have_their_own_rate_and_no_decay(tiny):
-    student = tiny.build_student(tiny.build_unet())
+def test_scales_have_their_own_rate_and_no_decay():
+    student = build_student(build_unet())
     config = TrainingConfig(learning_rate=1e-4, scale_learning_rate=1e-5)
     optimizer, names = build_optimizer(student, config, torch.device("cpu"))
     weights, scales = optimizer.param_groups

@@ -10,12 +10,14 @@ from bitsfusion.errors import InputError
 from bitsfusion.training.config import PAPER_STAGE1, PAPER_STAGE2, TrainingConfig
 from bitsfusion.training.plan import Machine, count_forward, plan_stage
 
+from ..tiny.unet import build_unet
+
 SD15 = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
 
 
-def test_operations_are_those_of_the_layers(tiny):
+def test_operations_are_those_of_the_layers():
     """2 x inputs x outputs x places of each Linear and Conv2d, and the two products of each attention, by hooks."""
-    unet, counted = tiny.build_unet(), []
+    unet, counted = build_unet(), []
 
     def count(module, inputs, output):
         if isinstance(module, torch.nn.Linear):
@@ -41,8 +43,8 @@ def test_operations_are_those_of_the_layers(tiny):
     assert count_forward(config, 4, 8).flops == sum(counted)
 
 
-def test_counts_grow_with_the_image_and_fall_with_checkpointing(tiny):
-    config = {key: value for key, value in tiny.build_unet().config.items() if not key.startswith("_")}
+def test_counts_grow_with_the_image_and_fall_with_checkpointing():
+    config = {key: value for key, value in build_unet().config.items() if not key.startswith("_")}
     small, large, low = (
         count_forward(config, 8, 8),
         count_forward(config, 16, 8),

@@ -19,13 +19,36 @@ from bitsfusion.training.checkpoint import checkpoints, load_student
 from bitsfusion.training.log import read_log
 from bitsfusion.training.loop import train
 
+from ..tiny.unet import build_unet
+from .killed_run import CONFIG
+from .small_run import RandomData, build_student, run_parts
 
-def run(tiny, out_dir, teacher=None, **changes):
-    teacher = teacher or tiny.build_unet()
-    parts = tiny.parts()
+
+def run(out_dir, teacher=None, **changes):
+    teacher = teacher or build_unet()
+    parts = run_parts()
     parts.update({key: changes.pop(key) for key in ("data", "progress") if key in changes})
-    config = tiny.KILL_CONFIG.model_copy(update=changes)
-    return train(tiny.build_student(teacher), teacher, config=config, out_dir=out_dir, **parts)
+    config = CONFIG.model_copy(update=changes)
+    return train(build_student(teacher), teacher, config=config, out_dir=out_dir, **parts)
+
+
+def spawn(out_dir: Path, changes: dict[str, object], where: str = "never", processes: int = 1) -> subprocess.Popen:
+    """killed_run.py in a process of its own, or in several over gloo."""
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"] if processes > 1 else []
+    return subprocess.Popen(
+        [sys.executable, "-m", *launcher, "tests.training.killed_run", str(out_dir), where, json.dumps(changes)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+
+
+def launch(out_dir: Path, changes: dict[str, object], where: str = "never", processes: int = 1) -> int:
+    """Its exit code."""
+    with spawn(out_dir, changes, where, processes) as process:
+        try:
+            return process.wait(timeout=600)
+        finally:
+            process.kill()
 
 
 def without_seconds(out_dir: Path) -> list[dict[str, float]]:
@@ -36,26 +59,21 @@ def without_seconds(out_dir: Path) -> list[dict[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def whole(tiny, tmp_path_factory) -> Path:
+def whole(tmp_path_factory) -> Path:
     """The run that nobody killed."""
     out_dir = tmp_path_factory.mktemp("whole")
-    run(tiny, out_dir)
+    run(out_dir)
     return out_dir
 
 
 @pytest.mark.parametrize(
     ("where", "resumes_at"), [("step 5", 3), ("saving", 3), pytest.param("step 9", 6, marks=pytest.mark.slow)]
 )
-def test_a_killed_run_ends_with_the_same_bits(tiny, whole, tmp_path, where, resumes_at):
-    script = Path(__file__).with_name("tiny.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    killed = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), where], env=environment, timeout=600, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL
+def test_a_killed_run_ends_with_the_same_bits(whole, tmp_path, where, resumes_at):
+    assert launch(tmp_path, {}, where) == -signal.SIGKILL
     assert not (tmp_path / "student.json").exists()
 
-    result = run(tiny, tmp_path)
+    result = run(tmp_path)
 
     assert result.resumed_from == resumes_at
     ours, theirs = load_file(tmp_path / "student.safetensors"), load_file(whole / "student.safetensors")
@@ -66,16 +84,13 @@ def test_a_killed_run_ends_with_the_same_bits(tiny, whole, tmp_path, where, resu
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments_change_nothing(tiny, tmp_path):
+def test_kills_at_random_moments_change_nothing(tmp_path):
     """Accumulation, averages and frequent checkpoints; killed at random times, wherever that is, until it ends."""
     changes = {"total_batch_size": 8, "train_batch_size": 2, "checkpointing_steps": 1, "max_train_steps": 10}
-    command = [sys.executable, str(Path(__file__).with_name("tiny.py"))]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    run(tiny, tmp_path / "whole", **changes)
+    run(tmp_path / "whole", **changes)
     rng, kills = random.Random(time.time_ns()), 0
     while not (tmp_path / "killed" / "student.json").exists():
-        arguments = [str(tmp_path / "killed"), "never", json.dumps(changes)]
-        process = subprocess.Popen([*command, *arguments], env=environment)
+        process = spawn(tmp_path / "killed", changes)
         before = len(checkpoints(tmp_path / "killed")) and checkpoints(tmp_path / "killed")[-1].name
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:  # work has begun anew: any moment from here on
@@ -102,7 +117,7 @@ def test_log_and_checkpoints_of_a_whole_run(whole):
     assert rates[1] > rates[2] > rates[3] > rates[4]
 
 
-def test_every_interruption_resumes_exactly(tiny, whole, tmp_path):
+def test_every_interruption_resumes_exactly(whole, tmp_path):
     class Stop(Exception):
         pass
 
@@ -115,87 +130,74 @@ def test_every_interruption_resumes_exactly(tiny, whole, tmp_path):
 
     for step in (1, 2, 5, 8):
         with pytest.raises(Stop):
-            run(tiny, tmp_path, checkpointing_steps=1, checkpoints_total_limit=1, progress=stop_at(step + 1))
+            run(tmp_path, checkpointing_steps=1, checkpoints_total_limit=1, progress=stop_at(step + 1))
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-8"]
-    run(tiny, tmp_path, checkpointing_steps=1)
+    run(tmp_path, checkpointing_steps=1)
     ours, theirs = load_file(tmp_path / "student.safetensors"), load_file(whole / "student.safetensors")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert without_seconds(tmp_path) == without_seconds(whole)
 
 
-def test_a_checkpoint_holds_the_averaged_student(tiny, whole):
+def test_a_checkpoint_holds_the_averaged_student(whole):
     path = whole / "checkpoint-6"
     averaged, trained = load_file(path / "ema.safetensors"), load_file(path / "student.safetensors")
-    student = load_student(path, tiny.build_unet())
+    student = load_student(path, build_unet())
     assert averaged.keys() == trained.keys()
     assert all(torch.equal(value, averaged[name]) for name, value in student.state_dict().items())
     assert not torch.equal(averaged["conv_in.weight"], trained["conv_in.weight"])
 
 
-def test_resumes_from_a_named_checkpoint(tiny, whole, tmp_path):
-    result = run(tiny, tmp_path, resume_from_checkpoint=str(whole / "checkpoint-3"))
+def test_resumes_from_a_named_checkpoint(whole, tmp_path):
+    result = run(tmp_path, resume_from_checkpoint=str(whole / "checkpoint-3"))
     assert result.resumed_from == 3
     ours, theirs = load_file(tmp_path / "student.safetensors"), load_file(whole / "student.safetensors")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 class TestRefuses:
-    def test_another_config(self, tiny, whole):
+    def test_another_config(self, whole):
         with pytest.raises(InputError, match=r"config\.learning_rate 0\.001 is now 0\.002, config\.max_train_steps 9"):
-            run(tiny, whole, learning_rate=2e-3, max_train_steps=10)
+            run(whole, learning_rate=2e-3, max_train_steps=10)
 
-    def test_other_data(self, tiny, whole):
-        data = tiny.RandomData()
+    def test_other_data(self, whole):
+        data = RandomData()
         data.fingerprint = "other"
         with pytest.raises(InputError, match="data 'random' is now 'other'"):
-            run(tiny, whole, data=data)
+            run(whole, data=data)
 
-    def test_other_bits(self, tiny, whole):
-        teacher = tiny.build_unet()
+    def test_other_bits(self, whole):
+        teacher = build_unet()
         with pytest.raises(InputError, match=r"bits\..* 2 is now 3"):
-            train(tiny.build_student(teacher, 3), teacher, config=tiny.KILL_CONFIG, out_dir=whole, **tiny.parts())
+            train(build_student(teacher, 3), teacher, config=CONFIG, out_dir=whole, **run_parts())
 
-    def test_a_fresh_start_in_a_used_folder(self, tiny, whole):
+    def test_a_fresh_start_in_a_used_folder(self, whole):
         with pytest.raises(InputError, match="resume_from_checkpoint is null"):
-            run(tiny, whole, resume_from_checkpoint=None)
+            run(whole, resume_from_checkpoint=None)
 
-    def test_a_path_that_is_no_checkpoint(self, tiny, tmp_path):
+    def test_a_path_that_is_no_checkpoint(self, tmp_path):
         with pytest.raises(InputError, match="got nowhere, wanted latest, null or a checkpoint folder"):
-            run(tiny, tmp_path, resume_from_checkpoint="nowhere")
+            run(tmp_path, resume_from_checkpoint="nowhere")
 
     def test_a_folder_without_a_student(self, tmp_path):
         with pytest.raises(InputError, match=r"student\.json: no such file"):
             load_student(tmp_path)
 
-    def test_a_damaged_checkpoint(self, tiny, whole, tmp_path):
+    def test_a_damaged_checkpoint(self, whole, tmp_path):
         (tmp_path / "student.json").write_text((whole / "student.json").read_text())
         (tmp_path / "student.safetensors").write_bytes((whole / "student.safetensors").read_bytes()[:1000])
         with pytest.raises(InputError, match=r"student\.safetensors: wanted a safetensors file"):
             load_student(tmp_path)
 
 
-def test_changes_that_do_not_matter_may_be_made(tiny, whole, tmp_path):
+def test_changes_that_do_not_matter_may_be_made(whole, tmp_path):
     for path in whole.glob("checkpoint-6/*"):
         (tmp_path / "checkpoint-6").mkdir(exist_ok=True)
         (tmp_path / "checkpoint-6" / path.name).write_bytes(path.read_bytes())
     (tmp_path / "log.jsonl").write_text((whole / "log.jsonl").read_text() + '{"step": 9, "lo')
-    result = run(tiny, tmp_path, checkpointing_steps=2, checkpoints_total_limit=None)
+    result = run(tmp_path, checkpointing_steps=2, checkpoints_total_limit=None)
     assert result.resumed_from == 6
     assert without_seconds(tmp_path) == without_seconds(whole)
     assert json.loads((tmp_path / "student.json").read_text())["step"] == 9
-
-
-def launch(tiny_file: Path, out_dir: Path, changes: dict[str, object], processes: int, where: str = "never") -> int:
-    """Trains the tiny models in a process of their own, or in several over gloo; the exit code."""
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return subprocess.run(
-        [*command, str(tiny_file), str(out_dir), where, json.dumps(changes)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=240,
-        check=False,
-    ).returncode
 
 
 # Another order of summation moves a weight over the edge between two levels now and then, after which two runs part;
@@ -208,48 +210,48 @@ def agree(ours: Path, theirs: Path) -> None:
         assert one == pytest.approx(other, rel=1e-4)
 
 
-def test_two_processes_give_the_losses_of_one(tiny, tmp_path):
+def test_two_processes_give_the_losses_of_one(tmp_path):
     """The same 8 samples a step: two micro-batches of one process, one in each of two processes."""
-    run(tiny, tmp_path / "one", **GENTLE)
-    assert launch(Path(tiny.__file__), tmp_path / "two", GENTLE, processes=2) == 0
+    run(tmp_path / "one", **GENTLE)
+    assert launch(tmp_path / "two", GENTLE, processes=2) == 0
     assert json.loads((tmp_path / "two" / "student.json").read_text())["processes"] == 2
     agree(tmp_path / "two", tmp_path / "one")
     ours, theirs = (load_file(tmp_path / name / "student.safetensors") for name in ("two", "one"))
-    start = tiny.build_student(tiny.build_unet()).state_dict()
+    start = build_student(build_unet()).state_dict()
     for name, value in theirs.items():
         moved = (value - start[name]).norm()
         assert (ours[name] - value).norm() <= 0.02 * moved + 1e-6, name
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_processes(tiny, tmp_path):
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     """Two processes' checkpoint, gone on with in one: the losses are those of the run of one process."""
-    run(tiny, tmp_path / "one", **GENTLE)
-    assert launch(Path(tiny.__file__), tmp_path / "two", GENTLE, processes=2, where="step 4") != 0
-    assert run(tiny, tmp_path / "two", **GENTLE).resumed_from == 3
+    run(tmp_path / "one", **GENTLE)
+    assert launch(tmp_path / "two", GENTLE, processes=2, where="step 4") != 0
+    assert run(tmp_path / "two", **GENTLE).resumed_from == 3
     agree(tmp_path / "two", tmp_path / "one")
 
 
 @pytest.mark.slow
-def test_shards_over_two_processes_give_the_losses_of_one(tiny, tmp_path):
+def test_shards_over_two_processes_give_the_losses_of_one(tmp_path):
     """FSDP2 over gloo: parts of weights, moments and averages; killed, and gone on with in one process."""
-    run(tiny, tmp_path / "one", **GENTLE)
+    run(tmp_path / "one", **GENTLE)
     sharded = {**GENTLE, "shard": True, "gradient_checkpointing": True}
-    assert launch(Path(tiny.__file__), tmp_path / "whole", sharded, processes=2) == 0
+    assert launch(tmp_path / "whole", sharded, processes=2) == 0
     agree(tmp_path / "whole", tmp_path / "one")
-    assert launch(Path(tiny.__file__), tmp_path / "killed", sharded, processes=2, where="step 5") != 0
+    assert launch(tmp_path / "killed", sharded, processes=2, where="step 5") != 0
     shutil.copytree(tmp_path / "killed", tmp_path / "alone")
-    assert launch(Path(tiny.__file__), tmp_path / "killed", sharded, processes=2) == 0
+    assert launch(tmp_path / "killed", sharded, processes=2) == 0
     ours, theirs = (load_file(tmp_path / name / "student.safetensors") for name in ("killed", "whole"))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert run(tiny, tmp_path / "alone", **GENTLE).resumed_from == 3
+    assert run(tmp_path / "alone", **GENTLE).resumed_from == 3
     agree(tmp_path / "alone", tmp_path / "one")
 
 
 @pytest.mark.slow
-def test_two_processes_resume_exactly_and_log_once(tiny, tmp_path):
+def test_two_processes_resume_exactly_and_log_once(tmp_path):
     def launched(name: str, where: str) -> int:
-        return launch(Path(tiny.__file__), tmp_path / name, {}, processes=2, where=where)
+        return launch(tmp_path / name, {}, processes=2, where=where)
 
     assert launched("whole", "never") == 0
     assert launched("killed", "step 5") != 0
@@ -260,4 +262,4 @@ def test_two_processes_resume_exactly_and_log_once(tiny, tmp_path):
     assert without_seconds(tmp_path / "killed") == without_seconds(tmp_path / "whole")
     assert json.loads((tmp_path / "whole" / "student.json").read_text())["processes"] == 2
     with pytest.raises(InputError, match=r"samples_per_step 8 is now 4"):
-        run(tiny, tmp_path / "whole")
+        run(tmp_path / "whole")
