@@ -132,7 +132,7 @@ def test_tasks_count_the_same_whatever_their_number_of_images():
 
 
 @given(
-    values=st.lists(st.floats(-1, 1), min_size=6, max_size=12).filter(lambda values: len(values) % 2 == 0),
+    values=st.lists(st.floats(-1, 1), min_size=12, max_size=20).filter(lambda values: len(values) % 2 == 0),
     shift=st.floats(-2, 2),
     higher=st.booleans(),
 )

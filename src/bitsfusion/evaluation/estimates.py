@@ -11,9 +11,13 @@ import numpy.typing as npt
 
 from bitsfusion.metrics.intervals import bootstrap_mean_interval
 
+FEWEST = 6
+"""Prompts below which nothing is shown: that all of five go one way happens by chance more often than in 5 % (2 / 2^5),
+and the bootstrap of so few has intervals that are far too narrow, of one prompt none at all."""
+
 
 class Verdict(str, Enum):
-    """What a paired difference shows; anything but NONE only where its interval excludes zero."""
+    """What a paired difference shows; anything but NONE only of enough prompts, where its interval excludes zero."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -54,7 +58,7 @@ def difference(
 ) -> Difference:
     """`values` minus `others`, image by image."""
     paired = estimate(np.asarray(values, dtype=np.float64) - np.asarray(others, dtype=np.float64), images_per_prompt)
-    shown = paired.low > 0 or paired.high < 0
+    shown = len(values) >= FEWEST * images_per_prompt and (paired.low > 0 or paired.high < 0)
     verdict = Verdict.NONE
     if shown:
         verdict = Verdict.BETTER if (paired.mean > 0) == higher_is_better else Verdict.WORSE
