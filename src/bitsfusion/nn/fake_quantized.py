@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,12 @@ class FakeQuantizedLinear(nn.Linear):
         return functional.linear(input, self.quantized_weight(), self.bias)
 
 
+def conv_geometry(layer: nn.Conv2d) -> dict[str, Any]:
+    """What nn.Conv2d takes for a layer of `layer`'s geometry, all but bias, device and dtype."""
+    sizes = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    return {name: getattr(layer, name) for name in sizes}
+
+
 class FakeQuantizedConv2d(nn.Conv2d):
     """A 2-d convolution that computes with its weight rounded to 2^b + 1 levels.
 
@@ -67,17 +73,7 @@ class FakeQuantizedConv2d(nn.Conv2d):
     def from_layer(cls, layer: nn.Conv2d, bits: int, scale: Tensor) -> FakeQuantizedConv2d:
         """Takes over `layer`'s own parameters; `scale` is [out] float32."""
         with torch.device("meta"):
-            made = cls(
-                layer.in_channels,
-                layer.out_channels,
-                layer.kernel_size,  # type: ignore[arg-type]
-                layer.stride,  # type: ignore[arg-type]
-                layer.padding,  # type: ignore[arg-type]
-                layer.dilation,  # type: ignore[arg-type]
-                layer.groups,
-                layer.bias is not None,
-                layer.padding_mode,
-            )
+            made = cls(**conv_geometry(layer), bias=layer.bias is not None)
         _take_over(made, layer, bits, scale)
         return made
 

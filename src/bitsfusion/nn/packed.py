@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from bitsfusion.errors import InputError
 from bitsfusion.kernels import int8, unpack_into
-from bitsfusion.nn.fake_quantized import FakeQuantizedLayer
+from bitsfusion.nn.fake_quantized import FakeQuantizedLayer, conv_geometry
 from bitsfusion.nn.read_only import ReadOnlyWeight
 from bitsfusion.numerics import check_bits, quantize
 from bitsfusion.packing.accounting import LayerSize
@@ -244,18 +244,7 @@ def dense_layer(layer: PackedLayer) -> nn.Linear | nn.Conv2d | nn.Embedding:
     if isinstance(layer, PackedLinear):
         made: nn.Linear | nn.Conv2d = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     else:
-        made = nn.Conv2d(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,  # type: ignore[arg-type]
-            layer.stride,  # type: ignore[arg-type]
-            layer.padding,  # type: ignore[arg-type]
-            layer.dilation,  # type: ignore[arg-type]
-            layer.groups,
-            bias=False,
-            padding_mode=layer.padding_mode,
-            device="meta",
-        )
+        made = nn.Conv2d(**conv_geometry(layer), bias=False, device="meta")
     made.weight = nn.Parameter(layer.unpack_weight(layer.compute_dtype))
     made.bias = layer.bias
     return made.train(layer.training)
