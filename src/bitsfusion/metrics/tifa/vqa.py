@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from os import PathLike
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -49,12 +49,35 @@ class _TransformersVqa(ABC):
     """A model, its tokenizer and its image processor, on the model's device."""
 
     kind: str
+    model_type: str
+    model_class: Any
+    processor_class: Any
 
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any, name: str) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self._name = name
+
+    @classmethod
+    def from_pretrained(cls, source: str | PathLike[str], device: str = "cpu") -> Self:
+        """From a folder, or hub id.
+
+        Raises:
+            InputError: it holds no such model.
+        """
+        found = _model_type(source)
+        if found != cls.model_type:
+            raise InputError(f"TIFA's VQA model: got {source} of type {found!r}, wanted {cls.model_type!r}")
+        model, tokenizer, image_processor = load_checkpoint(
+            source,
+            cls.model_class,
+            AutoTokenizer,
+            cls.processor_class,
+            what="TIFA's VQA model",
+            wanted=f"a {cls.model_class.__name__} with its tokenizer and image processor",
+        )
+        return cls(model.to(torch.device(device)), tokenizer, image_processor, str(source))
 
     @property
     def name(self) -> str:
@@ -89,18 +112,15 @@ class _TransformersVqa(ABC):
 
 
 class BlipVqa(_TransformersVqa):
-    """BLIP: reads image and question, generates the answer word by word, the likeliest each time."""
+    """BLIP: reads image and question, generates the answer word by word, the likeliest each time.
+
+    Such as Salesforce/blip-vqa-capfilt-large.
+    """
 
     kind = "BLIP"
-
-    @classmethod
-    def from_pretrained(cls, source: str | PathLike[str], device: str = "cpu") -> BlipVqa:
-        """From a folder, or hub id, such as Salesforce/blip-vqa-capfilt-large.
-
-        Raises:
-            InputError: it holds no such model.
-        """
-        return cls(*_loaded(source, device, "blip", BlipForQuestionAnswering, BlipImageProcessorPil), str(source))
+    model_type = "blip"
+    model_class = BlipForQuestionAnswering
+    processor_class = BlipImageProcessorPil
 
     def _answer(self, pixels: torch.Tensor, tokens: Any) -> list[str]:
         # The decoder of BLIP looks at the padding of shorter questions (generate passes no mask, and transformers 5.23
@@ -127,18 +147,15 @@ class BlipVqa(_TransformersVqa):
 
 
 class ViltVqa(_TransformersVqa):
-    """ViLT: the likeliest of the answers that it was trained on (its config's labels)."""
+    """ViLT: the likeliest of the answers that it was trained on (its config's labels).
+
+    Such as dandelin/vilt-b32-finetuned-vqa.
+    """
 
     kind = "ViLT"
-
-    @classmethod
-    def from_pretrained(cls, source: str | PathLike[str], device: str = "cpu") -> ViltVqa:
-        """From a folder, or hub id, such as dandelin/vilt-b32-finetuned-vqa.
-
-        Raises:
-            InputError: it holds no such model.
-        """
-        return cls(*_loaded(source, device, "vilt", ViltForQuestionAnswering, ViltImageProcessorPil), str(source))
+    model_type = "vilt"
+    model_class = ViltForQuestionAnswering
+    processor_class = ViltImageProcessorPil
 
     def _answer(self, pixels: torch.Tensor, tokens: Any) -> list[str]:
         # ViLT draws the order of its patches from torch's CPU generator: put back as it was.
@@ -167,21 +184,3 @@ def _model_type(source: str | PathLike[str]) -> str:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"TIFA's VQA model: got {source}, wanted a BLIP or ViLT model ({reason})") from error
-
-
-def _loaded(
-    source: str | PathLike[str], device: str, kind: str, model_class: Any, processor_class: Any
-) -> tuple[Any, Any, Any]:
-    """Model, tokenizer and image processor of a checkpoint that says it is of `kind`."""
-    found = _model_type(source)
-    if found != kind:
-        raise InputError(f"TIFA's VQA model: got {source} of type {found!r}, wanted {kind!r}")
-    model, tokenizer, image_processor = load_checkpoint(
-        source,
-        model_class,
-        AutoTokenizer,
-        processor_class,
-        what="TIFA's VQA model",
-        wanted=f"a {model_class.__name__} with its tokenizer and image processor",
-    )
-    return model.to(torch.device(device)), tokenizer, image_processor
