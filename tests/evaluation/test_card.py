@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import huggingface_hub.constants
 import pytest
 import yaml
@@ -79,15 +80,20 @@ def scores(inspection: Inspection) -> dict[str, Any]:
 
     clip = {"model": estimate(0.5), "against": estimate(0.7), "difference": estimate(-0.2) | {"verdict": "worse"}}
     return {
-        "model": {"bits": {"average": inspection.average_bits}},
+        "model": {"bits": {"average": inspection.average_bits, "true": inspection.true_bits}},
         "against": {"source": "some/original", "bits": None},
         "settings": {
             "sampler": "ddim",
             "steps": 3,
             "seeds": {"first": 1024, "count": 8},
-            "prompts": "PartiPrompts.tsv",
+            "prompts": "/home/someone/PartiPrompts.tsv",
             "prompts_sha256": "ab" * 32,
             "images": 8,
+        },
+        "metrics": {
+            "clip": {"clip": "some/clip", "scale": 1},
+            "mse": {},
+            "fid": {"features": "inception", "reference": "/home/someone/coco", "reference_images": 9},
         },
         "results": [
             {"metric": "clip", "guidance": 7.5, **clip},
@@ -172,16 +178,21 @@ def test_scores_of_evaluate(folder, inspection):
     assert "| clip | 7.5 | 0.5 | 0.7 | -0.2 (-0.3 to -0.1) | worse |\n" in text
     assert "| mse | 7.5 | – | – | 0.25 (0.15 to 0.35) |  |\n" in text
     assert "| fid | 7.5 | 21.5 | 20 | – |  |\n" in text
+    assert "- clip: clip some/clip, scale 1\n- fid: features inception, reference coco, reference_images 9\n" in text
+    assert "prompts: PartiPrompts.tsv (SHA-256" in text and "/home" not in text
 
 
 def test_scores_of_another_model_are_refused(folder, inspection):
     path = folder.parent / "scores.json"
-    other = scores(inspection)
+    other, retrained = scores(inspection), scores(inspection)
     other["model"]["bits"]["average"] += 0.01
+    retrained["model"]["bits"]["true"] += 0.001  # of the same recipe
     for content, words in (
         (other, "is of a model at"),
+        (retrained, "is of a model at .* as they lie on disk"),
+        ({"rungs": 3, "bits": None}, "wanted a summary.json .* another form"),
         ({"results": []}, "wanted a summary.json"),
-        ({"rungs": []}, "no 'settings'"),
+        ({"rungs": []}, "got none with 'settings'"),
         ([], "wanted a summary.json"),
     ):
         path.write_text(json.dumps(content))
@@ -202,8 +213,20 @@ def test_what_is_published_of_the_original(tmp_path):
     assert known_license(tmp_path, None) is None
 
 
+def test_huggingface_hub_reads_the_card(folder):
+    path = write_card(folder, license="openrail++", base_model="some/original", prompts=['two: "lines"\n---\nof it'])
+    card = huggingface_hub.ModelCard.load(path)
+    assert (card.data.license, card.data.base_model, card.data.library_name) == (
+        "openrail++",
+        "some/original",
+        "diffusers",
+    )
+    assert card.text.lstrip().startswith("# tiny, ") and "## How it was made" in card.text
+
+
 def test_escaped_text_stays_in_its_cell():
     assert escape("a | b\n*c* <i>") == "a \\| b \\*c\\* \\<i\\>"
+    assert escape("&amp; ~~x~~") == "\\&amp; \\~\\~x\\~\\~"
 
 
 def test_bars_are_as_wide_as_weights_and_as_high_as_bits(inspection):
@@ -225,6 +248,10 @@ def test_the_command(folder, inspection, capsys):
     assert ended.value.code == 0 and capsys.readouterr().out.strip() == str(folder / "README.md")
     text = (folder / "README.md").read_text()
     assert header(text)["license"] == "apache-2.0" and "base_model" not in header(text)
+    with pytest.raises(SystemExit) as ended:
+        main(["card", str(folder), "--quiet", "--base-model", "some/where/else"])
+    assert ended.value.code == 2
+    assert "base model: got 'some/where/else', wanted the original's hub id" in capsys.readouterr().err
     assert "## Scores" in text and text.count("card/sample-") == 6
 
 

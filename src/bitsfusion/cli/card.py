@@ -12,6 +12,7 @@ from bitsfusion.cli.console import progress_bars
 from bitsfusion.cli.options import Quiet
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.card.card import (
+    HUB_ID,
     default_prompts,
     hub_id,
     known_license,
@@ -46,6 +47,8 @@ def card(
     quiet: Quiet = False,
 ) -> None:
     """Writes README.md, with bits, sizes, scores, samples and how to load it, into a packed folder."""
+    if base_model is not None and not HUB_ID.fullmatch(base_model):
+        raise InputError(f"base model: got {base_model!r}, wanted the original's hub id, OWNER/NAME")
     scores = scores or run_scores(folder)
     original = base_model or original_of(scores)
     with progress_bars(quiet) as progress:
@@ -53,7 +56,7 @@ def card(
             folder,
             license=license or known_license(folder, original) or _asked(),
             name=push_to_hub,
-            base_model=hub_id(original),
+            base_model=base_model or hub_id(original),
             scores=scores,
             prompts=prompt or default_prompts(original),
             seed=seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from bitsfusion.models.pipeline import EMBEDDED, load_pipeline
 from bitsfusion.time_features.samplers import build_scheduler
 
 EMBEDDED_LICENSE = "apache-2.0"
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 DEFAULT_SAMPLER = ("pndm", 50)  # the paper's
 
 
@@ -106,9 +108,7 @@ def original_of(scores: Path | None) -> str | None:
 
 def hub_id(model: str | None) -> str | None:
     """`model` where it is the name of one on the hub; folders' names are not published."""
-    if model is None or model.count("/") != 1 or model.startswith((".", "/", "~")) or Path(model).exists():
-        return None
-    return model
+    return None if model is None or not HUB_ID.fullmatch(model) or Path(model).exists() else model
 
 
 def known_license(folder: Path, original: str | None) -> str | None:

@@ -32,21 +32,26 @@ _RUNGS = {
 
 
 def read_scores(path: Path, inspection: Inspection) -> ScoreTable:
-    """The table of either file, checked to be of the model that was inspected.
+    """The table of either file, checked to be of the model that was inspected: by its bits, by the recipe and as they
+    lie on disk, which two trainings of one recipe do not share.
 
     Raises:
         InputError: no such file, another kind of file, or the scores of another model.
     """
     values = read_json(path)
+    wanted = f"{path}: wanted a summary.json or scores.json of bitsfusion"
     try:
         table = _summary(values) if "rungs" in values else _evaluation(values)
-        average = values["bits"]["average"] if "rungs" in values else values["model"]["bits"]["average"]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(f"{path}: wanted a summary.json or scores.json of bitsfusion, got no {error}") from None
-    if abs(average - inspection.average_bits) > 1e-9:
+        bits = values["bits"] if "rungs" in values else values["model"]["bits"]
+        average, true = float(bits["average"]), float(bits.get("true", inspection.true_bits))
+    except KeyError as error:
+        raise InputError(f"{wanted}, got none with {error}") from None
+    except (TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"{wanted}, got another form ({error})") from None
+    if abs(average - inspection.average_bits) > 1e-9 or abs(true - inspection.true_bits) > 1e-9:
         raise InputError(
-            f"{path}: is of a model at {average:.6f} bits, wanted one of {inspection.path} at "
-            f"{inspection.average_bits:.6f}"
+            f"{path}: is of a model at {average:.6f} bits, {true:.6f} as they lie on disk, wanted one of "
+            f"{inspection.path} at {inspection.average_bits:.6f}, {inspection.true_bits:.6f} on disk"
         )
     return table
 
@@ -94,11 +99,18 @@ def _evaluation(values: Mapping[str, Any]) -> ScoreTable:
     seeds = settings["seeds"]
     said = {
         "sampler": f"{settings['sampler']}, {settings['steps']} steps",
-        "images": f"{settings['images']}, prompts: {settings['prompts']} (SHA-256 {settings['prompts_sha256'][:16]}), "
-        f"seeds {seeds['first']} to {seeds['first'] + seeds['count'] - 1}",
+        "images": f"{settings['images']}, prompts: {Path(settings['prompts']).name} "
+        f"(SHA-256 {settings['prompts_sha256'][:16]}), seeds {seeds['first']} to {seeds['first'] + seeds['count'] - 1}",
     }
+    said |= {metric: depends for metric, on in values.get("metrics", {}).items() if (depends := _depends(on))}
     columns = ("metric", "guidance", "this model", "original", "between them (95 %)", "")
     return ScoreTable(columns, tuple(rows), said, (values.get("against") or {}).get("source"))
+
+
+def _depends(on: Mapping[str, Any]) -> str:
+    """What a metric's number depends on, but for hashes and the folders of the one who measured."""
+    shown = {key: value for key, value in on.items() if isinstance(value, (str, int, float)) and "sha256" not in key}
+    return ", ".join(f"{key} {Path(str(value)).name if key == 'reference' else value}" for key, value in shown.items())
 
 
 def _value(side: Mapping[str, Any] | None) -> float | None:

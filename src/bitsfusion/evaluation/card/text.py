@@ -174,5 +174,5 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def escape(text: str) -> str:
     """`text` so that Markdown shows it as it is, on one line."""
-    marked = "".join(f"\\{letter}" if letter in "\\`*_[]<>|#" else letter for letter in text)
+    marked = "".join(f"\\{letter}" if letter in "\\`*_[]<>|#&~" else letter for letter in text)
     return " ".join(marked.split())
