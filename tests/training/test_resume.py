@@ -51,6 +51,11 @@ def launch(out_dir: Path, changes: dict[str, object], where: str = "never", proc
             process.kill()
 
 
+def same_weights(one: Path, other: Path) -> bool:
+    ours, theirs = (load_file(folder / "student.safetensors") for folder in (one, other))
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def without_seconds(out_dir: Path) -> list[dict[str, float]]:
     lines = read_log(out_dir / "log.jsonl")
     for line in lines:
@@ -76,9 +81,7 @@ def test_a_killed_run_ends_with_the_same_bits(whole, tmp_path, where, resumes_at
     result = run(tmp_path)
 
     assert result.resumed_from == resumes_at
-    ours, theirs = load_file(tmp_path / "student.safetensors"), load_file(whole / "student.safetensors")
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert same_weights(tmp_path, whole)
     assert without_seconds(tmp_path) == without_seconds(whole)
     assert not list(tmp_path.glob(".*")), "leftovers of the killed run"
 
@@ -103,8 +106,7 @@ def test_kills_at_random_moments_change_nothing(tmp_path):
             kills += 1
         process.wait()
     assert kills >= 2
-    ours, theirs = (load_file(tmp_path / name / "student.safetensors") for name in ("killed", "whole"))
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert same_weights(tmp_path / "killed", tmp_path / "whole")
     assert without_seconds(tmp_path / "killed") == without_seconds(tmp_path / "whole")
 
 
@@ -133,8 +135,7 @@ def test_every_interruption_resumes_exactly(whole, tmp_path):
             run(tmp_path, checkpointing_steps=1, checkpoints_total_limit=1, progress=stop_at(step + 1))
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-8"]
     run(tmp_path, checkpointing_steps=1)
-    ours, theirs = load_file(tmp_path / "student.safetensors"), load_file(whole / "student.safetensors")
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert same_weights(tmp_path, whole)
     assert without_seconds(tmp_path) == without_seconds(whole)
 
 
@@ -150,8 +151,7 @@ def test_a_checkpoint_holds_the_averaged_student(whole):
 def test_resumes_from_a_named_checkpoint(whole, tmp_path):
     result = run(tmp_path, resume_from_checkpoint=str(whole / "checkpoint-3"))
     assert result.resumed_from == 3
-    ours, theirs = load_file(tmp_path / "student.safetensors"), load_file(whole / "student.safetensors")
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert same_weights(tmp_path, whole)
 
 
 class TestRefuses:
@@ -242,8 +242,7 @@ def test_shards_over_two_processes_give_the_losses_of_one(tmp_path):
     assert launch(tmp_path / "killed", sharded, processes=2, where="step 5") != 0
     shutil.copytree(tmp_path / "killed", tmp_path / "alone")
     assert launch(tmp_path / "killed", sharded, processes=2) == 0
-    ours, theirs = (load_file(tmp_path / name / "student.safetensors") for name in ("killed", "whole"))
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert same_weights(tmp_path / "killed", tmp_path / "whole")
     assert run(tmp_path / "alone", **GENTLE).resumed_from == 3
     agree(tmp_path / "alone", tmp_path / "one")
 
@@ -257,8 +256,7 @@ def test_two_processes_resume_exactly_and_log_once(tmp_path):
     assert launched("killed", "step 5") != 0
     assert [path.name for path in checkpoints(tmp_path / "killed")] == ["checkpoint-3"]
     assert launched("killed", "never") == 0
-    ours, theirs = (load_file(tmp_path / name / "student.safetensors") for name in ("killed", "whole"))
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert same_weights(tmp_path / "killed", tmp_path / "whole")
     assert without_seconds(tmp_path / "killed") == without_seconds(tmp_path / "whole")
     assert json.loads((tmp_path / "whole" / "student.json").read_text())["processes"] == 2
     with pytest.raises(InputError, match=r"samples_per_step 8 is now 4"):
