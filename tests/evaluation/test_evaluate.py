@@ -105,7 +105,7 @@ def test_a_stopped_drawing_goes_on_with_the_same_images(packed, tmp_path):
     assert not (tmp_path / "a" / "metadata.jsonl").exists()
     done = draw(lambda: load_pipeline(str(packed)), prompts, tmp_path / "a", settings, 2)
     whole = draw(lambda: load_pipeline(str(packed)), prompts, tmp_path / "b", settings, 2)
-    assert all(done.path(i).read_bytes() == whole.path(i).read_bytes() for i in range(6))
+    assert all(done.paths[i].read_bytes() == whole.paths[i].read_bytes() for i in range(6))
     lines = [json.loads(line) for line in (tmp_path / "a" / "metadata.jsonl").read_text().splitlines()]
     assert [(line["text"], line["seed"]) for line in lines] == list(zip(prompts.texts, prompts.seeds, strict=True))
     with pytest.raises(InputError, match="holds images of another guidance"):

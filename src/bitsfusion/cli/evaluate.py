@@ -10,6 +10,7 @@ import typer
 
 from bitsfusion.cli.console import print_json, print_table, progress_bars
 from bitsfusion.cli.options import Json, Quiet
+from bitsfusion.data.pictures import holds_pictures, is_tree
 from bitsfusion.embedded import SCORER_FOLDER
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.evaluate import Evaluation
@@ -24,10 +25,11 @@ from bitsfusion.evaluation.measures import (
     world_geneval_measure,
 )
 from bitsfusion.evaluation.official import geneval_measure, tifa_measure
-from bitsfusion.evaluation.prompts import PromptSet, file_prompts, world_prompts
+from bitsfusion.evaluation.prompts import PromptSet, file_prompts, picture_prompts, world_prompts
 from bitsfusion.metrics.geneval.colors import OFFICIAL_CLIP, ClipColors
 from bitsfusion.metrics.geneval.detector import Mask2FormerDetector
 from bitsfusion.metrics.geneval.evaluator import Evaluator
+from bitsfusion.metrics.geneval.files import tree_prompts
 from bitsfusion.metrics.geneval.prompts import is_geneval, read_prompts
 from bitsfusion.metrics.geneval.world import WorldReader
 from bitsfusion.metrics.tifa.files import read_captions, read_questions
@@ -50,7 +52,9 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help='A packed folder, a diffusers folder, a hub id, or "embedded".')],
+    model: Annotated[
+        str, typer.Argument(help='A packed or diffusers folder, a hub id, "embedded", or a folder of pictures.')
+    ],
     against: Annotated[str | None, typer.Option(help="The original, drawn with the same prompts and seeds.")] = None,
     metrics: Annotated[
         str | None,
@@ -90,9 +94,18 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Scores a model, beside the original if there is one. Killed, the same command goes on."""
-    world = EMBEDDED in (model, against)
-    asked = _metrics(metrics, against, world and prompts is None)
-    base = _prompts(prompts, world, per_task, limit, seed)
+    world = EMBEDDED in (model, against) and prompts is None
+    asked = _metrics(metrics, against, world)
+    pictures = next((Path(side) for side in (model, against) if side and holds_pictures(side)), None)
+    if world:
+        base = world_prompts("test", per_task, seed)
+    elif prompts is not None:
+        base = _first(file_prompts(prompts, seed), limit)
+    elif pictures is not None:
+        base, images_per_prompt = picture_prompts(pictures, images_per_prompt)
+        base = _first(base, limit)
+    else:
+        raise InputError("prompts: got none, wanted --prompts FILE for this model")
     repeated = base.repeated(images_per_prompt)
     if dtype not in DTYPES:
         raise InputError(f"dtype: got {dtype}, wanted {', '.join(DTYPES)}")
@@ -100,7 +113,7 @@ def evaluate(
         model=model,
         against=against,
         prompts=repeated,
-        prompts_source=str(prompts) if prompts else "the drawn world's test prompts",
+        prompts_source="the drawn world's test prompts" if world else str(prompts or pictures),
         images_per_prompt=images_per_prompt,
         sampler=sampler.value,
         steps=steps,
@@ -112,7 +125,7 @@ def evaluate(
     measures: list[Measure] = []
     for metric in asked:
         if metric is Metric.CLIP:
-            own = world and clip is None
+            own = EMBEDDED in (model, against) and clip is None
             source = str(SCORER_FOLDER) if own else clip or CLIP
             measures.append(clip_measure(source, repeated, device, "the embedded model's scorer" if own else source))
         elif metric in PAIRED:
@@ -122,7 +135,10 @@ def evaluate(
                 raise InputError("fid: got no --fid-reference, wanted a folder of real images")
             measures.append(fid_measure(fid_features, fid_reference, device))
         elif metric is Metric.GENEVAL:
-            measures.append(_geneval(prompts, limit, repeated, images_per_prompt, detector, colors, device))
+            if world:
+                measures.append(world_geneval_measure(repeated))
+            else:
+                measures.append(_geneval(prompts, pictures, limit, images_per_prompt, detector, colors, device))
         else:
             measures.append(_tifa(prompts, limit, images_per_prompt, questions, vqa, sentence_encoder, device))
     with progress_bars(quiet or json) as progress:
@@ -160,25 +176,21 @@ def _guidance(text: str) -> tuple[float, ...]:
     return tuple(dict.fromkeys(values))
 
 
-def _prompts(path: Path | None, world: bool, per_task: int, limit: int | None, seed: int) -> PromptSet:
-    if path is not None:
-        prompts = file_prompts(path, seed)
-        return PromptSet(prompts.texts[:limit], prompts.seeds[:limit])
-    if not world:
-        raise InputError("prompts: got none, wanted --prompts FILE for this model")
-    return world_prompts("test", per_task, seed)
+def _first(prompts: PromptSet, limit: int | None) -> PromptSet:
+    return PromptSet(prompts.texts[:limit], prompts.seeds[:limit])
 
 
 def _geneval(
-    path: Path | None, limit: int | None, prompts: PromptSet, each: int, detector: str, colors: str, device: str
+    path: Path | None, pictures: Path | None, limit: int | None, each: int, detector: str, colors: str, device: str
 ) -> Measure:
-    if path is None:
-        return world_geneval_measure(prompts)
-    if not is_geneval(path):
+    if path is None and pictures is not None and is_tree(pictures):
+        asked = tree_prompts(pictures)[:limit]
+    elif path is not None and is_geneval(path):
+        asked = read_prompts(path)[:limit]
+    else:
         raise InputError(
-            f"geneval: got prompts {path}, wanted GenEval's own: .jsonl lines with tag, include and prompt"
+            f"geneval: got prompts {path or pictures}, wanted GenEval's own: .jsonl lines with tag, include and prompt"
         )
-    asked = read_prompts(path)[:limit]
     if detector == WORLD:
         return geneval_measure(Evaluator(WorldReader(), WorldReader()), asked, each)
     seen = Mask2FormerDetector.from_pretrained(detector, device)
@@ -204,7 +216,8 @@ def _print(scores: dict[str, Any], out: Path) -> None:
         if "difference" in result:
             change, shown = result["difference"], result["difference"]["verdict"]
         means = [_mean(result.get(side)) for side in ("model", "against")]
-        rows.append([result["metric"], f"{result['guidance']:g}", *means, _interval(change), shown])
+        guidance = "" if result["guidance"] is None else f"{result['guidance']:g}"
+        rows.append([result["metric"], guidance, *means, _interval(change), shown])
     print_table(["metric", "guidance", "model", "original", "between them (95 %)", ""], rows)
     print(f"{scores['settings']['images']} images a set; every interval, over prompts: {out / 'scores.json'}")
 

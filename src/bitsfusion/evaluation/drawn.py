@@ -1,8 +1,9 @@
-"""The images that one model draws of a set of prompts: PNG files in a folder, gone on with after a kill."""
+"""The images of a set of prompts: drawn by a model, gone on with after a kill, or given, whoever has drawn them."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
+from bitsfusion.data.pictures import read_pictures
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import PromptSet
-from bitsfusion.files import read_json, write_json, write_text
+from bitsfusion.files import read_json, sha256_file, sha256_json, write_json, write_text
 from bitsfusion.metrics.generation import generate_images, write_png
 
 SETTINGS_NAME = "settings.json"
@@ -33,19 +35,30 @@ class DrawingSettings:
 
 @dataclass(frozen=True)
 class DrawnImages:
-    """`count` images in `folder`, 00000.png and on, in the prompts' order; read as they are needed."""
+    """Image files in the prompts' order; read as they are needed."""
 
-    folder: Path
-    count: int
+    paths: tuple[Path, ...]
 
-    def path(self, index: int) -> Path:
-        """Of one image."""
-        return self.folder / f"{index:05d}.png"
+    @property
+    def count(self) -> int:
+        """Of the images."""
+        return len(self.paths)
+
+    @property
+    def sha256(self) -> str:
+        """Of the files in order."""
+        return sha256_json([sha256_file(path) for path in self.paths])
 
     def batches(self, size: int, first: int = 0) -> Iterator[npt.NDArray[np.uint8]]:
         """The images from number `first` on, [n, h, w, 3] uint8, n = `size` but for the last."""
         for start in range(first, self.count, size):
-            yield np.stack([read_png(self.path(i)) for i in range(start, min(start + size, self.count))])
+            files = self.paths[start : start + size]
+            images = [read_png(path) for path in files]
+            for path, image in zip(files, images, strict=True):
+                if image.shape != images[0].shape:
+                    sizes = ["x".join(map(str, one.shape[1::-1])) for one in (image, images[0])]
+                    raise InputError(f"{path}: got {sizes[0]} pixels, wanted {sizes[1]} as in {files[0]}")
+            yield np.stack(images)
 
 
 def read_png(path: Path) -> npt.NDArray[np.uint8]:
@@ -56,7 +69,7 @@ def read_png(path: Path) -> npt.NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, SyntaxError) as error:
         raise InputError(f"{path}: wanted an image, got {error}") from None
 
@@ -80,7 +93,7 @@ def draw(
     Raises:
         InputError: the folder holds images of other prompts or settings.
     """
-    images = DrawnImages(folder, len(prompts.texts))
+    images = DrawnImages(tuple(folder / f"{index:05d}.png" for index in range(len(prompts.texts))))
     identity = {**asdict(settings), "prompts_sha256": prompts.sha256}
     record = folder / SETTINGS_NAME
     if not record.exists():
@@ -88,7 +101,7 @@ def draw(
     elif (found := read_json(record)) != identity:
         differ = ", ".join(key for key in identity if found.get(key) != identity[key])
         raise InputError(f"{folder}: holds images of another {differ}, wanted the same or an empty folder")
-    missing = [index for index in range(images.count) if not images.path(index).exists()]
+    missing = [index for index in range(images.count) if not images.paths[index].exists()]
     if missing:
         ready, done = pipeline(), images.count - len(missing)
         for start in range(0, len(missing), batch_size):
@@ -103,12 +116,33 @@ def draw(
                 batch_size=batch_size,
             )
             for index, image in zip(chunk, drawn, strict=True):
-                write_png(images.path(index), image)
+                write_png(images.paths[index], image)
             if progress is not None:
                 progress(done + start + len(chunk), images.count)
     lines = [
-        json.dumps({"file_name": images.path(index).name, "text": text, "seed": seed, **identity})
-        for index, (text, seed) in enumerate(zip(prompts.texts, prompts.seeds, strict=True))
+        json.dumps({"file_name": path.name, "text": text, "seed": seed, **identity})
+        for path, text, seed in zip(images.paths, prompts.texts, prompts.seeds, strict=True)
     ]
     write_text(folder / "metadata.jsonl", "\n".join(lines) + "\n")
     return images
+
+
+def given(folder: Path, prompts: PromptSet) -> DrawnImages:
+    """The pictures in `folder` (see `data.pictures`): its n-th one of a prompt is that of the prompt's n-th place.
+
+    Raises:
+        InputError: there is no such folder, or a prompt has fewer pictures than places.
+    """
+    found: dict[str, list[Path]] = {}
+    for picture in read_pictures(folder):
+        found.setdefault(picture.prompt, []).append(picture.path)
+    taken: Counter[str] = Counter()
+    paths = []
+    wanted = [text.strip() for text in prompts.texts]
+    for prompt in wanted:
+        have = found.get(prompt, [])
+        if taken[prompt] == len(have):
+            raise InputError(f"{folder}: got {len(have)} pictures of {prompt[:60]!r}, wanted {wanted.count(prompt)}")
+        paths.append(have[taken[prompt]])
+        taken[prompt] += 1
+    return DrawnImages(tuple(paths))

@@ -1,4 +1,7 @@
-"""One model, and the original beside it, on the same prompts and seeds: images, metrics, scores.json (section 7)."""
+"""One model, and the original beside it, on the same prompts and seeds: images, metrics, scores.json (section 7).
+
+In a model's place there may be a folder of pictures that it, or any other generator, has drawn.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,10 @@ import numpy as np
 import torch
 
 from bitsfusion.artifact.inspect import inspect_folder
+from bitsfusion.data.pictures import holds_pictures
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.card import PICTURES, README
-from bitsfusion.evaluation.drawn import DrawingSettings, DrawnImages, draw
+from bitsfusion.evaluation.drawn import DrawingSettings, DrawnImages, draw, given
 from bitsfusion.evaluation.estimates import difference, estimate
 from bitsfusion.evaluation.measures import (
     ImageMeasure,
@@ -44,10 +48,11 @@ class Evaluation:
     """What is drawn.
 
     Fields:
-        model, against: a packed folder, a diffusers pipeline, a hub id or "embedded"; against may be None.
+        model, against: a packed folder, a diffusers pipeline, a hub id, "embedded", or a folder of pictures (see
+            `data.pictures`), which are taken as they are; against may be None.
         prompts: one entry an image, the images of a prompt beside each other, each with its seed.
         prompts_source: what results call them.
-        guidance: every value is a set of images by itself (the paper: 2.5 to 9.5).
+        sampler, steps, guidance: of what is drawn; every guidance is a set of images (the paper: 2.5 to 9.5).
         dtype: of the pipelines; a packed UNet computes in it, too.
     """
 
@@ -63,6 +68,26 @@ class Evaluation:
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """Of the one side or both."""
+        return {MODEL: self.model} | ({AGAINST: self.against} if self.against else {})
+
+    @property
+    def given(self) -> set[str]:
+        """The sides that are folders of pictures."""
+        return {side for side, source in self.sources.items() if holds_pictures(source)}
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything is drawn at all; otherwise sampler, steps, guidance and seeds are not known."""
+        return len(self.given) < len(self.sources)
+
+    @property
+    def set_guidance(self) -> Sequence[float | None]:
+        """Of each set of images; None where it is not known."""
+        return self.guidance if self.draws else (None,)
+
 
 def evaluate(
     evaluation: Evaluation, measures: Sequence[Measure], out: Path, progress: Progress | None = None
@@ -76,27 +101,21 @@ def evaluate(
         InputError: no such model, or `out` holds images of others; or whatever a measure refuses.
     """
     report = progress or (lambda what, done, total: None)
-    sources = {MODEL: evaluation.model} | ({AGAINST: evaluation.against} if evaluation.against else {})
-    hashes = {
-        side: sha256_folder(pipeline_folder(source), without=(README, PICTURES)) for side, source in sources.items()
-    }
-    identities = {side: _identity(source, hashes[side]) for side, source in sources.items()}
-    drawn: dict[tuple[str, float], DrawnImages] = {}
-    for side, source in sources.items():
-        load = functools.cache(functools.partial(_pipeline, source, evaluation))
-        for guidance in evaluation.guidance:
-            name = f"{side}, guidance {guidance:g}"
-            drawn[side, guidance] = draw(
-                load,
-                evaluation.prompts,
-                out / side / f"guidance-{guidance:g}",
-                DrawingSettings(hashes[side], evaluation.sampler, evaluation.steps, guidance, _dtype(evaluation)),
-                evaluation.batch_size,
-                functools.partial(report, name),
-            )
+    sources = evaluation.sources
+    if evaluation.given and len(evaluation.guidance) > 1:
+        raise InputError(f"guidance: got {len(evaluation.guidance)} values beside a folder of pictures, wanted one")
+    pictures = {side: given(Path(sources[side]), evaluation.prompts) for side in sorted(evaluation.given)}
+    hashes = {side: pictures[side].sha256 if side in pictures else _sha256(sources[side]) for side in sources}
+    identities = {side: _identity(source, hashes[side], side in pictures) for side, source in sources.items()}
+    drawn: dict[str, dict[float | None, DrawnImages]] = {}
+    for side in sources:
+        if side in pictures:
+            drawn[side] = dict.fromkeys(evaluation.set_guidance, pictures[side])
+        else:
+            drawn[side] = _draw(evaluation, side, hashes[side], out, report)
     results = []
-    for guidance in evaluation.guidance:
-        sides = {side: drawn[side, guidance] for side in sources}
+    for guidance in evaluation.set_guidance:
+        sides = {side: drawn[side][guidance] for side in sources}
         for measure in measures:
             values = _Values(out, measure, guidance, evaluation, hashes, report)
             results.append(
@@ -133,7 +152,7 @@ class _Values:
 
     out: Path
     measure: Measure
-    guidance: float
+    guidance: float | None
     evaluation: Evaluation
     hashes: dict[str, str]
     report: Progress
@@ -141,7 +160,7 @@ class _Values:
     def of(self, side: str, compute: Callable[[Callable[[int], None], PartialJudgements], _Found]) -> _Found:
         """From the file if it is of the same images and settings, otherwise computed; told how many are done."""
         metric = self.measure.metric.value
-        path = self.out / "values" / f"{metric}-{side}-guidance-{self.guidance:g}.json"
+        path = self.out / "values" / f"{metric}-{side}-{self._set}.json"
         models = self.hashes if isinstance(self.measure, PairMeasure) else self.hashes[side]
         parts = [models, self.guidance, _drawn(self.evaluation), metric, dict(self.measure.settings)]
         identity = sha256_json(parts)
@@ -149,7 +168,7 @@ class _Values:
             return _Found(np.asarray(stored["values"], dtype=np.float64), stored.get("records", []))
         count = len(self.evaluation.prompts.texts)
         partial = PartialJudgements(path.with_suffix(".partial.jsonl"), identity)
-        found = compute(lambda done: self.report(f"{metric}, {side}, guidance {self.guidance:g}", done, count), partial)
+        found = compute(lambda done: self.report(f"{metric}, {side}, {self._set}", done, count), partial)
         records = {"records": found.records} if found.records else {}
         write_json(path, {"identity": identity, "values": found.values.tolist(), **records})
         partial.remove()
@@ -157,7 +176,11 @@ class _Values:
 
     def official(self, side: str) -> Path:
         """Where the published evaluator's files go."""
-        return self.out / self.measure.metric.value / side / f"guidance-{self.guidance:g}"
+        return self.out / self.measure.metric.value / side / self._set
+
+    @property
+    def _set(self) -> str:
+        return "given" if self.guidance is None else f"guidance-{self.guidance:g}"
 
 
 def _scores(measure: Measure, sides: dict[str, DrawnImages], values: _Values) -> dict[str, Any]:
@@ -228,12 +251,36 @@ def _set(
     return _Found(np.asarray([value]))
 
 
+def _draw(
+    evaluation: Evaluation, side: str, model_sha256: str, out: Path, report: Progress
+) -> dict[float | None, DrawnImages]:
+    """Every set of images of one model, by its guidance."""
+    load = functools.cache(functools.partial(_pipeline, evaluation.sources[side], evaluation))
+    return {
+        guidance: draw(
+            load,
+            evaluation.prompts,
+            out / side / f"guidance-{guidance:g}",
+            DrawingSettings(model_sha256, evaluation.sampler, evaluation.steps, guidance, _dtype(evaluation)),
+            evaluation.batch_size,
+            functools.partial(report, f"{side}, guidance {guidance:g}"),
+        )
+        for guidance in evaluation.guidance
+    }
+
+
+def _sha256(source: str) -> str:
+    return sha256_folder(pipeline_folder(source), without=(README, PICTURES))
+
+
 def _pipeline(source: str, evaluation: Evaluation) -> Any:
     return load_pipeline(source, evaluation.dtype).to(evaluation.device)
 
 
-def _identity(source: str, sha256: str) -> dict[str, Any]:
-    """Which model, and at how many bits it is if it is packed."""
+def _identity(source: str, sha256: str, pictures: bool) -> dict[str, Any]:
+    """Which model, and at how many bits it is if it is packed; or which pictures."""
+    if pictures:
+        return {"source": source, "sha256": sha256, "bits": None, "pictures": True}
     try:
         packed = inspect_folder(pipeline_folder(source))
     except InputError:
@@ -243,21 +290,21 @@ def _identity(source: str, sha256: str) -> dict[str, Any]:
 
 
 def _settings(evaluation: Evaluation) -> dict[str, Any]:
-    return {"guidance": list(evaluation.guidance), **_drawn(evaluation)}
+    return {"guidance": list(evaluation.guidance) if evaluation.draws else None, **_drawn(evaluation)}
 
 
 def _drawn(evaluation: Evaluation) -> dict[str, Any]:
-    """What every image depends on beside the model and the guidance."""
-    prompts = evaluation.prompts
+    """What every image depends on beside the model and the guidance; null where pictures were given."""
+    prompts, draws = evaluation.prompts, evaluation.draws
     return {
-        "sampler": evaluation.sampler,
-        "steps": evaluation.steps,
-        "seeds": {"first": prompts.seeds[0], "count": len(prompts.seeds)},
+        "sampler": evaluation.sampler if draws else None,
+        "steps": evaluation.steps if draws else None,
+        "seeds": {"first": prompts.seeds[0], "count": len(prompts.seeds)} if draws else None,
         "prompts": evaluation.prompts_source,
         "prompts_sha256": prompts.sha256,
         "images": len(prompts.texts),
         "images_per_prompt": evaluation.images_per_prompt,
-        "dtype": _dtype(evaluation),
+        "dtype": _dtype(evaluation) if draws else None,
     }
 
 

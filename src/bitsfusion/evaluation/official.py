@@ -47,7 +47,7 @@ def geneval_measure(evaluator: Evaluator, prompts: Sequence[GenEvalPrompt], imag
         lines = []
         for index, record in enumerate(records):
             path = image_path(folder, *divmod(index, images_per_prompt))
-            _link(images.path(index), path)
+            _link(images.paths[index], path)
             lines.append(ResultLine(**{**record, "filename": str(path)}))
         write_results(folder / "results.jsonl", lines)
 
@@ -81,7 +81,7 @@ def tifa_measure(
         return found
 
     def publish(images: DrawnImages, records: Sequence[Any], folder: Path) -> None:
-        paths = {caption.id: images.path(index) for index, caption in enumerate(captions)}
+        paths = {caption.id: path for caption, path in zip(captions, images.paths, strict=True)}
         write_image_paths(folder / "images.json", paths)
         answers = [AnsweredQuestion.model_validate(answer) for record in records for answer in record]
         write_result(folder / "result.json", TifaScores.from_answers(answers))

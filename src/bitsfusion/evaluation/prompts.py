@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from bitsfusion.data.pictures import is_tree, read_pictures
 from bitsfusion.data.world.captions import Prompt, Split, fits, prompt_set
 from bitsfusion.data.world.reader import read
 from bitsfusion.errors import InputError
@@ -95,3 +97,25 @@ def file_prompts(path: Path, seed: int) -> PromptSet:
     if not texts:
         raise InputError(f"{path}: got no prompts, wanted one a line")
     return PromptSet(texts, tuple(range(seed, seed + len(texts))))
+
+
+def picture_prompts(folder: Path, images_per_prompt: int = 1) -> tuple[PromptSet, int]:
+    """The prompts of a folder of pictures in its order, and how many pictures each has, which lie beside each other.
+
+    In GenEval's tree that number is the tree's own; elsewhere it is `images_per_prompt`. Seeds are numbers only.
+
+    Raises:
+        InputError: there is no such folder, or a prompt has another number of pictures.
+    """
+    pictures = list(read_pictures(folder))
+    if is_tree(folder):
+        counts = Counter(picture.path.parent for picture in pictures)
+        images_per_prompt = max(counts.values(), default=1)
+        if fewer := [place for place, count in counts.items() if count != images_per_prompt]:
+            got = f"{counts[fewer[0]]} pictures in {fewer[0]}"
+            raise InputError(f"{folder}: got {got}, wanted {images_per_prompt} as in other folders")
+    texts = tuple(picture.prompt for picture in pictures)
+    first = texts[::images_per_prompt]
+    if not texts or texts != tuple(text for text in first for _ in range(images_per_prompt)):
+        raise InputError(f"{folder}: got {len(texts)} pictures, wanted {images_per_prompt} of each prompt in turn")
+    return PromptSet(first, tuple(range(len(first)))), images_per_prompt

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from bitsfusion.data.pictures import read_pictures
 from bitsfusion.errors import InputError
 from bitsfusion.files import sha256_file
 from bitsfusion.vote.prompts import Topic
 
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
-METADATA = "metadata.jsonl"
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,7 @@ def read_study(a: Path, b: Path, topics: Mapping[str, Topic] | None = None) -> S
     """The pairs of two folders. The n-th picture of a prompt in A goes with the n-th of that prompt in B.
 
     Args:
-        a, b: what `bitsfusion generate` writes (pictures and metadata.jsonl), or GenEval's tree
-            (00000/metadata.jsonl, 00000/samples/0000.png).
+        a, b: as `data.pictures` reads them.
         topics: where given, prompts that it does not have are left out.
 
     Raises:
@@ -68,10 +65,11 @@ def read_study(a: Path, b: Path, topics: Mapping[str, Topic] | None = None) -> S
     for folder in (a, b):
         numbered: dict[tuple[str, int], Path] = {}
         seen: dict[str, int] = {}
-        for prompt, path in _pictures(Path(folder)):
+        for picture in read_pictures(Path(folder)):
+            prompt = picture.prompt
             seen[prompt] = seen.get(prompt, 0) + 1
             if topics is None or prompt in topics:
-                numbered[prompt, seen[prompt]] = path
+                numbered[prompt, seen[prompt]] = picture.path
         counts.append(sum(seen.values()))
         sides.append(numbered)
     common = [key for key in sides[0] if key in sides[1]]
@@ -82,55 +80,6 @@ def read_study(a: Path, b: Path, topics: Mapping[str, Topic] | None = None) -> S
         Pair(key[0], (topics or {}).get(key[0], Topic()), *(_picture(side[key]) for side in sides)) for key in common
     )
     return Study(_names(Path(a), Path(b)), pairs, (counts[0] - len(common), counts[1] - len(common)))
-
-
-def _pictures(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Every picture's prompt and path, links followed, in the order of the metadata."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder, wanted pictures and {METADATA}")
-    if (folder / METADATA).is_file():
-        for where, line in _lines(folder / METADATA):
-            prompt, name = line.get("text", line.get("prompt")), line.get("file_name")
-            if not isinstance(prompt, str) or not isinstance(name, str):
-                raise InputError(f'{where}: wanted {{"file_name": ..., "text": ...}}, got {str(line)[:80]}')
-            yield prompt.strip(), _inside(folder, folder / name, where)
-        return
-    trees = sorted(path for path in folder.iterdir() if path.is_dir() and (path / METADATA).is_file())
-    if not trees:
-        raise InputError(
-            f"{folder}: wanted {METADATA} with pictures, or GenEval's folders 00000, 00001 ...; got neither"
-        )
-    for tree in trees:
-        where, line = next(_lines(tree / METADATA), (str(tree / METADATA), {}))
-        if not isinstance(line.get("prompt"), str):
-            raise InputError(f'{where}: wanted {{"prompt": ...}}, got {str(line)[:80]}')
-        for path in sorted((tree / "samples").glob("*.png")):
-            yield line["prompt"].strip(), _inside(folder, path, str(tree))
-
-
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where each line is, and the object that it holds."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: wanted lines of JSON, got {error}") from None
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}, line {number}: wanted JSON, got {error}") from None
-            yield f"{path}, line {number}", value if isinstance(value, dict) else {}
-
-
-def _inside(folder: Path, path: Path, where: str) -> Path:
-    """`path` without links, which has to lie below `folder`."""
-    real = path.resolve()
-    if not real.is_relative_to(folder.resolve()):
-        raise InputError(f"{where}: got {path.name!r}, which lies outside {folder}; wanted a picture in it")
-    if not real.is_file():
-        raise InputError(f"{where}: {path}: no such picture")
-    return real
 
 
 def _picture(path: Path) -> Picture:

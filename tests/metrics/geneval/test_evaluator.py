@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import (
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
@@ -26,7 +25,6 @@ from bitsfusion.errors import InputError
 from bitsfusion.metrics.geneval.colors import ClipColors, crop
 from bitsfusion.metrics.geneval.detector import RENAMED, Mask2FormerDetector
 from bitsfusion.metrics.geneval.evaluator import Evaluator
-from bitsfusion.metrics.geneval.files import image_path, read_results, write_metadata, write_results
 from bitsfusion.metrics.geneval.prompts import COLORS, GenEvalPrompt
 from bitsfusion.metrics.geneval.scoring import Detection, Thresholds
 from bitsfusion.metrics.geneval.world import WorldReader
@@ -277,32 +275,6 @@ def test_the_worlds_classes():
 def test_an_image_that_is_not_of_the_world():
     with pytest.raises(InputError, match=r"got an image \[48, 80, 3\], wanted \[64, 64, 3\]"):
         WorldReader().detect(np.zeros((48, 80, 3), dtype=np.uint8))
-
-
-def test_a_tree_of_images_from_disk_to_results(tmp_path):
-    prompts = [GenEvalPrompt.model_validate(prompt.metadata()) for prompt in prompt_set("validation", 1)]
-    rng = random.Random(1)
-    write_metadata(tmp_path / "tree", prompts)
-    for index, prompt in enumerate(prompt_set("validation", 1)):
-        path = image_path(tmp_path / "tree", index, 0)
-        path.parent.mkdir()
-        Image.fromarray(draw(sample_scene(prompt, rng))).save(path)
-    empty = image_path(tmp_path / "tree", 0, 1)
-    Image.fromarray(draw(())).save(empty)
-    write_results(tmp_path / "results.jsonl", evaluator().evaluate_tree(tmp_path / "tree"))
-    lines = read_results(tmp_path / "results.jsonl")
-    assert len(lines) == 7 and [line.correct for line in lines] == [True, False, *[True] * 5]
-    assert lines[1].filename == str(empty) and lines[1].reason.endswith(">=1, found 0")
-    kite = {"tag": "single_object", "include": [{"class": "kite", "count": 1}], "prompt": "a kite"}
-    write_metadata(tmp_path / "kites", [GenEvalPrompt.model_validate(kite)])
-    path = image_path(tmp_path / "kites", 0, 0)
-    path.parent.mkdir()
-    Image.fromarray(draw(())).save(path)
-    with pytest.raises(InputError, match="got 'kite', wanted one of circle"):
-        list(evaluator().evaluate_tree(tmp_path / "kites"))
-    empty.write_bytes(b"nothing")
-    with pytest.raises(InputError, match="wanted an image"):
-        list(evaluator().evaluate_tree(tmp_path / "tree"))
 
 
 def test_the_settings_say_what_judged(detector):

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from bitsfusion.data.pictures import read_pictures
 from bitsfusion.data.world.captions import TASKS, prompt_set
 from bitsfusion.errors import InputError
 from bitsfusion.metrics.geneval import geneval_summary
 from bitsfusion.metrics.geneval.files import (
     image_path,
     read_results,
-    read_tree,
     result_line,
+    tree_prompts,
     write_metadata,
     write_results,
 )
@@ -96,25 +97,19 @@ def test_the_tree_of_images(prompts, tmp_path):
         Image.new("RGB", (4, 4)).save(path)
     (tree / "00000" / "samples" / "grid.png").write_bytes(b"")
     (tree / "notes").mkdir()
-    found = list(read_tree(tree))
-    assert [str(item.path.relative_to(tree)) for item in found] == [
+    assert [str(picture.path.relative_to(tree)) for picture in read_pictures(tree)] == [
         "00000/samples/0000.png",
         "00000/samples/0001.png",
         "00003/samples/0000.png",
     ]
-    assert [item.prompt for item in found] == [prompts[0], prompts[0], prompts[3]]
+    assert tree_prompts(tree) == (prompts[0], prompts[3])
     assert json.loads((tree / "00001" / "metadata.jsonl").read_text()) == json.loads(LINES[1])
-
-
-def test_a_tree_without_images_or_prompts_is_refused(prompts, tmp_path):
-    with pytest.raises(InputError, match="got no images"):
-        list(read_tree(tmp_path / "nowhere"))
-    write_metadata(tmp_path / "tree", prompts)
-    with pytest.raises(InputError, match="got no images"):
-        list(read_tree(tmp_path / "tree"))
-    (tmp_path / "tree" / "00000" / "metadata.jsonl").unlink()
-    with pytest.raises(InputError, match=r"wanted the prompt of 00000/samples"):
-        list(read_tree(tmp_path / "tree"))
+    (tree / "00003" / "metadata.jsonl").write_text('{"prompt": "a kite"}')
+    with pytest.raises(InputError, match=r"00003/metadata.jsonl, line 1: tag"):
+        tree_prompts(tree)
+    (tree / "00000" / "metadata.jsonl").unlink()
+    with pytest.raises(InputError, match=r"00000/metadata.jsonl: wanted lines of JSON"):
+        tree_prompts(tree)
 
 
 def test_result_lines(prompts, tmp_path):

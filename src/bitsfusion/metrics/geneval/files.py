@@ -1,33 +1,20 @@
-"""GenEval's files: the tree of images that the evaluator reads and the lines of results that it writes.
-
-00000/metadata.jsonl    one prompt, as a line of the prompt file
-00000/samples/0000.png  its images
-"""
+"""GenEval's files: the tree of images that the evaluator reads (`data.pictures`) and the results that it writes."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bitsfusion.data.pictures import METADATA_NAME, read_pictures
 from bitsfusion.errors import InputError
 from bitsfusion.files import write_text
-from bitsfusion.metrics.geneval.prompts import GenEvalPrompt, parse_prompt
+from bitsfusion.metrics.geneval.prompts import GenEvalPrompt
 from bitsfusion.metrics.geneval.scoring import Detections, Verdict
 from bitsfusion.metrics.geneval.summary import GenEvalResult
-
-METADATA_NAME = "metadata.jsonl"
-
-
-@dataclass(frozen=True)
-class TreeImage:
-    """An image of the tree and its prompt."""
-
-    path: Path
-    prompt: GenEvalPrompt
+from bitsfusion.schema import parse
 
 
 @dataclass(frozen=True)
@@ -64,29 +51,14 @@ def write_metadata(tree: Path, prompts: Sequence[GenEvalPrompt]) -> None:
         write_text(Path(tree) / f"{index:05d}" / METADATA_NAME, json.dumps(prompt.metadata()) + "\n")
 
 
-def read_tree(tree: Path) -> Iterator[TreeImage]:
-    """Every image of the tree with its prompt, in order: folders named by a number, in them NUMBER.png.
+def tree_prompts(tree: Path) -> tuple[GenEvalPrompt, ...]:
+    """The prompts of a tree of images, one of each folder that has any.
 
     Raises:
-        InputError: there is no such folder or no image in it, or a prompt's folder has no metadata.
+        InputError: there is no such tree or no image in it, or a prompt is none of GenEval's.
     """
-    tree = Path(tree)
-    folders = sorted(item for item in tree.iterdir() if item.is_dir() and item.name.isdigit()) if tree.is_dir() else []
-    empty = True
-    for folder in folders:
-        record = folder / METADATA_NAME
-        try:
-            text = record.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{record}: wanted the prompt of {folder.name}/samples, got {error}") from None
-        prompt = parse_prompt(text, str(record))
-        samples = folder / "samples"
-        for path in sorted(samples.iterdir()) if samples.is_dir() else []:
-            if path.is_file() and re.fullmatch(r"\d+\.png", path.name):
-                empty = False
-                yield TreeImage(path, prompt)
-    if empty:
-        raise InputError(f"{tree}: got no images, wanted a tree 00000/metadata.jsonl, 00000/samples/0000.png and so on")
+    folders = {picture.path.parent: picture for picture in read_pictures(Path(tree))}
+    return tuple(parse(GenEvalPrompt, dict(picture.said), picture.where) for picture in folders.values())
 
 
 def result_line(filename: str, prompt: GenEvalPrompt, objects: Detections, verdict: Verdict) -> ResultLine:
