@@ -10,7 +10,7 @@ from PIL import Image
 
 from bitsfusion.cli.main import main
 from bitsfusion.data.world.captions import prompt_set
-from bitsfusion.embedded import SCORER_FOLDER
+from bitsfusion.embedded import PIPELINE_FOLDER, SCORER_FOLDER
 from bitsfusion.metrics.geneval.files import read_results
 from bitsfusion.models.pipeline import EMBEDDED
 
@@ -77,6 +77,10 @@ def test_pictures_against_the_model_that_drew_them(drawn, prompts, tmp_path):
     assert error["to_original"]["mean"] == 0 and clip["difference"]["mean"] == 0
     assert clip["model"]["mean"] == scores(drawn)["results"][1]["model"]["mean"]
     assert clip["guidance"] == 4 and clip["of"]["steps"] == 2 and "pictures" not in clip["of"]["against"]
+    # The folder's own prompts and seeds are those that it was drawn with.
+    alone = (images, "--images-per-prompt", 2, "--against", PIPELINE_FOLDER, *DRAWN, "--metrics", "mse")
+    assert evaluate(tmp_path / "alone", *alone) == 0
+    assert scores(tmp_path / "alone")["results"][0]["to_original"]["mean"] == 0
     # Prompts in another order: each finds its own pictures.
     (tmp_path / "turned.jsonl").write_text("\n".join(prompts.read_text().splitlines()[::-1]))
     turned = ("--prompts", tmp_path / "turned.jsonl", "--images-per-prompt", 2, *CLIP, "--metrics", "clip")

@@ -102,7 +102,7 @@ def evaluate(
     elif prompts is not None:
         base = _first(file_prompts(prompts, seed), limit)
     elif pictures is not None:
-        base, images_per_prompt = picture_prompts(pictures, images_per_prompt)
+        base, images_per_prompt = picture_prompts(pictures, images_per_prompt, seed)
         base = _first(base, limit)
     else:
         raise InputError("prompts: got none, wanted --prompts FILE for this model")

@@ -99,10 +99,11 @@ def file_prompts(path: Path, seed: int) -> PromptSet:
     return PromptSet(texts, tuple(range(seed, seed + len(texts))))
 
 
-def picture_prompts(folder: Path, images_per_prompt: int = 1) -> tuple[PromptSet, int]:
+def picture_prompts(folder: Path, images_per_prompt: int, seed: int) -> tuple[PromptSet, int]:
     """The prompts of a folder of pictures in its order, and how many pictures each has, which lie beside each other.
 
-    In GenEval's tree that number is the tree's own; elsewhere it is `images_per_prompt`. Seeds are numbers only.
+    In GenEval's tree that number is the tree's own; elsewhere it is `images_per_prompt`. Seeds count on from the one
+    that the metadata gives the first picture, or else from `seed`.
 
     Raises:
         InputError: there is no such folder, or a prompt has another number of pictures.
@@ -118,4 +119,6 @@ def picture_prompts(folder: Path, images_per_prompt: int = 1) -> tuple[PromptSet
     first = texts[::images_per_prompt]
     if not texts or texts != tuple(text for text in first for _ in range(images_per_prompt)):
         raise InputError(f"{folder}: got {len(texts)} pictures, wanted {images_per_prompt} of each prompt in turn")
-    return PromptSet(first, tuple(range(len(first)))), images_per_prompt
+    said = pictures[0].said.get("seed")
+    start = said if isinstance(said, int) else seed
+    return PromptSet(first, tuple(range(start, start + len(first)))), images_per_prompt
