@@ -20,8 +20,10 @@ CHECK = "; ".join(
     [
         f"{LIGHT}; from transformers import CLIPTextModel; from diffusers import UNet2DConditionModel; {CHECK}",
         f"import diffusers.quantizers.auto, transformers.quantizers.auto; {LIGHT[:17]}; {CHECK}",
+        f"import bitsfusion.artifact.diffusers_plugin, bitsfusion.artifact.transformers_plugin; {CHECK}",
+        f"from bitsfusion import BitsFusionConfig; {CHECK}",
     ],
-    ids=["before", "after"],
+    ids=["before", "after", "plugins first", "config first"],
 )
 def test_registration(code: str) -> None:
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)

@@ -216,7 +216,5 @@ def refuse_fusing(*args: Any, **kwargs: Any) -> None:
     )
 
 
-def register() -> None:
-    """Adds both classes to diffusers' registry."""
-    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = BitsFusionConfig
-    auto.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = BitsFusionQuantizer
+auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = BitsFusionConfig
+auto.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = BitsFusionQuantizer

@@ -14,20 +14,16 @@ _PLUGINS = {
     "diffusers.quantizers.auto": "bitsfusion.artifact.diffusers_plugin",
     "transformers.quantizers.auto": "bitsfusion.artifact.transformers_plugin",
 }
-"""A library's registry of quantizers -> what registers with it."""
+"""A library's registry of quantizers -> what registers with it when it is imported."""
 
 
 def register_lazily() -> None:
     """Registers each quantizer: now if the library's registry is loaded, else as soon as it is. Idempotent."""
     for registry in _PLUGINS:
         if registry in sys.modules:
-            _register(registry)
+            importlib.import_module(_PLUGINS[registry])
         elif not any(isinstance(finder, _RegistryFinder) and finder.registry == registry for finder in sys.meta_path):
             sys.meta_path.insert(0, _RegistryFinder(registry))
-
-
-def _register(registry: str) -> None:
-    importlib.import_module(_PLUGINS[registry]).register()
 
 
 class _RegistryFinder(MetaPathFinder):
@@ -58,4 +54,4 @@ class _RegisteringLoader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
-        _register(self.registry)
+        importlib.import_module(_PLUGINS[self.registry])

@@ -150,7 +150,5 @@ def _count(name: str, value: Tensor) -> None:
     value.copy_(torch.arange(value.shape[-1], device=value.device).expand_as(value))
 
 
-def register() -> None:
-    """Adds both classes to transformers' registry; again is no error."""
-    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = BitsFusionTextConfig
-    auto.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = BitsFusionTextQuantizer
+auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = BitsFusionTextConfig
+auto.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = BitsFusionTextQuantizer
