@@ -10,7 +10,7 @@ from PIL import Image
 
 from bitsfusion.cli.main import main
 from bitsfusion.data.world.captions import prompt_set
-from bitsfusion.embedded import PIPELINE_FOLDER, SCORER_FOLDER
+from bitsfusion.embedded import SCORER_FOLDER
 from bitsfusion.metrics.geneval.files import read_results
 from bitsfusion.models.pipeline import EMBEDDED
 
@@ -66,7 +66,8 @@ def test_anybodys_tree_by_the_official_rules(drawn, tmp_path):
     ]
     said = ours["of"]
     assert (said["sampler"], said["steps"], said["seeds"], ours["guidance"]) == (None,) * 4
-    assert (said["images"], said["images_per_prompt"], said["model"]["pictures"]) == (12, 2, True)
+    assert (said["images"], said["images_per_prompt"]) == (12, 2)
+    assert set(said["model"]["pictures"].values()) == {None}
 
 
 def test_pictures_against_the_model_that_drew_them(drawn, prompts, tmp_path):
@@ -78,9 +79,12 @@ def test_pictures_against_the_model_that_drew_them(drawn, prompts, tmp_path):
     assert clip["model"]["mean"] == scores(drawn)["results"][1]["model"]["mean"]
     assert clip["guidance"] == 4 and clip["of"]["steps"] == 2 and "pictures" not in clip["of"]["against"]
     # The folder's own prompts and seeds are those that it was drawn with.
-    alone = (images, "--images-per-prompt", 2, "--against", PIPELINE_FOLDER, *DRAWN, "--metrics", "mse")
+    alone = (images, "--against", EMBEDDED, *DRAWN, "--metrics", "mse")
     assert evaluate(tmp_path / "alone", *alone) == 0
-    assert scores(tmp_path / "alone")["results"][0]["to_original"]["mean"] == 0
+    said = scores(tmp_path / "alone")["results"][0]
+    assert said["to_original"]["mean"] == 0 and said["of"]["images_per_prompt"] == 2
+    assert said["of"]["seeds"] == {"first": 1024, "count": 12} == said["of"]["model"]["pictures"]["seeds"]
+    assert said["of"]["model"]["pictures"]["guidance"] == 4
     # Prompts in another order: each finds its own pictures.
     (tmp_path / "turned.jsonl").write_text("\n".join(prompts.read_text().splitlines()[::-1]))
     turned = ("--prompts", tmp_path / "turned.jsonl", "--images-per-prompt", 2, *CLIP, "--metrics", "clip")
@@ -112,8 +116,8 @@ def test_what_is_measured_is_kept_until_a_picture_changes(tmp_path):
         (["MIXED", "--metrics", "mse", "--against", "A"], "got 4x4 pixels, wanted 8x8 as in"),
         (["A", "--metrics", "mse", "--against", "A", "--guidance", "3,4"], "got 2 values beside a folder of pictures"),
         (["A", "--metrics", "geneval"], "wanted GenEval's own"),
-        (["A", "--images-per-prompt", "3"], "wanted 3 of each prompt in turn"),
-        (["TREE", *GENEVAL], "got 1 pictures in"),
+        (["A", "--images-per-prompt", "3"], "got 1 pictures of each prompt, wanted 3"),
+        (["TREE", *GENEVAL], "got 1 pictures of 'circle 1', wanted 2 as of other prompts"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, message, tmp_path, capsys):

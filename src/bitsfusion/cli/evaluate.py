@@ -55,14 +55,16 @@ def evaluate(
     model: Annotated[
         str, typer.Argument(help='A packed or diffusers folder, a hub id, "embedded", or a folder of pictures.')
     ],
-    against: Annotated[str | None, typer.Option(help="The original, drawn with the same prompts and seeds.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="The original, drawn with the same prompts and seeds, or its pictures.")
+    ] = None,
     metrics: Annotated[
         str | None,
         typer.Option(help=f"With commas: {', '.join(NAMES)}. By default those that need nothing more."),
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(help=".txt, .jsonl (GenEval), .tsv (PartiPrompts), .json (TIFA); the embedded model needs none."),
+        typer.Option(help='.txt, .jsonl (GenEval), .tsv (PartiPrompts), .json (TIFA); pictures, "embedded" need none.'),
     ] = None,
     per_task: Annotated[int, typer.Option(min=1, help="Of each task of the drawn world's prompts.")] = 100,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first that many prompts of the file.")] = None,
@@ -94,19 +96,18 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Scores a model, beside the original if there is one. Killed, the same command goes on."""
-    world = EMBEDDED in (model, against) and prompts is None
-    asked = _metrics(metrics, against, world)
     pictures = next((Path(side) for side in (model, against) if side and holds_pictures(side)), None)
-    if world:
-        base = world_prompts("test", per_task, seed)
-    elif prompts is not None:
-        base = _first(file_prompts(prompts, seed), limit)
+    world = EMBEDDED in (model, against) and prompts is None and pictures is None
+    asked = _metrics(metrics, against, world)
+    if prompts is not None:
+        repeated = _first(file_prompts(prompts, seed), limit).repeated(images_per_prompt)
     elif pictures is not None:
-        base, images_per_prompt = picture_prompts(pictures, images_per_prompt, seed)
-        base = _first(base, limit)
+        every, images_per_prompt = picture_prompts(pictures, seed, images_per_prompt)
+        repeated = _first(every, limit and limit * images_per_prompt)
+    elif world:
+        repeated = world_prompts("test", per_task, seed).repeated(images_per_prompt)
     else:
         raise InputError("prompts: got none, wanted --prompts FILE for this model")
-    repeated = base.repeated(images_per_prompt)
     if dtype not in DTYPES:
         raise InputError(f"dtype: got {dtype}, wanted {', '.join(DTYPES)}")
     evaluation = Evaluation(

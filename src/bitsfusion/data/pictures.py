@@ -37,7 +37,9 @@ class PromptedPicture:
 
 
 def holds_pictures(folder: str | Path) -> bool:
-    """Whether there is such a folder, by its metadata."""
+    """Whether there is such a folder, by its metadata; a pipeline's folder is none, whatever else lies in it."""
+    if (Path(folder) / "model_index.json").is_file():
+        return False
     return (Path(folder) / METADATA_NAME).is_file() or is_tree(folder)
 
 
@@ -50,8 +52,7 @@ def read_pictures(folder: Path) -> Iterator[PromptedPicture]:
     """Every picture, in the order of the metadata; none is opened.
 
     Raises:
-        InputError: there is no such folder or no picture in it, its metadata is no such, or a picture is missing or
-            lies outside.
+        InputError: there is no such folder, its metadata is no such, or a picture is missing or lies outside.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder, wanted pictures and {METADATA_NAME}")
@@ -72,14 +73,15 @@ def read_pictures(folder: Path) -> Iterator[PromptedPicture]:
         if not isinstance(line.get("prompt"), str):
             raise InputError(f'{where}: wanted {{"prompt": ...}}, got {str(line)[:80]}')
         samples = tree / "samples"
-        for path in sorted(samples.iterdir()) if samples.is_dir() else []:
-            if re.fullmatch(r"\d+\.png", path.name):
-                yield PromptedPicture(_inside(folder, path, where), line["prompt"].strip(), line, where)
+        found = [path for path in samples.iterdir() if re.fullmatch(r"\d+\.png", path.name)] if samples.is_dir() else []
+        for path in sorted(found, key=lambda path: int(path.stem)):
+            yield PromptedPicture(_inside(folder, path, where), line["prompt"].strip(), line, where)
 
 
 def _trees(folder: Path) -> list[Path]:
     """The prompts' folders; none where not one has metadata."""
-    numbered = sorted(path for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+    numbered = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
+    numbered.sort(key=lambda path: int(path.name))
     return numbered if any((path / METADATA_NAME).is_file() for path in numbered) else []
 
 

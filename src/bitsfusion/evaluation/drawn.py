@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from bitsfusion.data.pictures import read_pictures
+from bitsfusion.data.pictures import PromptedPicture, read_pictures
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import PromptSet
 from bitsfusion.files import read_json, sha256_file, sha256_json, write_json, write_text
@@ -35,9 +35,14 @@ class DrawingSettings:
 
 @dataclass(frozen=True)
 class DrawnImages:
-    """Image files in the prompts' order; read as they are needed."""
+    """Image files in the prompts' order; read as they are needed.
+
+    Fields:
+        said: of given pictures, what their metadata tells of how they were drawn.
+    """
 
     paths: tuple[Path, ...]
+    said: Mapping[str, Any] | None = None
 
     @property
     def count(self) -> int:
@@ -133,16 +138,32 @@ def given(folder: Path, prompts: PromptSet) -> DrawnImages:
     Raises:
         InputError: there is no such folder, or a prompt has fewer pictures than places.
     """
-    found: dict[str, list[Path]] = {}
+    found: dict[str, list[PromptedPicture]] = {}
     for picture in read_pictures(folder):
-        found.setdefault(picture.prompt, []).append(picture.path)
+        found.setdefault(picture.prompt, []).append(picture)
     taken: Counter[str] = Counter()
-    paths = []
+    pictures = []
     wanted = [text.strip() for text in prompts.texts]
     for prompt in wanted:
         have = found.get(prompt, [])
         if taken[prompt] == len(have):
             raise InputError(f"{folder}: got {len(have)} pictures of {prompt[:60]!r}, wanted {wanted.count(prompt)}")
-        paths.append(have[taken[prompt]])
+        pictures.append(have[taken[prompt]])
         taken[prompt] += 1
-    return DrawnImages(tuple(paths))
+    return DrawnImages(tuple(picture.path for picture in pictures), _said(pictures))
+
+
+def _said(pictures: Sequence[PromptedPicture]) -> dict[str, Any]:
+    """Each setting that all of the metadata's lines agree on, and the seeds if each has one; null where it is not."""
+    lines = [picture.said for picture in pictures]
+    common = {name: lines[0].get(name) for name in ("model", "model_sha256", "sampler", "steps", "guidance")}
+    agreed = {name: one if all(line.get(name) == one for line in lines) else None for name, one in common.items()}
+    seeds = [line.get("seed") for line in lines]
+    return {**agreed, "seeds": None if None in seeds else seeds_said(seeds)}
+
+
+def seeds_said(seeds: Sequence[Any]) -> dict[str, int] | list[Any]:
+    """The first and how many there are, where they count on from it; otherwise each."""
+    if all(type(seed) is int and seed == seeds[0] + place for place, seed in enumerate(seeds)):
+        return {"first": seeds[0], "count": len(seeds)}
+    return list(seeds)

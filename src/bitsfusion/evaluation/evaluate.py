@@ -19,7 +19,7 @@ from bitsfusion.artifact.inspect import inspect_folder
 from bitsfusion.data.pictures import holds_pictures
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.card import PICTURES, README
-from bitsfusion.evaluation.drawn import DrawingSettings, DrawnImages, draw, given
+from bitsfusion.evaluation.drawn import DrawingSettings, DrawnImages, draw, given, seeds_said
 from bitsfusion.evaluation.estimates import difference, estimate
 from bitsfusion.evaluation.measures import (
     ImageMeasure,
@@ -106,7 +106,7 @@ def evaluate(
         raise InputError(f"guidance: got {len(evaluation.guidance)} values beside a folder of pictures, wanted one")
     pictures = {side: given(Path(sources[side]), evaluation.prompts) for side in sorted(evaluation.given)}
     hashes = {side: pictures[side].sha256 if side in pictures else _sha256(sources[side]) for side in sources}
-    identities = {side: _identity(source, hashes[side], side in pictures) for side, source in sources.items()}
+    identities = {side: _identity(source, hashes[side], pictures.get(side)) for side, source in sources.items()}
     drawn: dict[str, dict[float | None, DrawnImages]] = {}
     for side in sources:
         if side in pictures:
@@ -277,10 +277,10 @@ def _pipeline(source: str, evaluation: Evaluation) -> Any:
     return load_pipeline(source, evaluation.dtype).to(evaluation.device)
 
 
-def _identity(source: str, sha256: str, pictures: bool) -> dict[str, Any]:
-    """Which model, and at how many bits it is if it is packed; or which pictures."""
-    if pictures:
-        return {"source": source, "sha256": sha256, "bits": None, "pictures": True}
+def _identity(source: str, sha256: str, pictures: DrawnImages | None) -> dict[str, Any]:
+    """Which model, and at how many bits it is if it is packed; or which pictures, and what is said of them."""
+    if pictures is not None:
+        return {"source": source, "sha256": sha256, "bits": None, "pictures": pictures.said}
     try:
         packed = inspect_folder(pipeline_folder(source))
     except InputError:
@@ -299,7 +299,7 @@ def _drawn(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "sampler": evaluation.sampler if draws else None,
         "steps": evaluation.steps if draws else None,
-        "seeds": {"first": prompts.seeds[0], "count": len(prompts.seeds)} if draws else None,
+        "seeds": seeds_said(prompts.seeds) if draws else None,
         "prompts": evaluation.prompts_source,
         "prompts_sha256": prompts.sha256,
         "images": len(prompts.texts),

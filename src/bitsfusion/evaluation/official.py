@@ -43,6 +43,10 @@ def geneval_measure(evaluator: Evaluator, prompts: Sequence[GenEvalPrompt], imag
         return [Judgement(float(line.correct), asdict(line)) for line in lines]
 
     def publish(images: DrawnImages, records: Sequence[Any], folder: Path) -> None:
+        if any(path.resolve().is_relative_to(folder.resolve()) for path in images.paths):
+            raise InputError(
+                f"{folder}: got the pictures that are scored where results are written, wanted another --out"
+            )
         write_metadata(folder, prompts)
         lines = []
         for index, record in enumerate(records):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bitsfusion.data.pictures import is_tree, read_pictures
+from bitsfusion.data.pictures import PromptedPicture, is_tree, read_pictures
 from bitsfusion.data.world.captions import Prompt, Split, fits, prompt_set
 from bitsfusion.data.world.reader import read
 from bitsfusion.errors import InputError
@@ -99,26 +98,35 @@ def file_prompts(path: Path, seed: int) -> PromptSet:
     return PromptSet(texts, tuple(range(seed, seed + len(texts))))
 
 
-def picture_prompts(folder: Path, images_per_prompt: int, seed: int) -> tuple[PromptSet, int]:
-    """The prompts of a folder of pictures in its order, and how many pictures each has, which lie beside each other.
+def picture_prompts(folder: Path, seed: int, images_per_prompt: int = 1) -> tuple[PromptSet, int]:
+    """The prompts of a folder of pictures in its order, one entry a picture, and how many pictures each prompt has.
 
-    In GenEval's tree that number is the tree's own; elsewhere it is `images_per_prompt`. Seeds count on from the one
-    that the metadata gives the first picture, or else from `seed`.
+    Those of a prompt are put beside each other; in GenEval's tree a folder is a prompt. Elsewhere, where prompts have
+    different numbers of pictures, each picture is taken as a prompt of its own.
+
+    Args:
+        seed: of the first picture where the metadata has not one for each; the next ones count on.
+        images_per_prompt: above 1, what has to be there.
 
     Raises:
-        InputError: there is no such folder, or a prompt has another number of pictures.
+        InputError: there is no picture, or a prompt has another number of them.
     """
-    pictures = list(read_pictures(folder))
-    if is_tree(folder):
-        counts = Counter(picture.path.parent for picture in pictures)
-        images_per_prompt = max(counts.values(), default=1)
-        if fewer := [place for place, count in counts.items() if count != images_per_prompt]:
-            got = f"{counts[fewer[0]]} pictures in {fewer[0]}"
-            raise InputError(f"{folder}: got {got}, wanted {images_per_prompt} as in other folders")
-    texts = tuple(picture.prompt for picture in pictures)
-    first = texts[::images_per_prompt]
-    if not texts or texts != tuple(text for text in first for _ in range(images_per_prompt)):
-        raise InputError(f"{folder}: got {len(texts)} pictures, wanted {images_per_prompt} of each prompt in turn")
-    said = pictures[0].said.get("seed")
-    start = said if isinstance(said, int) else seed
-    return PromptSet(first, tuple(range(start, start + len(first)))), images_per_prompt
+    tree = is_tree(folder)
+    prompts: dict[str, list[PromptedPicture]] = {}
+    for picture in read_pictures(folder):
+        prompts.setdefault(picture.where if tree else picture.prompt, []).append(picture)
+    each = max(map(len, prompts.values()), default=0)
+    fewer = next((pictures for pictures in prompts.values() if len(pictures) != each), None)
+    if fewer is not None and tree:
+        got = f"{len(fewer)} pictures of {fewer[0].prompt[:60]!r}"
+        raise InputError(f"{folder}: got {got}, wanted {each} as of other prompts: the same number of each")
+    if fewer is not None:
+        each, prompts = 1, {picture.where: [picture] for picture in read_pictures(folder)}
+    if each == 0 or images_per_prompt not in (1, each):
+        raise InputError(f"{folder}: got {each} pictures of each prompt, wanted {max(images_per_prompt, 1)}")
+    pictures = [picture for of_prompt in prompts.values() for picture in of_prompt]
+    said = [picture.said.get("seed") for picture in pictures]
+    seeds = tuple(one for one in said if type(one) is int and one >= 0)
+    if len(seeds) < len(pictures):
+        seeds = tuple(range(seed, seed + len(pictures)))
+    return PromptSet(tuple(picture.prompt for picture in pictures), seeds), each

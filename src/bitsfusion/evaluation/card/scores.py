@@ -41,6 +41,11 @@ def read_scores(path: Path, inspection: Inspection) -> ScoreTable:
     values = read_json(path)
     wanted = f"{path}: wanted a summary.json or scores.json of bitsfusion"
     try:
+        if "rungs" not in values and values["model"].get("pictures"):
+            source = values["model"]["source"]
+            raise InputError(
+                f"{path}: is of the pictures in {source}, wanted scores of images that {inspection.path} has drawn"
+            )
         table = _summary(values) if "rungs" in values else _evaluation(values)
         bits = values["bits"] if "rungs" in values else values["model"]["bits"]
         average, true = float(bits["average"]), float(bits.get("true", inspection.true_bits))
@@ -97,10 +102,13 @@ def _evaluation(values: Mapping[str, Any]) -> ScoreTable:
         )
     settings = values["settings"]
     seeds = settings["seeds"]
+    drawn = f"{len(seeds)} seeds"
+    if not isinstance(seeds, list):
+        drawn = f"seeds {seeds['first']} to {seeds['first'] + seeds['count'] - 1}"
     said = {
         "sampler": f"{settings['sampler']}, {settings['steps']} steps",
         "images": f"{settings['images']}, prompts: {Path(settings['prompts']).name} "
-        f"(SHA-256 {settings['prompts_sha256'][:16]}), seeds {seeds['first']} to {seeds['first'] + seeds['count'] - 1}",
+        f"(SHA-256 {settings['prompts_sha256'][:16]}), {drawn}",
     }
     said |= {metric: depends for metric, on in values.get("metrics", {}).items() if (depends := _depends(on))}
     columns = ("metric", "guidance", "this model", "original", "between them (95 %)", "")

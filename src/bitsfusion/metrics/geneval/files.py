@@ -55,9 +55,9 @@ def tree_prompts(tree: Path) -> tuple[GenEvalPrompt, ...]:
     """The prompts of a tree of images, one of each folder that has any.
 
     Raises:
-        InputError: there is no such tree or no image in it, or a prompt is none of GenEval's.
+        InputError: there is no such tree, or a prompt is none of GenEval's.
     """
-    folders = {picture.path.parent: picture for picture in read_pictures(Path(tree))}
+    folders = {picture.where: picture for picture in read_pictures(Path(tree))}
     return tuple(parse(GenEvalPrompt, dict(picture.said), picture.where) for picture in folders.values())
 
 
