@@ -136,11 +136,27 @@ def test_the_code_of_a_card_runs(folder, monkeypatch):
     """As it is written, beside the folder; with the same seed it would be the first sample's prompt."""
     text = write_card(folder, license="mit", prompts=PROMPTS[:1]).read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert "DDIMScheduler.from_config" in code and "num_inference_steps=3" in code and "'a red circle'" in code
+    assert (
+        "DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)" in code
+        and "num_inference_steps=3" in code
+        and "'a red circle'" in code
+    )
     monkeypatch.chdir(folder.parent)
     exec(compile(code, "README.md", "exec"), {})
     with Image.open(folder.parent / "image.png") as image:
         assert image.size == (64, 64)
+
+
+def test_the_code_of_a_card_draws_what_its_samples_are(folder, monkeypatch):
+    """From the sample's first noise, the pixels of the sample."""
+    text = write_card(folder, license="mit", prompts=PROMPTS[:1]).read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(folder.parent)
+    names: dict[str, Any] = {"seed": 1024}
+    seeded = code.replace("guidance_scale", "latents=initial_latents(pipeline, [seed]), guidance_scale")
+    exec(compile("from bitsfusion.metrics.generation import initial_latents\n" + seeded, "README.md", "exec"), names)
+    with Image.open(folder.parent / "image.png") as drawn, Image.open(folder / "card" / "sample-00.png") as sample:
+        assert drawn.tobytes() == sample.tobytes()
 
 
 def test_a_card_leaves_the_folder_whole(folder):
@@ -182,14 +198,27 @@ def test_scores_of_evaluate(folder, inspection):
     assert "prompts: PartiPrompts.tsv (SHA-256" in text and "/home" not in text
 
 
+def test_scores_beside_pictures(folder, inspection):
+    """Of a folder of pictures with seeds of their own nothing is said that is not known."""
+    path, values = folder.parent / "scores.json", scores(inspection)
+    values["against"] = {"source": "drawn/elsewhere", "bits": None, "pictures": {"sampler": None}}
+    values["settings"]["seeds"] = [3, 9, 4]
+    path.write_text(json.dumps(values))
+    text = write_card(folder, license="mit", scores=path).read_text()
+    assert "), 3 seeds\n" in text and "drawn/elsewhere" not in text
+
+
 def test_scores_of_another_model_are_refused(folder, inspection):
     path = folder.parent / "scores.json"
     other, retrained = scores(inspection), scores(inspection)
     other["model"]["bits"]["average"] += 0.01
     retrained["model"]["bits"]["true"] += 0.001  # of the same recipe
+    unknown = {"source": "some/images", "bits": None, "pictures": {"sampler": None}}
+    pictures = {**scores(inspection), "model": unknown, "settings": {"seeds": None}}
     for content, words in (
         (other, "is of a model at"),
         (retrained, "is of a model at .* as they lie on disk"),
+        (pictures, "is of the pictures in some/images, wanted scores of images that"),
         ({"rungs": 3, "bits": None}, "wanted a summary.json .* another form"),
         ({"results": []}, "wanted a summary.json"),
         ({"rungs": []}, "got none with 'settings'"),

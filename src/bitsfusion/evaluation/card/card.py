@@ -77,7 +77,7 @@ def write_card(
             license=license,
             inspection=inspection,
             parts=[part for part in inspect_pipeline(folder) if part.name not in (README, PICTURES)],
-            use=Use(_scheduler(folder, sampler), steps, guidance, prompts[0] if prompts else "a prompt"),
+            use=Use(*_scheduler(folder, sampler), steps, guidance, prompts[0] if prompts else "a prompt"),
             scores=table,
             samples=samples,
             provenance=open_folder(folder).config.provenance,
@@ -147,11 +147,18 @@ def _covered(features: dict[str, Any]) -> tuple[str, int]:
     return DEFAULT_SAMPLER
 
 
-def _scheduler(folder: Path, sampler: str) -> str | None:
-    """The class to set before sampling, where the folder's own is another."""
+def _scheduler(folder: Path, sampler: str) -> tuple[str | None, dict[str, Any]]:
+    """The class to set before sampling, where the folder's own would sample otherwise, and what its config lacks."""
     config = read_json(folder / "scheduler" / "scheduler_config.json")
-    wanted = type(build_scheduler(sampler, config)).__name__
-    return None if config.get("_class_name") == wanted else wanted
+    wanted = build_scheduler(sampler, config)
+    plain = type(wanted).from_config(config).config
+    options = {
+        name: value
+        for name, value in wanted.config.items()
+        if not name.startswith("_") and plain.get(name, value) != value
+    }
+    own = config.get("_class_name") == type(wanted).__name__ and not options
+    return None if own else type(wanted).__name__, options
 
 
 def _same_run(scores: Path, config: Path) -> bool:

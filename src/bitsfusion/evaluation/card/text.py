@@ -27,9 +27,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Use:
-    """How a pipeline is called: its scheduler's class where it is not the folder's own, and its steps."""
+    """How a pipeline is called: its scheduler's class where it is not the folder's own, with options that the folder's
+    config lacks, and its steps."""
 
     scheduler: str | None
+    options: Mapping[str, Any]
     steps: int | None
     guidance: float
     prompt: str
@@ -99,6 +101,7 @@ def _sizes(card: Card) -> str:
             for part in card.parts
             if part.weights and part.name != "unet"
         ),
+        ("the whole pipeline on disk", size(sum(part.bytes_on_disk for part in card.parts))),
     ]
     return "## Size\n\n" + table(("", ""), rows)
 
@@ -108,7 +111,8 @@ def _loading(card: Card) -> str:
     imports, lines = "DiffusionPipeline", []
     if use.scheduler:
         imports += f", {use.scheduler}"
-        lines.append(f"pipeline.scheduler = {use.scheduler}.from_config(pipeline.scheduler.config)")
+        options = "".join(f", {name}={value!r}" for name, value in use.options.items())
+        lines.append(f"pipeline.scheduler = {use.scheduler}.from_config(pipeline.scheduler.config{options})")
     steps = "" if use.steps is None else f", num_inference_steps={use.steps}"
     code = [
         "import bitsfusion  # registers the format with diffusers",
