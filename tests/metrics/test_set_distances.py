@@ -95,6 +95,21 @@ def test_lpips_of_a_torchscript_file(images, tmp_path):
     assert lpips.name == "distance.pt"
 
 
+class WholeMean(nn.Module):
+    """One number for all pairs, as a loss has it."""
+
+    def forward(self, images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        return (images - others).abs().mean()
+
+
+def test_lpips_needs_a_distance_of_each_pair(tmp_path):
+    with pytest.raises(InputError, match=r"loss\.pt gives 1 numbers for 2 pairs of images"):
+        Lpips.from_pretrained(script(WholeMean(), tmp_path / "loss.pt"))
+    with pytest.raises(InputError, match=r"means\.pt is no TorchScript of two batches") as caught:
+        Lpips.from_pretrained(script(Means(), tmp_path / "means.pt"))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("load", [load_features, Lpips.from_pretrained])
 def test_what_is_not_there_is_one_line(load, tmp_path):
     (tmp_path / "text.pt").write_text("no network")

@@ -42,8 +42,14 @@ class Lpips:
             raise InputError(f"LPIPS: got {source}, wanted {', '.join(NETWORKS)} or a TorchScript file")
         try:
             network = torch.jit.load(source, map_location=device).eval()
-        except (RuntimeError, ValueError) as error:
-            raise InputError(f"LPIPS: {source} is no TorchScript file: {str(error).splitlines()[0]}") from None
+            with torch.no_grad():
+                pair = torch.zeros(2, 3, 64, 64, device=device)
+                count = network(pair, pair).numel()
+        except (RuntimeError, ValueError, AttributeError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise InputError(f"LPIPS: {source} is no TorchScript of two batches of images: {reason}") from None
+        if count != 2:  # a mean over the batch would pass for the distance of each
+            raise InputError(f"LPIPS: {source} gives {count} numbers for 2 pairs of images, wanted a distance of each")
         return cls(network, Path(source).name, device)
 
     @torch.no_grad()
