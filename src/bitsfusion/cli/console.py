@@ -35,6 +35,7 @@ class Bars(ProgressSink):
         self._bars: dict[str, TaskID] = {}
 
     def update(self, step: str, done: int, total: int, note: str = "") -> None:
+        self._progress.start()
         if step not in self._bars:
             self._bars[step] = self._progress.add_task(step, total=total, note="")
         self._progress.update(self._bars[step], completed=done, total=total, note=note)
@@ -61,8 +62,12 @@ def progress_bars(quiet: bool) -> Iterator[ProgressSink]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), refresh_per_second=2, transient=True) as progress:
+    progress = Progress(*columns, console=Console(stderr=True), refresh_per_second=2, transient=True)
+    try:
         yield Bars(progress)
+    finally:
+        if progress.live.is_started:  # where no bar was shown, not even an empty line is
+            progress.stop()
 
 
 def print_json(value: Any) -> None:

@@ -154,7 +154,8 @@ def _recipe(card: Card) -> str:
     kept = ", ".join(f"`{name}`" for name in card.inspection.fallbacks) or "none"
     return (
         f"## Bits of each layer\n\n![Bits of each layer]({BITS_PICTURE})\n\n"
-        f"A bar is a layer: as wide as its weights, as high as its bits. Layers kept dense: {kept}.\n"
+        "A bar is a layer: as wide as its weights, as high as its bits; the broken line is the average by the paper's "
+        f"formula. Layers kept dense: {kept}.\n"
     )
 
 
