@@ -41,10 +41,10 @@ def reproduce(
 ) -> None:
     """The paper's tables in miniature: every method on the same data, steps, prompts and seeds."""
     values = {
-        "seeds": _numbers("seeds", seeds, int),
+        "seeds": _numbers("seeds", seeds, int, 2**63 - 1),
         "steps": steps,
         "per_task": per_task,
-        "guidance": _numbers("guidance", guidance, float),
+        "guidance": _numbers("guidance", guidance, float, 1000),
         "sampler_steps": sampler_steps,
         "sensitivity": sensitivity,
     }
@@ -66,8 +66,11 @@ def reproduce(
         print(table_path(out, one.number).read_text(encoding="utf-8"))
 
 
-def _numbers(name: str, text: str, kind: type) -> list[float]:
+def _numbers(name: str, text: str, kind: type, most: int) -> list[float]:
     try:
-        return [kind(part) for part in text.replace(",", " ").split()]
+        numbers = [kind(part) for part in text.replace(",", " ").split()]
     except ValueError:
         raise InputError(f"{name}: got {text!r}, wanted numbers with commas between") from None
+    if not numbers or not all(0 <= number <= most for number in numbers):  # NaN fails as well
+        raise InputError(f"{name}: got {text!r}, wanted numbers from 0 to {most} with commas between")
+    return numbers
