@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from PIL import Image
 from bitsfusion.cli.main import main
 from bitsfusion.data.world.captions import prompt_set
 from bitsfusion.embedded import SCORER_FOLDER
+from bitsfusion.evaluation.drawn import given
+from bitsfusion.evaluation.prompts import PromptSet, picture_prompts
 from bitsfusion.metrics.geneval.files import read_results
 from bitsfusion.models.pipeline import EMBEDDED
 
@@ -29,12 +32,13 @@ def scores(out: Path) -> dict:
     return json.loads((out / "scores.json").read_text())
 
 
-def pictures(folder: Path, texts: list[str], size: int = 8) -> Path:
+def pictures(folder: Path, texts: list[str], size: int = 8, seeds: Sequence[int] = ()) -> Path:
     folder.mkdir()
     lines = []
     for index, text in enumerate(texts):
         Image.new("RGB", (size, size), (40 * index, 0, 0)).save(folder / f"{index}.png")
-        lines.append(json.dumps({"file_name": f"{index}.png", "text": text}))
+        seed = {"seed": seeds[index]} if seeds else {}
+        lines.append(json.dumps({"file_name": f"{index}.png", "text": text, **seed}))
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 
@@ -92,6 +96,44 @@ def test_pictures_against_the_model_that_drew_them(drawn, prompts, tmp_path):
     assert scores(tmp_path / "turned")["results"][0]["model"]["mean"] == pytest.approx(clip["model"]["mean"])
 
 
+def test_a_tree_of_links(tmp_path):
+    """Its pictures lie together in one folder of it, as those of another layout do."""
+    (tmp_path / "tree" / "all").mkdir(parents=True)
+    for index, shape in enumerate(("circle", "square")):
+        Image.new("RGB", (64, 64), (0, 90 * index, 0)).save(tmp_path / "tree" / "all" / f"{index}.png")
+        samples = tmp_path / "tree" / str(index) / "samples"
+        samples.mkdir(parents=True)
+        line = {"tag": "single_object", "include": [{"class": shape, "count": 1}], "prompt": f"a {shape}"}
+        (samples.parent / "metadata.jsonl").write_text(json.dumps(line))
+        (samples / "0.png").symlink_to(f"../../all/{index}.png")
+    assert evaluate(tmp_path / "out", tmp_path / "tree", *GENEVAL) == 0
+    written = tmp_path / "out" / "geneval" / "model" / "given"
+    assert [line.prompt for line in read_results(written / "results.jsonl")] == ["a circle", "a square"]
+    second = written / "00001" / "samples" / "0000.png"
+    assert second.read_bytes() == (tmp_path / "tree" / "all" / "1.png").read_bytes()
+
+
+def test_results_never_replace_the_pictures(drawn, tmp_path, capsys):
+    assert evaluate(tmp_path, drawn / "geneval" / "model" / "guidance-4", *GENEVAL) == 0
+    tree = tmp_path / "geneval" / "model" / "given"
+    before = {path: path.read_bytes() for path in tree.rglob("*.png")}
+    assert evaluate(tmp_path, tree, *GENEVAL) == 2
+    assert "wanted another --out" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tree.rglob("*.png")} == before and len(before) == 12
+
+
+def test_prompts_and_seeds_of_a_folder(tmp_path):
+    """Whatever the order that they were drawn in, the pictures of a prompt are one prompt's, each with its seed."""
+    folder = pictures(tmp_path / "a", ["one", "two", "one", "two"], seeds=[7, 3, 9, 11])
+    assert picture_prompts(folder, 1024) == (PromptSet(("one", "one", "two", "two"), (7, 9, 3, 11)), 2)
+    prompts, _ = picture_prompts(folder, 1024)
+    images = given(folder, prompts)
+    assert [path.name for path in images.paths] == ["0.png", "2.png", "1.png", "3.png"]
+    assert images.said is not None and images.said["seeds"] == [7, 9, 3, 11] and images.said["sampler"] is None
+    uneven = pictures(tmp_path / "b", ["one", "two", "one"])
+    assert picture_prompts(uneven, 1024) == (PromptSet(("one", "two", "one"), (1024, 1025, 1026)), 1)
+
+
 def test_what_is_measured_is_kept_until_a_picture_changes(tmp_path):
     a, b = (pictures(tmp_path / name, ["one", "two", "one"]) for name in "ab")
     arguments = (a, "--against", b, "--metrics", "mse")
@@ -116,6 +158,8 @@ def test_what_is_measured_is_kept_until_a_picture_changes(tmp_path):
         (["MIXED", "--metrics", "mse", "--against", "A"], "got 4x4 pixels, wanted 8x8 as in"),
         (["A", "--metrics", "mse", "--against", "A", "--guidance", "3,4"], "got 2 values beside a folder of pictures"),
         (["A", "--metrics", "geneval"], "wanted GenEval's own"),
+        (["A", "--metrics", "mse", "--against", "LINKED"], "lies outside"),
+        (["BARE", "--metrics", "mse", "--against", "A"], "bare: got neither model_index.json nor metadata.jsonl"),
         (["A", "--images-per-prompt", "3"], "got 1 pictures of each prompt, wanted 3"),
         (["TREE", *GENEVAL], "got 1 pictures of 'circle 1', wanted 2 as of other prompts"),
     ],
@@ -127,8 +171,13 @@ def test_a_mistake_is_one_line(arguments, message, tmp_path, capsys):
         "FEWER": pictures(tmp_path / "fewer", ["one", "two"]),
         "LARGER": pictures(tmp_path / "larger", ["one", "two", "one"], size=16),
         "MIXED": pictures(tmp_path / "mixed", ["one", "two", "one"]),
+        "LINKED": pictures(tmp_path / "linked", ["one", "two", "one"]),
+        "BARE": tmp_path / "bare",
         "TREE": tmp_path / "tree",
     }
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "linked" / "1.png").unlink()
+    (tmp_path / "linked" / "1.png").symlink_to(tmp_path / "a" / "1.png")
     Image.new("RGB", (4, 4)).save(tmp_path / "mixed" / "1.png")
     for index, count in enumerate((2, 1)):
         samples = tmp_path / "tree" / f"{index:05d}" / "samples"

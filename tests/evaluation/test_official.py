@@ -104,7 +104,14 @@ def test_tifa_writes_the_official_result(tifa, tmp_path):
     assert entry["difference"]["verdict"] == "no difference shown"
     assert entry["of"]["settings"]["vqa"] == "brightness" and entry["of"]["settings"]["questions"] == 3
     images = read_image_paths(folder / "images.json")
-    assert images["b"].resolve() == (tmp_path / "out" / "model" / "guidance-4" / "00001.png").resolve()
+    drawn = tmp_path / "out" / "model" / "guidance-4"
+    assert images["b"].resolve() == (drawn / "00001.png").resolve()
+
+    pictures = Evaluation(str(drawn), None, prompts, "captions")  # the same, drawn by whomsoever
+    (again,) = evaluate(pictures, [measure], tmp_path / "again")["results"]
+    folder = tmp_path / "again" / "tifa" / "model" / "given"
+    assert again["model"] == entry["model"] and read_result(folder / "result.json") == result
+    assert read_image_paths(folder / "images.json")["b"] == (drawn / "00001.png").resolve()
 
 
 class Dying(Brightness):

@@ -107,7 +107,7 @@ def evaluate(
     elif world:
         repeated = world_prompts("test", per_task, seed).repeated(images_per_prompt)
     else:
-        raise InputError("prompts: got none, wanted --prompts FILE for this model")
+        raise InputError("prompts: got none, wanted --prompts FILE, or a folder of pictures with its metadata.jsonl")
     if dtype not in DTYPES:
         raise InputError(f"dtype: got {dtype}, wanted {', '.join(DTYPES)}")
     evaluation = Evaluation(

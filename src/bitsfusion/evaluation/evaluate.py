@@ -270,6 +270,8 @@ def _draw(
 
 
 def _sha256(source: str) -> str:
+    if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
+        raise InputError(f"{source}: got neither model_index.json nor metadata.jsonl, wanted a pipeline, or pictures")
     return sha256_folder(pipeline_folder(source), without=(README, PICTURES))
 
 

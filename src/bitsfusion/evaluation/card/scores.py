@@ -112,7 +112,8 @@ def _evaluation(values: Mapping[str, Any]) -> ScoreTable:
     }
     said |= {metric: depends for metric, on in values.get("metrics", {}).items() if (depends := _depends(on))}
     columns = ("metric", "guidance", "this model", "original", "between them (95 %)", "")
-    return ScoreTable(columns, tuple(rows), said, (values.get("against") or {}).get("source"))
+    against = values.get("against") or {}
+    return ScoreTable(columns, tuple(rows), said, None if against.get("pictures") else against.get("source"))
 
 
 def _depends(on: Mapping[str, Any]) -> str:
