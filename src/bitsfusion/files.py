@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
@@ -238,3 +238,25 @@ def sha256_folder(path: Path, without: Container[str] = ()) -> str:
     files = {file.relative_to(path): file for file in sorted(path.rglob("*")) if file.is_file()}
     kept = {name.as_posix(): file for name, file in files.items() if name.parts[0] not in without}
     return sha256_json({name: sha256_file(file) for name, file in kept.items()})
+
+
+def folder_lock(folder: Path, file: Path) -> IO[str]:
+    """Keeps other processes out of `folder` until what is returned is closed; makes both.
+
+    Raises:
+        InputError: it is a file, or another process holds the lock.
+        BitsFusionError: it cannot be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: got a file, wanted a folder or a new name")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(file, "w")  # noqa: SIM115 (held until close)
+    except OSError as error:
+        raise BitsFusionError(f"{folder}: could not be written ({error.strerror})") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise InputError(f"{folder}: another process is working in this folder") from None
+    return lock

@@ -19,13 +19,16 @@ from bitsfusion.evaluation.estimates import Verdict, difference, estimate
 from bitsfusion.evaluation.evaluate import Evaluation, evaluate
 from bitsfusion.evaluation.measures import (
     ImageMeasure,
+    Judgement,
     Metric,
     clip_measure,
     fid_measure,
     pair_measure,
     world_geneval_measure,
 )
+from bitsfusion.evaluation.partial import PartialJudgements
 from bitsfusion.evaluation.prompts import file_prompts, world_prompts
+from bitsfusion.files import folder_lock
 from bitsfusion.metrics.generation import generate_images
 from bitsfusion.models.pipeline import EMBEDDED, load_pipeline
 from bitsfusion.runs.packing import init_pipeline
@@ -127,7 +130,9 @@ def test_tasks_count_the_same_whatever_their_number_of_images():
     groups = ["single_object"] * 4 + ["counting"]
     measure = ImageMeasure(Metric.GENEVAL, lambda images, where: np.zeros(0), groups=groups)
     values = np.array([1.0, 1, 1, 0, 0])
-    assert measure.weighted(values).mean() == pytest.approx((0.75 + 0) / 2)
+    found = estimate(values, groups=groups)
+    assert found.mean == pytest.approx((0.75 + 0) / 2)
+    assert 0 <= found.low < found.mean < found.high <= 0.5  # the one image of its task can be no other
     assert measure.by_group(values) == {"single_object": 0.75, "counting": 0.0}
 
 
@@ -191,3 +196,34 @@ def test_a_mistake_is_one_line(arguments, message, packed, tmp_path, capsys):
     error = capsys.readouterr().err.strip()
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+def test_an_out_that_another_process_works_in(evaluation, measures, tmp_path):
+    with folder_lock(tmp_path, tmp_path / ".lock"), pytest.raises(InputError, match="another process is working in"):
+        evaluate(evaluation, measures, tmp_path)
+
+
+@pytest.mark.parametrize("line", ["nonsense", '{"value": 1}', "[]", '{"value": "x", "record": 1}', '{"value": 1, "re'])
+def test_what_is_no_judgement_ends_what_goes_on(line, tmp_path):
+    partial = PartialJudgements(tmp_path / "values.partial.jsonl", "one")
+    assert partial.open() == []
+    first = [Judgement(0.5, {"found": 1}), Judgement(1.0, None)]
+    partial.append(first)
+    with open(partial.path, "a") as file:
+        file.write(line + "\n" + '{"value": 2.0, "record": null}\n')
+    assert partial.open() == first
+    partial.append(first[:1])
+    assert partial.open() == [*first, first[0]]
+    assert PartialJudgements(partial.path, "another").open() == []
+
+
+@pytest.mark.parametrize("content", ["[]", "values", "short"])
+def test_values_that_do_not_fit_are_measured_again(content, evaluation, measures, tmp_path):
+    few = replace(evaluation, guidance=(3.5,))
+    scores = evaluate(few, measures[:1], tmp_path)
+    path = tmp_path / "values" / "clip-model-guidance-3.5.json"
+    stored = json.loads(path.read_text())
+    broken = {"[]": [], "values": stored | {"values": None}, "short": stored | {"values": stored["values"][1:]}}
+    path.write_text(json.dumps(broken[content]))
+    assert evaluate(few, measures[:1], tmp_path)["results"] == scores["results"]
+    assert json.loads(path.read_text()) == stored

@@ -31,6 +31,34 @@ def test_bootstrap_matches_the_normal_interval_and_repeats():
     assert low < narrow[0] < narrow[1] < high
 
 
+def test_bootstrap_of_few_values_is_as_wide_as_students_t():
+    """Of samples of 10 around zero, no more than promised leave zero out; plain percentiles leave it out in 10 %."""
+    rng = np.random.default_rng(1)
+    outside = 0
+    for _ in range(500):
+        low, high = bootstrap_mean_interval(rng.normal(size=10), resamples=500)
+        outside += not low <= 0 <= high
+    assert outside / 500 < 0.075
+    values = rng.normal(size=10)
+    half = stats.t.ppf(0.975, 9) * values.std(ddof=1) / np.sqrt(10)
+    low, high = bootstrap_mean_interval(values, resamples=20_000)
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1)
+
+
+def test_bootstrap_within_groups():
+    sizes = {"a": 80, "b": 20, "c": 100}
+    groups = [name for name, size in sizes.items() for _ in range(size)]
+    ones = np.ones(len(groups))
+    assert bootstrap_mean_interval(ones, groups) == (1.0, 1.0)
+    # What groups differ in is no spread.
+    values = np.array([{"a": 0.0, "b": 0.5, "c": 1.0}[name] for name in groups])
+    assert bootstrap_mean_interval(values, groups) == (0.5, 0.5)
+    noisy = values + np.random.default_rng(0).normal(size=len(groups))
+    low, high = bootstrap_mean_interval(noisy, groups)
+    spread = 1.96 * np.sqrt(sum(1 / size for size in sizes.values())) / 3
+    assert high - low == pytest.approx(2 * spread, rel=0.15)
+
+
 def test_bootstrap_refuses_no_values():
     with pytest.raises(InputError, match=r"\[0\]"):
         bootstrap_mean_interval([])

@@ -40,14 +40,21 @@ class Difference(Estimate):
     verdict: Verdict
 
 
-def estimate(values: Sequence[float] | npt.NDArray[np.float64], images_per_prompt: int = 1) -> Estimate:
+def estimate(
+    values: Sequence[float] | npt.NDArray[np.float64], images_per_prompt: int = 1, groups: Sequence[str] | None = None
+) -> Estimate:
     """Of per-image `values` ([prompts x images_per_prompt], the images of a prompt beside each other).
 
     Prompts are resampled, their images averaged: the interval speaks of new prompts.
+
+    Args:
+        groups: of each image, where the mean is that of the groups' means (GenEval's tasks): resampled within.
     """
     prompts = np.asarray(values, dtype=np.float64).reshape(-1, images_per_prompt).mean(1)
-    low, high = bootstrap_mean_interval(prompts)
-    return Estimate(float(prompts.mean()), low, high)
+    of_prompts = groups if groups is None else list(groups)[::images_per_prompt]
+    names = np.asarray(of_prompts or [""] * len(prompts))
+    mean = float(np.mean([prompts[names == name].mean() for name in np.unique(names)]))
+    return Estimate(mean, *bootstrap_mean_interval(prompts, of_prompts))
 
 
 def difference(
@@ -55,9 +62,11 @@ def difference(
     others: Sequence[float] | npt.NDArray[np.float64],
     higher_is_better: bool,
     images_per_prompt: int = 1,
+    groups: Sequence[str] | None = None,
 ) -> Difference:
-    """`values` minus `others`, image by image."""
-    paired = estimate(np.asarray(values, dtype=np.float64) - np.asarray(others, dtype=np.float64), images_per_prompt)
+    """`values` minus `others`, image by image; see `estimate`."""
+    change = np.asarray(values, dtype=np.float64) - np.asarray(others, dtype=np.float64)
+    paired = estimate(change, images_per_prompt, groups)
     shown = len(values) >= FEWEST * images_per_prompt and (paired.low > 0 or paired.high < 0)
     verdict = Verdict.NONE
     if shown:

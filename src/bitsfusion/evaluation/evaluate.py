@@ -32,7 +32,7 @@ from bitsfusion.evaluation.measures import (
 )
 from bitsfusion.evaluation.partial import PartialJudgements
 from bitsfusion.evaluation.prompts import PromptSet
-from bitsfusion.files import read_json, sha256_folder, sha256_json, write_json
+from bitsfusion.files import folder_lock, read_json, sha256_folder, sha256_json, write_json
 from bitsfusion.models.pipeline import load_pipeline, pipeline_folder
 
 SCHEMA_VERSION = 1
@@ -98,7 +98,8 @@ def evaluate(
     values. A killed call goes on with the same arguments.
 
     Raises:
-        InputError: no such model, or `out` holds images of others; or whatever a measure refuses.
+        InputError: no such model, or `out` holds images of others or is at work in another process; or whatever a
+            measure refuses.
     """
     report = progress or (lambda what, done, total: None)
     sources = evaluation.sources
@@ -107,34 +108,35 @@ def evaluate(
     pictures = {side: given(Path(sources[side]), evaluation.prompts) for side in sorted(evaluation.given)}
     hashes = {side: pictures[side].sha256 if side in pictures else _sha256(sources[side]) for side in sources}
     identities = {side: _identity(source, hashes[side], pictures.get(side)) for side, source in sources.items()}
-    drawn: dict[str, dict[float | None, DrawnImages]] = {}
-    for side in sources:
-        if side in pictures:
-            drawn[side] = dict.fromkeys(evaluation.set_guidance, pictures[side])
-        else:
-            drawn[side] = _draw(evaluation, side, hashes[side], out, report)
-    results = []
-    for guidance in evaluation.set_guidance:
-        sides = {side: drawn[side][guidance] for side in sources}
-        for measure in measures:
-            values = _Values(out, measure, guidance, evaluation, hashes, report)
-            results.append(
-                {
-                    "metric": measure.metric.value,
-                    "guidance": guidance,
-                    **_scores(measure, sides, values),
-                    "of": {**_drawn(evaluation), **identities, "settings": dict(measure.settings)},
-                }
-            )
-    scores = {
-        "schema_version": SCHEMA_VERSION,
-        **identities,
-        "settings": _settings(evaluation),
-        "metrics": {measure.metric.value: dict(measure.settings) for measure in measures},
-        "results": results,
-        "packages": {name: metadata.version(name) for name in PACKAGES},
-    }
-    write_json(out / "scores.json", scores)
+    with folder_lock(out, out / ".lock"):
+        drawn: dict[str, dict[float | None, DrawnImages]] = {}
+        for side in sources:
+            if side in pictures:
+                drawn[side] = dict.fromkeys(evaluation.set_guidance, pictures[side])
+            else:
+                drawn[side] = _draw(evaluation, side, hashes[side], out, report)
+        results = []
+        for guidance in evaluation.set_guidance:
+            sides = {side: drawn[side][guidance] for side in sources}
+            for measure in measures:
+                values = _Values(out, measure, guidance, evaluation, hashes, report)
+                results.append(
+                    {
+                        "metric": measure.metric.value,
+                        "guidance": guidance,
+                        **_scores(measure, sides, values),
+                        "of": {**_drawn(evaluation), **identities, "settings": dict(measure.settings)},
+                    }
+                )
+        scores = {
+            "schema_version": SCHEMA_VERSION,
+            **identities,
+            "settings": _settings(evaluation),
+            "metrics": {measure.metric.value: dict(measure.settings) for measure in measures},
+            "results": results,
+            "packages": {name: metadata.version(name) for name in PACKAGES},
+        }
+        write_json(out / "scores.json", scores)
     return scores
 
 
@@ -164,9 +166,12 @@ class _Values:
         models = self.hashes if isinstance(self.measure, PairMeasure) else self.hashes[side]
         parts = [models, self.guidance, _drawn(self.evaluation), metric, dict(self.measure.settings)]
         identity = sha256_json(parts)
-        if path.exists() and (stored := read_json(path)).get("identity") == identity:
-            return _Found(np.asarray(stored["values"], dtype=np.float64), stored.get("records", []))
         count = len(self.evaluation.prompts.texts)
+        stored = read_json(path) if path.exists() else None
+        if isinstance(stored, dict) and stored.get("identity") == identity:
+            values = np.asarray(stored.get("values"), dtype=np.float64)
+            if values.shape == ((1,) if isinstance(self.measure, SetMeasure) else (count,)):
+                return _Found(values, stored.get("records", []))
         partial = PartialJudgements(path.with_suffix(".partial.jsonl"), identity)
         found = compute(lambda done: self.report(f"{metric}, {side}, {self._set}", done, count), partial)
         records = {"records": found.records} if found.records else {}
@@ -194,15 +199,14 @@ def _scores(measure: Measure, sides: dict[str, DrawnImages], values: _Values) ->
             for side, images in sides.items()
         }
     found = {side: values.of(side, functools.partial(_alone, measure, images, size)) for side, images in sides.items()}
-    weighted = {side: measure.weighted(alone.values) for side, alone in found.items()}
     scores: dict[str, Any] = {}
     for side, alone in found.items():
         if isinstance(measure, JudgedMeasure):
             measure.publish(sides[side], alone.records, values.official(side))
-        groups = measure.by_group(alone.values)
-        scores[side] = asdict(estimate(weighted[side], each)) | ({"tasks": groups} if groups else {})
+        tasks = measure.by_group(alone.values)
+        scores[side] = asdict(estimate(alone.values, each, measure.groups)) | ({"tasks": tasks} if tasks else {})
     if AGAINST in found:
-        paired = difference(weighted[MODEL], weighted[AGAINST], True, each)
+        paired = difference(found[MODEL].values, found[AGAINST].values, True, each, measure.groups)
         scores["difference"] = asdict(paired) | {"verdict": paired.verdict.value}
     return scores
 

@@ -55,13 +55,6 @@ class _OfGroups:
     settings: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     groups: Sequence[str] | None = field(default=None, kw_only=True)
 
-    def weighted(self, values: Values) -> Values:
-        """`values` scaled so that their plain mean is the metric's."""
-        if self.groups is None:
-            return values
-        names, which, counts = np.unique(np.asarray(self.groups), return_inverse=True, return_counts=True)
-        return np.asarray(values * (len(values) / len(names) / counts[which]))
-
     def by_group(self, values: Values) -> dict[str, float] | None:
         """The mean of each group."""
         if self.groups is None:

@@ -17,7 +17,7 @@ from bitsfusion.files import write_text
 class PartialJudgements:
     """A file of JSON lines: the identity of the measurement, then an image each, in order.
 
-    A line cut short by a kill is dropped; a file of another measurement is started over.
+    What follows a line cut short, or no judgement, is dropped; a file of another measurement is started over.
     """
 
     path: Path
@@ -30,9 +30,13 @@ class PartialJudgements:
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         except FileNotFoundError:
             lines = []
-        whole = [line for line in lines if line.endswith("\n")] if lines[:1] == [header] else [header]
-        write_text(self.path, "".join(whole))
-        return [Judgement(**json.loads(line)) for line in whole[1:]]
+        judgements = []
+        for line in lines[1:] if lines[:1] == [header] else []:
+            if (judgement := _judgement(line)) is None:
+                break
+            judgements.append(judgement)
+        write_text(self.path, "".join([header, *lines[1 : len(judgements) + 1]]))
+        return judgements
 
     def append(self, judgements: Sequence[Judgement]) -> None:
         """Adds the next images; they are on the disk on return.
@@ -51,3 +55,12 @@ class PartialJudgements:
     def remove(self) -> None:
         """Once the whole is kept elsewhere."""
         self.path.unlink(missing_ok=True)
+
+
+def _judgement(line: str) -> Judgement | None:
+    """None if the line is not a whole one."""
+    try:
+        values = json.loads(line) if line.endswith("\n") else {}
+        return Judgement(float(values["value"]), values["record"])
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+        return None

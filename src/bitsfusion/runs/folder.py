@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from bitsfusion.errors import BitsFusionError, InputError
 from bitsfusion.evaluation.card import PICTURES, README
-from bitsfusion.files import read_json, sha256_file, sha256_folder, sha256_json, write_json
+from bitsfusion.files import folder_lock, read_json, sha256_file, sha256_folder, sha256_json, write_json
 from bitsfusion.training.ranks import Ranks
 
 SCHEMA_VERSION = 1
-
-
-def folder_lock(folder: Path, file: Path) -> IO[str]:
-    """Keeps other processes out of `folder` until what is returned is closed; makes both.
-
-    Raises:
-        InputError: it is a file, or another process holds the lock.
-        BitsFusionError: it cannot be written.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: got a file, wanted a run folder or a new name")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(file, "w")  # noqa: SIM115 (held until close)
-    except OSError as error:
-        raise BitsFusionError(f"{folder}: could not be written ({error.strerror})") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise InputError(f"{folder}: another process is working in this run folder") from None
-    return lock
 
 
 class RunFolder:

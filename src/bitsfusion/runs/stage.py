@@ -13,14 +13,13 @@ from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bitsfusion.errors import InputError
-from bitsfusion.files import read_json
+from bitsfusion.files import folder_lock, read_json
 from bitsfusion.models.pipeline import pipeline_folder
 from bitsfusion.models.unet import unet_layers
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.recipe.named import recipe_bits
 from bitsfusion.runs.config import DataSource, RunConfig, WorldSource
-from bitsfusion.runs.folder import folder_lock
 from bitsfusion.runs.progress import ProgressSink
 from bitsfusion.runs.sources import training_data
 from bitsfusion.schema import parse
