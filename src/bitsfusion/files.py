@@ -220,6 +220,20 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: wanted a JSON file, got {error}") from None
 
 
+def read_lines(path: Path, wanted: str) -> list[str]:
+    """The lines of a UTF-8 text file, without a byte order mark. Nothing but a line feed ends a line: texts may hold
+    the other characters that `str.splitlines` takes for an end.
+
+    Raises:
+        InputError: there is no such file, or it is no such text; `wanted` says what it should have been.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: wanted {wanted}, got {error}") from None
+    return lines if lines[-1] else lines[:-1]
+
+
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as file:

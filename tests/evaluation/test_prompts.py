@@ -26,9 +26,26 @@ def test_prompt_files(tmp_path):
         assert prompts.check(None) is None
 
 
+def test_a_line_ends_where_a_line_feed_is(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffone\u2028cat\r\ntwo dogs".encode())
+    (tmp_path / "a.jsonl").write_text('{"prompt": "one\u2028cat"}\n{"prompt": "two dogs"}\n', encoding="utf-8-sig")
+    for name in ("a.txt", "a.jsonl"):
+        assert file_prompts(tmp_path / name, 0).texts == ("one\u2028cat", "two dogs")
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("a.txt", "\n"), ("a.jsonl", "{}"), ("a.jsonl", "x"), ("a.tsv", "a\tb\nc\td\n"), ("missing.txt", None)],
+    [
+        ("a.txt", "\n"),
+        ("a.jsonl", "{}"),
+        ("a.jsonl", "x"),
+        ("a.jsonl", '{"prompt": null}'),
+        ("a.jsonl", '{"prompt": 3}'),
+        ("a.jsonl", '{"prompt": " "}'),
+        ("a.json", '[{"caption": null}]'),
+        ("a.tsv", "a\tb\nc\td\n"),
+        ("missing.txt", None),
+    ],
 )
 def test_bad_prompt_files(tmp_path, name, text):
     if text is not None:

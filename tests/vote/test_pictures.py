@@ -99,6 +99,14 @@ def test_a_broken_folder_is_one_line(tmp_path, line, words):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+def test_half_a_picture_is_none(tmp_path):
+    a, b = (write_pictures(tmp_path / name, ["x"], 1, size=64) for name in "ab")
+    whole = (a / "0000.png").read_bytes()
+    (a / "0000.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="wanted a PNG"):
+        read_study(a, b)
+
+
 def test_folders_that_cannot_be_compared(tmp_path):
     a, b = (write_pictures(tmp_path / name, [name], 1) for name in "ab")
     (tmp_path / "empty").mkdir()

@@ -10,7 +10,7 @@ from typing import Any
 
 from bitsfusion.data.records import BadSampleError, Record
 from bitsfusion.errors import InputError
-from bitsfusion.files import sha256_json
+from bitsfusion.files import read_lines, sha256_json
 
 _PART = 512
 
@@ -28,10 +28,7 @@ class ImageFolder:
         listing = self._folder / "metadata.jsonl"
         if not listing.is_file():
             raise InputError(f"{listing}: no such file, wanted one line of {{file_name, text}} for each image")
-        try:
-            lines = listing.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{listing}: wanted UTF-8 text, got {error}") from None
+        lines = read_lines(listing, "UTF-8 text")
         root = self._folder.resolve()
         self._entries = [
             self._entry(line, f"{listing}:{number}", root) for number, line in enumerate(lines, 1) if line.strip()

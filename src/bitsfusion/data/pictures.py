@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bitsfusion.errors import InputError
+from bitsfusion.files import read_lines
 
 METADATA_NAME = "metadata.jsonl"
 
@@ -87,11 +88,7 @@ def _trees(folder: Path) -> list[Path]:
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where each line is, and the object that it holds."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: wanted lines of JSON, got {error}") from None
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(read_lines(path, "lines of JSON"), 1):
         if line.strip():
             try:
                 value = json.loads(line)

@@ -104,7 +104,8 @@ def draw(
     if not record.exists():
         write_json(record, identity)
     elif (found := read_json(record)) != identity:
-        differ = ", ".join(key for key in identity if found.get(key) != identity[key])
+        known = found if isinstance(found, dict) else {}
+        differ = ", ".join(key for key in identity if known.get(key) != identity[key])
         raise InputError(f"{folder}: holds images of another {differ}, wanted the same or an empty folder")
     missing = [index for index in range(images.count) if not images.paths[index].exists()]
     if missing:

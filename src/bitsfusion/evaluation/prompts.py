@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from bitsfusion.data.pictures import PromptedPicture, is_tree, read_pictures
 from bitsfusion.data.world.captions import Prompt, Split, fits, prompt_set
 from bitsfusion.data.world.reader import read
 from bitsfusion.errors import InputError
-from bitsfusion.files import sha256_json
+from bitsfusion.files import read_lines, sha256_json
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,10 @@ def file_prompts(path: Path, seed: int) -> PromptSet:
     Raises:
         InputError: there is no such file, a line has no prompt, or there is none at all.
     """
-    try:
-        lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: wanted a file of prompts, got {error}") from None
+    lines = [line for line in read_lines(path, "a file of prompts") if line.strip()]
     if Path(path).suffix == ".jsonl":
         try:
-            texts = tuple(str(json.loads(line)["prompt"]) for line in lines)
+            texts = tuple(_text(json.loads(line)["prompt"]) for line in lines)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise InputError(f'{path}: wanted {{"prompt": ...}} on every line, got {error!r}') from None
     elif Path(path).suffix == ".tsv":
@@ -88,7 +86,7 @@ def file_prompts(path: Path, seed: int) -> PromptSet:
         texts = tuple(row["Prompt"].strip() for row in cells)
     elif Path(path).suffix == ".json":
         try:
-            texts = tuple(str(entry["caption"]) for entry in json.loads("\n".join(lines)))
+            texts = tuple(_text(entry["caption"]) for entry in json.loads("\n".join(lines)))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise InputError(f'{path}: wanted a list of {{"caption": ...}}, got {error!r}') from None
     else:
@@ -96,6 +94,12 @@ def file_prompts(path: Path, seed: int) -> PromptSet:
     if not texts:
         raise InputError(f"{path}: got no prompts, wanted one a line")
     return PromptSet(texts, tuple(range(seed, seed + len(texts))))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise TypeError(f"{value!r} for a text")
+    return value
 
 
 def picture_prompts(folder: Path, seed: int, images_per_prompt: int = 1) -> tuple[PromptSet, int]:

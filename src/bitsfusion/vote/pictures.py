@@ -85,8 +85,9 @@ def read_study(a: Path, b: Path, topics: Mapping[str, Topic] | None = None) -> S
 def _picture(path: Path) -> Picture:
     try:
         with Image.open(path, formats=list(MEDIA_TYPES)) as image:
+            image.load()  # half a file has a whole header
             return Picture(path, MEDIA_TYPES[str(image.format)], sha256_file(path))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
         raise InputError(f"{path}: wanted a PNG, JPEG or WebP picture") from None
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitsfusion.errors import InputError
+from bitsfusion.files import read_lines
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,7 @@ def read_topics(path: Path) -> Mapping[str, Topic]:
     Raises:
         InputError: there is no such file, a column is missing, a row has no prompt, or there is none at all.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")  # a spreadsheet may have put a byte order mark before it
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: wanted a TSV of prompts, got {error}") from None
-    lines = [line for line in text.split("\n") if line.strip()]
+    lines = [line for line in read_lines(path, "a TSV of prompts") if line.strip()]
     rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
     topics: dict[str, Topic] = {}
     for number, row in enumerate(rows, 2):

@@ -10,7 +10,7 @@ from typing import Any
 
 from bitsfusion.data.pictures import METADATA_NAME, read_pictures
 from bitsfusion.errors import InputError
-from bitsfusion.files import write_text
+from bitsfusion.files import read_lines, write_text
 from bitsfusion.metrics.geneval.prompts import GenEvalPrompt
 from bitsfusion.metrics.geneval.scoring import Detections, Verdict
 from bitsfusion.metrics.geneval.summary import GenEvalResult
@@ -86,10 +86,7 @@ def read_results(path: Path) -> list[ResultLine]:
     Raises:
         InputError: there is no such file, or a line lacks something, has more, or has something of another type.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: wanted GenEval's results, got {error}") from None
+    lines = read_lines(path, "GenEval's results")
     found = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

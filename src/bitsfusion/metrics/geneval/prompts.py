@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from bitsfusion.data.world.captions import TASKS
 from bitsfusion.errors import InputError
+from bitsfusion.files import read_lines
 from bitsfusion.schema import parse
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -86,10 +87,7 @@ def read_prompts(path: Path) -> tuple[GenEvalPrompt, ...]:
     Raises:
         InputError: there is no such file, it holds no prompt, or a line is none.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: wanted GenEval's prompts, got {error}") from None
+    lines = read_lines(path, "GenEval's prompts")
     prompts = tuple(parse_prompt(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip())
     if not prompts:
         raise InputError(f"{path}: got no prompts, wanted GenEval's, one a line")
