@@ -9,7 +9,7 @@ from scipy import linalg, ndimage
 from torch import nn
 
 from bitsfusion.errors import InputError
-from bitsfusion.metrics.fid import frechet_distance, load_features
+from bitsfusion.metrics.fid import FrechetDistance, load_features
 from bitsfusion.metrics.lpips import Lpips
 from bitsfusion.metrics.structure import ssim
 
@@ -42,7 +42,8 @@ def script(module: nn.Module, path) -> str:
 def test_frechet_distance_is_the_formula(images, tmp_path):
     others = images[:, ::-1] // 2 + 40
     features = load_features(script(Means(), tmp_path / "means.pt"))
-    found = frechet_distance(features, (images[i : i + 7] for i in range(0, 40, 7)), [others])
+    distance = FrechetDistance(features, [others])
+    found = distance(images[i : i + 7] for i in range(0, 40, 7))
 
     def statistics(array):
         values = array.reshape(40, 2, 8, 2, 8, 3).mean((2, 4, 5)).reshape(40, 4) / 255
@@ -53,21 +54,38 @@ def test_frechet_distance_is_the_formula(images, tmp_path):
     wanted = np.sum((mean - mean2) ** 2) + np.trace(covariance + covariance2 - 2 * root)
     assert features.num_features == 4
     assert found == pytest.approx(wanted, rel=1e-4)
-    assert frechet_distance(features, [images], [images]) == pytest.approx(0, abs=1e-6)
+    assert FrechetDistance(features, [images])([images]) == pytest.approx(0, abs=1e-6)
 
 
 def test_frechet_distance_of_clip_features(images):
     from bitsfusion.embedded import SCORER_FOLDER
 
     features = load_features(f"clip:{SCORER_FOLDER}")
-    dark = frechet_distance(features, [images // 8], [images])
-    assert dark > frechet_distance(features, [images[::-1]], [images]) == pytest.approx(0, abs=1e-4)
+    distance = FrechetDistance(features, [images])
+    dark = distance([images // 8])
+    assert dark > distance([images[::-1]]) == pytest.approx(0, abs=1e-4)
 
 
 def test_one_image_is_no_set(images, tmp_path):
     features = load_features(script(Means(), tmp_path / "means.pt"))
-    with pytest.raises(InputError, match="got sets of 1 and 40 images"):
-        frechet_distance(features, [images[:1]], [images])
+    with pytest.raises(InputError, match="got a set of 1 images"):
+        FrechetDistance(features, [images[:1]])
+    with pytest.raises(InputError, match="got a set of 1 images"):
+        FrechetDistance(features, [images])([images[:1]])
+
+
+def test_the_reference_set_is_looked_at_once(images, tmp_path):
+    looked = []
+
+    def reference():
+        looked.append(True)
+        yield images
+
+    distance = FrechetDistance(load_features(script(Means(), tmp_path / "means.pt")), reference())
+    first = distance([images // 2])
+    assert distance([images]) == pytest.approx(0, abs=1e-6)
+    assert distance([images // 2]) == first > 0.01
+    assert looked == [True]
 
 
 def test_ssim_is_the_papers_formula(images):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -16,7 +17,7 @@ from bitsfusion.errors import InputError
 from bitsfusion.evaluation.drawn import DrawnImages, read_png
 from bitsfusion.evaluation.prompts import PromptSet
 from bitsfusion.metrics.clip_score import ClipScorer
-from bitsfusion.metrics.fid import Batches, frechet_distance, load_features
+from bitsfusion.metrics.fid import Batches, FrechetDistance, load_features
 from bitsfusion.metrics.image_error import mse, psnr
 from bitsfusion.metrics.lpips import Lpips
 from bitsfusion.metrics.structure import ssim
@@ -150,8 +151,9 @@ def fid_measure(features: str, reference: Path, device: str) -> SetMeasure:
     if len(files) < 2:
         raise InputError(f"FID: got {len(files)} images in {reference}, wanted a folder of at least two")
 
-    def score(images: Batches) -> float:
-        return frechet_distance(network, images, (_square(read_png(path))[None] for path in files), device)
+    @functools.cache
+    def distance() -> FrechetDistance:
+        return FrechetDistance(network, (_square(read_png(path))[None] for path in files), device)
 
     settings = {
         "features": network.name,
@@ -160,7 +162,7 @@ def fid_measure(features: str, reference: Path, device: str) -> SetMeasure:
         "reference_crop": "centre square",
         "resize": "by the features' network",
     }
-    return SetMeasure(Metric.FID, score, settings)
+    return SetMeasure(Metric.FID, lambda images: distance()(images), settings)
 
 
 def world_geneval_measure(prompts: PromptSet) -> ImageMeasure:

@@ -76,27 +76,42 @@ def load_features(source: str, device: str = "cpu") -> Features:
     return Features(network, Path(source).name, int(width))
 
 
-def frechet_distance(features: Features, images: Batches, others: Batches, device: str = "cpu") -> float:
-    """The squared distance of the Gaussians with the features' means and covariances; sets are read once, in batches.
+class FrechetDistance:
+    """The squared distance of Gaussians with the features' means and covariances, to a set that is looked at once.
 
     Two images a set are the least there can be; a stable number takes thousands (the paper: 30 000).
-
-    Raises:
-        InputError: a set has fewer than two images.
     """
-    from torchmetrics.image.fid import FrechetInceptionDistance
 
-    metric = FrechetInceptionDistance(feature=features).to(torch.device(device)).set_dtype(torch.float64)
-    counts = []
-    for batches, real in ((others, True), (images, False)):
+    def __init__(self, features: Features, reference: Batches, device: str = "cpu") -> None:
+        """Looks at the `reference` set.
+
+        Raises:
+            InputError: it has fewer than two images.
+        """
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        metric = FrechetInceptionDistance(feature=features, reset_real_features=False)
+        self._metric, self._device = metric.to(torch.device(device)).set_dtype(torch.float64), device
+        self._add(reference, real=True)
+
+    def __call__(self, images: Batches) -> float:
+        """Of a set, read once, in batches.
+
+        Raises:
+            InputError: it has fewer than two images.
+        """
+        self._metric.reset()
+        self._add(images, real=False)
+        return float(self._metric.compute())
+
+    def _add(self, batches: Batches, real: bool) -> None:
         count = 0
         for batch in batches:
-            metric.update(torch.from_numpy(np.ascontiguousarray(batch)).permute(0, 3, 1, 2).to(device), real=real)
+            pixels = torch.from_numpy(np.ascontiguousarray(batch)).permute(0, 3, 1, 2)
+            self._metric.update(pixels.to(self._device), real=real)
             count += len(batch)
-        counts.append(count)
-    if min(counts) < 2:
-        raise InputError(f"FID: got sets of {counts[1]} and {counts[0]} images, wanted at least two in each")
-    return float(metric.compute())
+        if count < 2:
+            raise InputError(f"FID: got a set of {count} images, wanted at least two")
 
 
 def _inception(device: str) -> Features:
