@@ -16,7 +16,7 @@ from bitsfusion.embedded import SCORER_FOLDER
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.drawn import DrawingSettings, draw, read_png
 from bitsfusion.evaluation.estimates import Verdict, difference, estimate
-from bitsfusion.evaluation.evaluate import Evaluation, evaluate
+from bitsfusion.evaluation.evaluate import evaluate
 from bitsfusion.evaluation.measures import (
     ImageMeasure,
     Judgement,
@@ -28,6 +28,7 @@ from bitsfusion.evaluation.measures import (
 )
 from bitsfusion.evaluation.partial import PartialJudgements
 from bitsfusion.evaluation.prompts import file_prompts, world_prompts
+from bitsfusion.evaluation.setting import Evaluation
 from bitsfusion.files import folder_lock
 from bitsfusion.metrics.generation import generate_images
 from bitsfusion.models.pipeline import EMBEDDED, load_pipeline

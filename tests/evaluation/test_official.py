@@ -12,9 +12,10 @@ from bitsfusion.cli.evaluate import _guidance
 from bitsfusion.cli.main import main
 from bitsfusion.data.world.captions import TASKS, prompt_set
 from bitsfusion.errors import InputError
-from bitsfusion.evaluation.evaluate import Evaluation, evaluate
+from bitsfusion.evaluation.evaluate import evaluate
 from bitsfusion.evaluation.official import tifa_measure
 from bitsfusion.evaluation.prompts import file_prompts
+from bitsfusion.evaluation.setting import Evaluation
 from bitsfusion.metrics.geneval import geneval_summary
 from bitsfusion.metrics.geneval.files import read_results
 from bitsfusion.metrics.tifa.files import read_captions, read_image_paths, read_questions

@@ -13,7 +13,6 @@ from bitsfusion.cli.options import Json, Quiet
 from bitsfusion.data.pictures import holds_pictures, is_tree
 from bitsfusion.embedded import SCORER_FOLDER
 from bitsfusion.errors import InputError
-from bitsfusion.evaluation.evaluate import Evaluation
 from bitsfusion.evaluation.evaluate import evaluate as run_evaluation
 from bitsfusion.evaluation.measures import (
     PAIRED,
@@ -26,6 +25,7 @@ from bitsfusion.evaluation.measures import (
 )
 from bitsfusion.evaluation.official import geneval_measure, tifa_measure
 from bitsfusion.evaluation.prompts import PromptSet, file_prompts, picture_prompts, world_prompts
+from bitsfusion.evaluation.setting import Evaluation
 from bitsfusion.metrics.geneval.colors import OFFICIAL_CLIP, ClipColors
 from bitsfusion.metrics.geneval.detector import Mask2FormerDetector
 from bitsfusion.metrics.geneval.evaluator import Evaluator
