@@ -34,7 +34,7 @@ from bitsfusion.data.latent_cache import LatentCache
 from bitsfusion.data.pixels import decode_image
 from bitsfusion.data.records import ImageSource, Record
 from bitsfusion.data.tar_shards import TarShards
-from bitsfusion.models.pipeline import load_pipeline
+from bitsfusion.pipelines.load import load_pipeline
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int]) -> dict[str, ImageSource]:

@@ -20,12 +20,12 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from bitsfusion import kernels
-from bitsfusion.models.published import published_recipe
+from bitsfusion.diffusion.time_features import Coverage, place_time_features, time_feature_rows, time_layers
 from bitsfusion.nn.packed import PackedConv2d, PackedLinear, int8_activations, packed_layer
 from bitsfusion.nn.replace import replace_module
 from bitsfusion.numerics import level_count
 from bitsfusion.packing.radix import packed_size, symbols_per_byte
-from bitsfusion.time_features import Coverage, place_time_features, time_feature_rows, time_layers
+from bitsfusion.recipe.published import published_recipe
 
 SD15 = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
 STEP = 501

@@ -27,7 +27,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bitsfusion.models.unet import LayerRole, unet_layers
+from bitsfusion.architectures.unet import LayerRole, unet_layers
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
 

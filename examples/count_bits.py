@@ -3,9 +3,9 @@
 import torch
 from diffusers import UNet2DConditionModel
 
-from bitsfusion.models.published import published_recipe
-from bitsfusion.models.unet import feature_width, unet_layers
+from bitsfusion.architectures.unet import feature_width, unet_layers
 from bitsfusion.packing.accounting import average_bits
+from bitsfusion.recipe.published import published_recipe
 
 with torch.device("meta"):
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)

@@ -8,8 +8,8 @@ from diffusers import StableDiffusionPipeline
 import bitsfusion  # noqa: F401 (registers the format with diffusers)
 from bitsfusion.artifact.writer import write_pipeline
 from bitsfusion.data.world_training import WorldData
-from bitsfusion.models.pipeline import load_pipeline
 from bitsfusion.nn.replace import fake_quantize_model
+from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.recipe import assign
 from bitsfusion.sensitivity.measure import analyze
 from bitsfusion.sensitivity.settings import NoiseErrorSettings

@@ -9,11 +9,11 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
 
 import bitsfusion  # noqa: F401 (registers the format with diffusers)
+from bitsfusion.architectures.unet import LayerRole, unet_layers
 from bitsfusion.artifact.writer import write_pipeline
-from bitsfusion.models.pipeline import load_pipeline
-from bitsfusion.models.unet import LayerRole, unet_layers
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
+from bitsfusion.pipelines.load import load_pipeline
 
 out = Path(sys.argv[1])
 teacher, student = load_pipeline("embedded"), load_pipeline("embedded")

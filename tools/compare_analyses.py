@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bitsfusion.models.pipeline import load_pipeline
+from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.runs.config import RunConfig
 from bitsfusion.runs.sources import training_data
 from bitsfusion.sensitivity.correlation import correlate_tables

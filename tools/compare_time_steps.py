@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from bitsfusion.cli.console import print_table, progress_bars
-from bitsfusion.files import read_json, write_json
+from bitsfusion.io.files import read_json, write_json
+from bitsfusion.io.schema import parse
 from bitsfusion.runs.config import RunConfig
 from bitsfusion.runs.run import Run
-from bitsfusion.schema import parse
 
 FIGURES = ("clip_score", "image_mse", "noise_error", "noise_loss")
 

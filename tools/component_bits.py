@@ -32,8 +32,8 @@ from bitsfusion.metrics.generation import generate_images, initial_latents
 from bitsfusion.metrics.geneval import GenEvalResult, geneval_summary
 from bitsfusion.metrics.image_error import mse
 from bitsfusion.metrics.intervals import bootstrap_mean_interval
-from bitsfusion.models.pipeline import load_pipeline, pipeline_folder
 from bitsfusion.numerics import ScaleInit
+from bitsfusion.pipelines.load import load_pipeline, pipeline_folder
 from bitsfusion.runs.components import OtherBits, other_parts
 from bitsfusion.runs.packing import init_pipeline
 from bitsfusion.runs.progress import ProgressSink

@@ -15,7 +15,7 @@ from matplotlib import pyplot
 
 from bitsfusion.evaluation.prompts import world_prompts
 from bitsfusion.evaluation.rungs import RungScores, load_images
-from bitsfusion.files import atomic_path, read_json
+from bitsfusion.io.files import atomic_path, read_json
 
 ROWS = {
     "full_precision": "Full precision\n32 bits",

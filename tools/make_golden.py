@@ -17,12 +17,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from bitsfusion.architectures.unet import LayerRole, unet_layers
 from bitsfusion.artifact.writer import write_model
-from bitsfusion.files import write_json
-from bitsfusion.models.unet import LayerRole, unet_layers
+from bitsfusion.diffusion.time_features import Coverage, SamplerSteps, time_feature_rows
+from bitsfusion.io.files import write_json
 from bitsfusion.nn.replace import fake_quantize_model, fake_quantized_layers
 from bitsfusion.numerics import ScaleInit
-from bitsfusion.time_features import Coverage, SamplerSteps, time_feature_rows
 
 COVERAGE = Coverage((981, 721, 481, 241, 1), (SamplerSteps("pndm", 4), SamplerSteps("ddim", 2)))
 

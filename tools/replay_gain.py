@@ -14,8 +14,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bitsfusion.files import read_json
-from bitsfusion.models.unet import layers_to_assign
+from bitsfusion.architectures.unet import layers_to_assign
+from bitsfusion.io.files import read_json
 from bitsfusion.sensitivity.noise import NoisyLatents
 from bitsfusion.sensitivity.replay import Replay
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
+from bitsfusion.architectures.unet import LayerRole, unet_layers
 from bitsfusion.artifact.writer import write_pipeline
-from bitsfusion.models.unet import LayerRole, unet_layers
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
 

@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 import bitsfusion  # noqa: F401  registers with diffusers and transformers
+from bitsfusion.architectures.registry import ARCHITECTURES
 from bitsfusion.artifact.inspect import inspect_pipeline
 from bitsfusion.artifact.transformers_plugin import BitsFusionTextConfig
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.errors import ArtifactError, InputError
-from bitsfusion.models.architectures import ARCHITECTURES
-from bitsfusion.models.model_folder import left_out, open_model
 from bitsfusion.nn.packed import PACKED_LAYERS
+from bitsfusion.pipelines.model_folder import left_out, open_model
 
 from ..tiny.text import build_text_encoder
 from .drawing import images, load

@@ -16,7 +16,7 @@ import pytest
 
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.errors import BitsFusionError
-from bitsfusion.files import atomic_folder, sha256_folder
+from bitsfusion.io.files import atomic_folder, sha256_folder
 
 Pack = Callable[..., dict[str, Any]]
 SEED = 20240

@@ -16,8 +16,8 @@ from diffusers import (
 )
 
 from bitsfusion.artifact.writer import write_pipeline
+from bitsfusion.diffusion.time_features import build_scheduler
 from bitsfusion.errors import InputError
-from bitsfusion.time_features import build_scheduler
 
 from .drawing import images, load
 

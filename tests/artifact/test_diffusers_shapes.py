@@ -10,13 +10,13 @@ import torch
 from diffusers import UNet2DConditionModel
 
 import bitsfusion  # noqa: F401  registers with diffusers
+from bitsfusion.architectures.unet import unet_layers
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.artifact.writer import write_model
+from bitsfusion.diffusion.time_features import Coverage, cache_time_features
 from bitsfusion.errors import InputError
-from bitsfusion.models.unet import unet_layers
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
-from bitsfusion.time_features import Coverage, cache_time_features
 
 from ..tiny.unet import build_unet, sdxl
 

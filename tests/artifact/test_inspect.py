@@ -10,8 +10,8 @@ import pytest
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
+from bitsfusion.architectures.unet import unet_layers
 from bitsfusion.artifact.inspect import inspect_folder
-from bitsfusion.models.unet import unet_layers
 from bitsfusion.nn.packed import PackedConv2d, PackedLinear
 from bitsfusion.packing.accounting import average_bits
 from bitsfusion.packing.entropy import entropy_bits

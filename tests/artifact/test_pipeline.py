@@ -11,11 +11,11 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 import bitsfusion  # noqa: F401  registers with diffusers
+from bitsfusion.diffusion.time_features import cache_time_features, cover
 from bitsfusion.errors import InputError
 from bitsfusion.nn.fake_quantized import FakeQuantizedConv2d, FakeQuantizedLinear
 from bitsfusion.nn.packed import PackedConv2d, PackedLinear
 from bitsfusion.nn.replace import fake_quantized_layers
-from bitsfusion.time_features import cache_time_features, cover
 
 from .conftest import SAMPLERS
 from .drawing import images, load

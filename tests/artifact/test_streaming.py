@@ -17,12 +17,12 @@ from bitsfusion.artifact.components import copy_components
 from bitsfusion.artifact.parts import parts_of_folder
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.artifact.writer import write_model, write_parts
+from bitsfusion.diffusion.time_features import Coverage
 from bitsfusion.errors import InputError
-from bitsfusion.files import sha256_folder
-from bitsfusion.models.model_folder import left_out, open_unet
+from bitsfusion.io.files import sha256_folder
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
-from bitsfusion.time_features import Coverage
+from bitsfusion.pipelines.model_folder import left_out, open_unet
 
 from ..tiny.unet import build_unet
 from .conftest import mixed_bits

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
+from bitsfusion.architectures.registry import ARCHITECTURES, model_layers
 from bitsfusion.artifact.components import component_class
 from bitsfusion.artifact.parts import parts_of_folder
 from bitsfusion.artifact.writer import write_parts
-from bitsfusion.models.architectures import ARCHITECTURES, model_layers
-from bitsfusion.models.model_folder import open_model
+from bitsfusion.diffusion.time_features import Coverage
 from bitsfusion.nn.scale import layer_scale
 from bitsfusion.numerics import ScaleInit, dequantize, quantize
-from bitsfusion.time_features import Coverage
+from bitsfusion.pipelines.model_folder import open_model
 
 
 def bits_of(layers: Any) -> dict[str, int]:

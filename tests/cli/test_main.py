@@ -10,10 +10,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
 
+from bitsfusion.architectures.unet import LayerRole, unet_layers
 from bitsfusion.cli.main import main
-from bitsfusion.files import read_json, sha256_folder, write_json
-from bitsfusion.models.pipeline import load_pipeline
-from bitsfusion.models.unet import LayerRole, unet_layers
+from bitsfusion.io.files import read_json, sha256_folder, write_json
+from bitsfusion.pipelines.load import load_pipeline
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 
+from bitsfusion.architectures.unet import LayerRole, unet_layers
 from bitsfusion.data.world.captions import TASKS, fits, sample_prompt, sample_scene
 from bitsfusion.data.world.scene import draw
 from bitsfusion.embedded import PIPELINE_FOLDER, SCORER_FOLDER
@@ -12,8 +13,7 @@ from bitsfusion.evaluation.prompts import world_prompts
 from bitsfusion.evaluation.rungs import RungScores, geneval
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.metrics.generation import generate_images
-from bitsfusion.models.pipeline import load_pipeline
-from bitsfusion.models.unet import LayerRole, unet_layers
+from bitsfusion.pipelines.load import load_pipeline
 
 
 def test_the_pipeline_is_small_and_has_every_kind_of_layer():

@@ -19,15 +19,15 @@ from PIL import Image
 from bitsfusion.artifact.inspect import Inspection, inspect_folder
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.cli.main import main
+from bitsfusion.diffusion.samplers import SamplerSteps
 from bitsfusion.errors import BitsFusionError, InputError
 from bitsfusion.evaluation.card.card import hub_id, known_license, write_card
 from bitsfusion.evaluation.card.figure import bits_figure
 from bitsfusion.evaluation.card.hub import push_to_hub
 from bitsfusion.evaluation.card.text import escape
-from bitsfusion.models.pipeline import EMBEDDED
+from bitsfusion.pipelines.load import EMBEDDED
 from bitsfusion.runs.folder import RunFolder
 from bitsfusion.runs.packing import init_pipeline
-from bitsfusion.time_features.samplers import SamplerSteps
 
 PROMPTS = ("a red circle", "two_blue *squares*")
 

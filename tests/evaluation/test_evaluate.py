@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitsfusion.cli.main import main
+from bitsfusion.diffusion.samplers import SamplerSteps
 from bitsfusion.embedded import SCORER_FOLDER
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.drawn import DrawingSettings, draw, read_png
@@ -29,11 +30,10 @@ from bitsfusion.evaluation.measures import (
 from bitsfusion.evaluation.partial import PartialJudgements
 from bitsfusion.evaluation.prompts import file_prompts, world_prompts
 from bitsfusion.evaluation.setting import Evaluation
-from bitsfusion.files import folder_lock
+from bitsfusion.io.files import folder_lock
 from bitsfusion.metrics.generation import generate_images
-from bitsfusion.models.pipeline import EMBEDDED, load_pipeline
+from bitsfusion.pipelines.load import EMBEDDED, load_pipeline
 from bitsfusion.runs.packing import init_pipeline
-from bitsfusion.time_features.samplers import SamplerSteps
 
 STEPS = 2
 

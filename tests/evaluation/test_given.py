@@ -15,7 +15,7 @@ from bitsfusion.embedded import SCORER_FOLDER
 from bitsfusion.evaluation.drawn import given
 from bitsfusion.evaluation.prompts import PromptSet, picture_prompts
 from bitsfusion.metrics.geneval.files import read_results
-from bitsfusion.models.pipeline import EMBEDDED
+from bitsfusion.pipelines.load import EMBEDDED
 
 DRAWN = ("--sampler", "ddim", "--steps", "2", "--guidance", "4")
 GENEVAL = ("--metrics", "geneval", "--detector", "world")

@@ -4,11 +4,11 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from bitsfusion.architectures.unet import layers_to_assign
 from bitsfusion.data.world_training import WorldData
 from bitsfusion.evaluation.noise import make_probe, mean_squared, predict, time_step_curve
-from bitsfusion.models.pipeline import load_pipeline
-from bitsfusion.models.unet import layers_to_assign
 from bitsfusion.nn.replace import fake_quantize_model
+from bitsfusion.pipelines.load import load_pipeline
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from bitsfusion.metrics.geneval import geneval_summary
 from bitsfusion.metrics.geneval.files import read_results
 from bitsfusion.metrics.tifa.files import read_captions, read_image_paths, read_questions
 from bitsfusion.metrics.tifa.results import read_result
-from bitsfusion.models.pipeline import EMBEDDED
+from bitsfusion.pipelines.load import EMBEDDED
 
 STEPS = 2
 

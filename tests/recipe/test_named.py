@@ -4,10 +4,10 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from bitsfusion.architectures.unet import LayerRole, unet_layers
 from bitsfusion.errors import InputError
-from bitsfusion.models.published import published_recipe, published_weights
-from bitsfusion.models.unet import LayerRole, unet_layers
 from bitsfusion.recipe.named import recipe_bits
+from bitsfusion.recipe.published import published_recipe, published_weights
 
 SD15 = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
 SD21 = {

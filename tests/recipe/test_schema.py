@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from bitsfusion.architectures.unet import LayerRole, unet_layers
 from bitsfusion.errors import InputError
-from bitsfusion.models.unet import LayerRole, unet_layers
 from bitsfusion.packing.accounting import average_bits
 from bitsfusion.recipe.schema import Recipe, check_fits, read_recipe, write_recipe
 

@@ -11,18 +11,18 @@ import pytest
 from diffusers import StableDiffusionPipeline
 
 import bitsfusion  # noqa: F401  registers with diffusers and transformers
+from bitsfusion.architectures.registry import ARCHITECTURES, TEXT_ENCODERS, VAE, model_layers
+from bitsfusion.architectures.unet import LayerRole
 from bitsfusion.artifact.inspect import folder_sizes, inspect_pipeline
 from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.cli.main import main
 from bitsfusion.embedded import PIPELINE_FOLDER
 from bitsfusion.errors import InputError
-from bitsfusion.models.architectures import ARCHITECTURES, TEXT_ENCODERS, VAE, model_layers
-from bitsfusion.models.model_folder import open_model
-from bitsfusion.models.pipeline import load_pipeline
-from bitsfusion.models.unet import LayerRole
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.packing.accounting import average_bits
+from bitsfusion.pipelines.load import load_pipeline
+from bitsfusion.pipelines.model_folder import open_model
 from bitsfusion.recipe.schema import Recipe, write_recipe
 from bitsfusion.runs.components import WHOLE, OtherBits, other_parts
 from bitsfusion.runs.packing import init_pipeline

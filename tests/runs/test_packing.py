@@ -21,22 +21,22 @@ from PIL import Image
 from transformers import CLIPTextModelWithProjection
 
 import bitsfusion  # noqa: F401  registers with diffusers
+from bitsfusion.architectures.unet import LayerRole, unet_layers
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.artifact.writer import write_pipeline
+from bitsfusion.diffusion.time_features import SamplerSteps
 from bitsfusion.embedded import PIPELINE_FOLDER
 from bitsfusion.errors import InputError
-from bitsfusion.files import read_json, write_json
-from bitsfusion.models.pipeline import load_pipeline
-from bitsfusion.models.unet import LayerRole, unet_layers
+from bitsfusion.io.files import read_json, write_json
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
+from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.recipe.assign import assign
 from bitsfusion.recipe.named import recipe_bits
 from bitsfusion.recipe.schema import write_recipe
 from bitsfusion.runs.components import WHOLE
 from bitsfusion.runs.packing import init_model, init_pipeline, pack_checkpoint
 from bitsfusion.sensitivity.weight_error import weight_error_table
-from bitsfusion.time_features import SamplerSteps
 from bitsfusion.training.checkpoint import identity, save_student
 
 from ..tiny.pipeline import build_pipeline

@@ -15,11 +15,11 @@ from bitsfusion.data.world.captions import sample_prompt, sample_scene
 from bitsfusion.data.world.scene import draw
 from bitsfusion.embedded import PIPELINE_FOLDER
 from bitsfusion.errors import InputError
-from bitsfusion.models.pipeline import load_pipeline
+from bitsfusion.io.schema import parse
+from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.runs.config import RunConfig
 from bitsfusion.runs.progress import ProgressSink
 from bitsfusion.runs.sources import default_cache, training_data
-from bitsfusion.schema import parse
 
 
 @pytest.fixture(scope="module")

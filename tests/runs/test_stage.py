@@ -15,9 +15,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from bitsfusion.architectures.unet import unet_layers
 from bitsfusion.errors import InputError
-from bitsfusion.models.pipeline import load_pipeline
-from bitsfusion.models.unet import unet_layers
+from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.runs.config import RunConfig
 from bitsfusion.runs.stage import StageConfig, plan_training, read_training_config, train_stage
 from bitsfusion.training.log import read_log
@@ -99,7 +99,7 @@ def test_the_next_stage_starts_from_the_last_ones_student(alone, config_file, tm
 
 
 def test_two_runs_do_not_share_a_folder(config_file, alone):
-    from bitsfusion.files import folder_lock
+    from bitsfusion.io.files import folder_lock
 
     lock = folder_lock(alone, alone / ".lock")
     try:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from bitsfusion.models.unet import unet_layers
+from bitsfusion.architectures.unet import unet_layers
 from bitsfusion.numerics import ScaleInit, initial_scale, quantize
 from bitsfusion.sensitivity import entropy
 from bitsfusion.sensitivity.entropy import level_entropies

@@ -9,8 +9,8 @@ import torch
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bitsfusion.architectures.unet import layers_to_assign
 from bitsfusion.errors import InputError
-from bitsfusion.models.unet import layers_to_assign
 from bitsfusion.numerics import ScaleInit, dequantize, initial_scale, quantize
 from bitsfusion.sensitivity.jacobian import Jacobian
 from bitsfusion.sensitivity.measure import analyze

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from bitsfusion.architectures.unet import feature_width, layers_to_assign, unet_layers
 from bitsfusion.errors import InputError
-from bitsfusion.models.unet import feature_width, layers_to_assign, unet_layers
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.recipe import assign, check_fits

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bitsfusion.models.pipeline import load_pipeline
-from bitsfusion.models.unet import layers_to_assign
+from bitsfusion.architectures.unet import layers_to_assign
+from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.sensitivity.guided import guided_latents
 from bitsfusion.sensitivity.noise import NoisyLatents, noisy_latents
 from bitsfusion.sensitivity.noise_error import NoiseError

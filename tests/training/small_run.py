@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
+from bitsfusion.architectures.unet import FIRST_LAST_BITS, layers_to_assign
 from bitsfusion.data.batches import Batch
-from bitsfusion.models.unet import FIRST_LAST_BITS, layers_to_assign
 from bitsfusion.nn.replace import fake_quantize_model
 
 from ..tiny.text import TOKENS, build_text_encoder, build_tokenizer

@@ -13,7 +13,7 @@ import yaml
 
 from bitsfusion.data.batches import Batch
 from bitsfusion.errors import InputError
-from bitsfusion.schema import parse
+from bitsfusion.io.schema import parse
 from bitsfusion.training.config import PAPER_STAGE1, PAPER_STAGE2, TimeStepConfig, TrainingConfig
 from bitsfusion.training.ema import ExponentialMovingAverage
 from bitsfusion.training.losses import BlockFeatures, feature_distillation, noise_prediction

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bitsfusion.errors import InputError
-from bitsfusion.files import read_json
-from bitsfusion.models.weight_files import is_weights, weight_files
+from bitsfusion.io.files import read_json
+from bitsfusion.pipelines.weight_files import is_weights, weight_files
 
 INDEX = "model_index.json"
 _NAME = re.compile(r"[A-Za-z0-9_]{1,64}")

@@ -12,10 +12,10 @@ from bitsfusion.artifact.payload import scale_frame_bytes
 from bitsfusion.artifact.reader import PackedFolder, component_named, open_components, open_folder
 from bitsfusion.artifact.schema import PACKED_SUFFIX, ROWS_TENSOR, PackedEntry
 from bitsfusion.artifact.verify import check_stored
-from bitsfusion.models.weight_files import is_weights
 from bitsfusion.numerics import level_count
 from bitsfusion.packing.accounting import FileBytes
 from bitsfusion.packing.entropy import counted_entropy, level_counts
+from bitsfusion.pipelines.weight_files import is_weights
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitsfusion.architectures.registry import UNET, Architecture, packed_modules, without_steering
+from bitsfusion.architectures.unet import EMBEDDING_ROLES, FIXED_BITS, layer_role
 from bitsfusion.artifact.skeleton import empty_model
+from bitsfusion.diffusion.time_features import Coverage, time_feature_rows, time_layers
+from bitsfusion.diffusion.time_features.cache import TimeFeatureRows
 from bitsfusion.errors import InputError
-from bitsfusion.models.architectures import UNET, Architecture, packed_modules, without_steering
-from bitsfusion.models.model_folder import ModelFolder
-from bitsfusion.models.unet import EMBEDDING_ROLES, FIXED_BITS, layer_role
 from bitsfusion.nn.fake_quantized import FakeQuantizedConv2d, FakeQuantizedLinear
 from bitsfusion.nn.packed import PackedConv2d, PackedLinear, packed_buffer
 from bitsfusion.nn.scale import layer_scale
 from bitsfusion.numerics import ScaleInit, quantize
-from bitsfusion.time_features import Coverage, time_feature_rows, time_layers
-from bitsfusion.time_features.cache import TimeFeatureRows
+from bitsfusion.pipelines.model_folder import ModelFolder
 
 _FIXED_SCALE = ScaleInit.ALTERNATING  # of layers at 8 bits that no recipe names: the exact search gains 0.1 dB there
 

@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from bitsfusion.architectures.registry import ARCHITECTURES, Architecture
 from bitsfusion.artifact.container import StoredTensor, check_name, read_header, read_object
 from bitsfusion.artifact.limits import shown
 from bitsfusion.artifact.payload import decode_layer, decode_layers
@@ -24,7 +25,6 @@ from bitsfusion.artifact.schema import (
 )
 from bitsfusion.artifact.skeleton import empty_model, make_packed, named_architecture
 from bitsfusion.errors import ArtifactError, InputError
-from bitsfusion.models.architectures import ARCHITECTURES, Architecture
 
 UNET_FOLDER = "unet"
 _INDEX = ".index.json"

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_fie
 from bitsfusion.artifact.container import NAME, NAME_LENGTH
 from bitsfusion.artifact.limits import JSON_DEPTH, LAYER_WEIGHTS, MODEL_WEIGHTS, shown
 from bitsfusion.errors import ArtifactError
-from bitsfusion.files import sha256_json
+from bitsfusion.io.files import sha256_json
 from bitsfusion.packing.accounting import LayerSize, average_bits
 
 QUANT_METHOD = "bitsfusion"

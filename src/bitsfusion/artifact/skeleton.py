@@ -8,10 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bitsfusion.artifact.limits import bounded_construction, check_model_config, shown
-from bitsfusion.artifact.schema import PackedConfig
-from bitsfusion.errors import ArtifactError, InputError
-from bitsfusion.models.architectures import (
+from bitsfusion.architectures.registry import (
     ARCHITECTURES,
     Architecture,
     architecture_of,
@@ -19,9 +16,12 @@ from bitsfusion.models.architectures import (
     packed_modules,
     without_steering,
 )
+from bitsfusion.artifact.limits import bounded_construction, check_model_config, shown
+from bitsfusion.artifact.schema import PackedConfig
+from bitsfusion.diffusion.time_features import Coverage, SamplerSteps, place_time_features, time_layers
+from bitsfusion.errors import ArtifactError, InputError
 from bitsfusion.nn.packed import packed_layer
 from bitsfusion.nn.replace import replace_module
-from bitsfusion.time_features import Coverage, SamplerSteps, place_time_features, time_layers
 
 
 def coverage_of(config: PackedConfig) -> Coverage:

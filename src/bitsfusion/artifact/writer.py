@@ -27,9 +27,9 @@ from bitsfusion.artifact.schema import (
 )
 from bitsfusion.artifact.target import check_target
 from bitsfusion.artifact.weight_file import write_weights
+from bitsfusion.diffusion.time_features import Coverage, SamplerSteps, cover
 from bitsfusion.errors import InputError
-from bitsfusion.files import atomic_folder
-from bitsfusion.time_features import Coverage, SamplerSteps, cover
+from bitsfusion.io.files import atomic_folder
 
 PAPER_SAMPLERS = (SamplerSteps("pndm", 50),)
 _THREADS = 4  # each holds a layer and its temporaries
@@ -90,7 +90,7 @@ def write_model(
     """Writes the UNet alone as a diffusers model folder; see `write_pipeline`.
 
     Args:
-        coverage: the time steps to cache (`bitsfusion.time_features.cover`); None keeps the time layers at 8 bits.
+        coverage: the time steps to cache (`bitsfusion.diffusion.samplers.cover`); None keeps the time layers at 8 bits.
     """
     parts = parts_of_model(unet, coverage)
     with _new_folder(folder) as temporary:

@@ -13,7 +13,7 @@ from bitsfusion.cli.console import print_json, progress_bars
 from bitsfusion.cli.options import Cover, Json, Model, Quiet, samplers_to_cover
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import file_prompts, world_prompts
-from bitsfusion.models.pipeline import EMBEDDED, load_pipeline
+from bitsfusion.pipelines.load import EMBEDDED, load_pipeline
 from bitsfusion.recipe.assign import Strategy
 from bitsfusion.recipe.assign import assign as assign_bits
 from bitsfusion.recipe.schema import write_recipe

@@ -12,8 +12,8 @@ from bitsfusion.artifact.inspect import ComponentSize, Inspection, inspect_folde
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.cli.console import print_json, print_table, progress_bars
 from bitsfusion.cli.options import Json, Quiet
+from bitsfusion.diffusion.samplers import Sampler
 from bitsfusion.runs.singles import generate_to_folder
-from bitsfusion.time_features.samplers import Sampler
 
 Folder = Annotated[Path, typer.Argument(help="A packed pipeline or model folder.")]
 

@@ -11,6 +11,7 @@ import typer
 from bitsfusion.cli.console import print_json, print_table, progress_bars
 from bitsfusion.cli.options import Json, Quiet
 from bitsfusion.data.pictures import holds_pictures, is_tree
+from bitsfusion.diffusion.samplers import Sampler
 from bitsfusion.embedded import SCORER_FOLDER
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.evaluate import evaluate as run_evaluation
@@ -35,8 +36,7 @@ from bitsfusion.metrics.geneval.world import WorldReader
 from bitsfusion.metrics.tifa.files import read_captions, read_questions
 from bitsfusion.metrics.tifa.matcher import OFFICIAL_ENCODER, SentenceMatcher
 from bitsfusion.metrics.tifa.vqa import vqa_model
-from bitsfusion.models.pipeline import EMBEDDED
-from bitsfusion.time_features.samplers import Sampler
+from bitsfusion.pipelines.load import EMBEDDED
 
 CLIP = "openai/clip-vit-base-patch32"
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 
 import typer
 
 from bitsfusion.errors import BitsFusionError, InputError
+
+COMMANDS = "bitsfusion.commands"
+"""Entry points: modules of other packages that add commands by `register(app)`."""
 
 
 def build_app() -> typer.Typer:
@@ -16,7 +20,7 @@ def build_app() -> typer.Typer:
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    from bitsfusion.cli import artifact, bench, card, evaluate, reproduce, run, steps, training, vote
+    from bitsfusion.cli import artifact, card, evaluate, run, steps, training, vote
 
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
@@ -28,8 +32,10 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for commands in (run, steps, training, artifact, bench, evaluate, reproduce, card, vote):
+    for commands in (run, steps, training, artifact, evaluate, card, vote):
         commands.register(app)
+    for entry in sorted(entry_points(group=COMMANDS), key=lambda entry: entry.name):
+        entry.load().register(app)
     return app
 
 

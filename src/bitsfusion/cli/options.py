@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from bitsfusion.diffusion.samplers import SamplerSteps
 from bitsfusion.errors import InputError
-from bitsfusion.time_features.samplers import SamplerSteps
 
 Model = Annotated[str, typer.Argument(help='A diffusers folder, a hub id, or "embedded".')]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]

@@ -11,10 +11,10 @@ import yaml
 
 from bitsfusion.cli.console import print_json, print_ladder, progress_bars
 from bitsfusion.cli.options import Json, Quiet
-from bitsfusion.files import read_json
+from bitsfusion.io.files import read_json
+from bitsfusion.io.schema import parse
 from bitsfusion.runs.config import RunConfig, read_config
 from bitsfusion.runs.run import STEPS, Run
-from bitsfusion.schema import parse
 
 Until = Annotated[str, typer.Option(help=f"Stop after this step: {', '.join(STEPS)}.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")]

@@ -13,8 +13,8 @@ from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.cli import analysis
 from bitsfusion.cli.console import print_json, progress_bars
 from bitsfusion.cli.options import Json, Model, Quiet, samplers_to_cover
-from bitsfusion.models.pipeline import EMBEDDED
 from bitsfusion.numerics import ScaleInit
+from bitsfusion.pipelines.load import EMBEDDED
 from bitsfusion.runs import packing
 from bitsfusion.runs.components import UNET_ALONE, WHOLE, OtherBits
 from bitsfusion.runs.packing import init_pipeline, pack_checkpoint

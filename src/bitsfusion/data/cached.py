@@ -17,7 +17,7 @@ from bitsfusion.data.latent_cache import Chunk, LatentCache
 from bitsfusion.data.order import EpochOrder
 from bitsfusion.data.records import ImageSource
 from bitsfusion.errors import InputError
-from bitsfusion.files import sha256_json
+from bitsfusion.io.files import sha256_json
 
 
 class CachedData:

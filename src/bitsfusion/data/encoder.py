@@ -13,7 +13,7 @@ from torch import Tensor
 from bitsfusion.data.batches import encode_images, tokenize
 from bitsfusion.data.pixels import to_model_range
 from bitsfusion.errors import InputError
-from bitsfusion.files import sha256_json
+from bitsfusion.io.files import sha256_json
 
 LATENT_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _PIXELS_AT_ONCE = 4 * 512 * 512

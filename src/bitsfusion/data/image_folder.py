@@ -10,7 +10,7 @@ from typing import Any
 
 from bitsfusion.data.records import BadSampleError, Record
 from bitsfusion.errors import InputError
-from bitsfusion.files import read_lines, sha256_json
+from bitsfusion.io.files import read_lines, sha256_json
 
 _PART = 512
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bitsfusion.files import atomic_path, sha256_json, write_json
+from bitsfusion.io.files import atomic_path, sha256_json, write_json
 
 SCHEMA_VERSION = 1
 CHUNK = 512

@@ -12,7 +12,7 @@ import torch
 from bitsfusion.data.batches import Batch, encode_images, tokenize
 from bitsfusion.data.world.captions import Split, sample_prompt, sample_scene
 from bitsfusion.data.world.scene import draw
-from bitsfusion.files import sha256_json
+from bitsfusion.io.files import sha256_json
 
 
 class WorldData:

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from bitsfusion.data.pictures import PromptedPicture, read_pictures
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import PromptSet
-from bitsfusion.files import read_json, sha256_file, sha256_json, write_json, write_text
+from bitsfusion.io.files import read_json, sha256_file, sha256_json, write_json, write_text
 from bitsfusion.metrics.generation import generate_images, write_png
 
 SETTINGS_NAME = "settings.json"

@@ -18,8 +18,8 @@ from bitsfusion.evaluation.drawn import DrawingSettings, DrawnImages, draw, give
 from bitsfusion.evaluation.measures import Measure
 from bitsfusion.evaluation.setting import Evaluation, Progress
 from bitsfusion.evaluation.values import KeptValues, scores_of
-from bitsfusion.files import folder_lock, sha256_folder, write_json
-from bitsfusion.models.pipeline import load_pipeline, pipeline_folder
+from bitsfusion.io.files import folder_lock, sha256_folder, write_json
+from bitsfusion.pipelines.load import load_pipeline, pipeline_folder
 
 SCHEMA_VERSION = 1
 PACKAGES = ("bitsfusion", "torch", "diffusers", "transformers", "torchmetrics", "numpy", "scipy", "pillow")

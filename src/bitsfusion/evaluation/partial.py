@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bitsfusion.errors import BitsFusionError
 from bitsfusion.evaluation.measures import Judgement
-from bitsfusion.files import write_text
+from bitsfusion.io.files import write_text
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from bitsfusion.data.pictures import PromptedPicture, is_tree, read_pictures
 from bitsfusion.data.world.captions import Prompt, Split, fits, prompt_set
 from bitsfusion.data.world.reader import read
 from bitsfusion.errors import InputError
-from bitsfusion.files import read_lines, sha256_json
+from bitsfusion.io.files import read_lines, sha256_json
 
 
 @dataclass(frozen=True)

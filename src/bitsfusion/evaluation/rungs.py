@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from bitsfusion.data.world.captions import TASKS
 from bitsfusion.evaluation.prompts import PromptSet
-from bitsfusion.files import atomic_path, read_json, write_json
+from bitsfusion.io.files import atomic_path, read_json, write_json
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.metrics.geneval import GenEvalResult, GenEvalSummary, geneval_summary
 from bitsfusion.metrics.image_error import mse

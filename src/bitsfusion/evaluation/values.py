@@ -23,7 +23,7 @@ from bitsfusion.evaluation.measures import (
 )
 from bitsfusion.evaluation.partial import PartialJudgements
 from bitsfusion.evaluation.setting import AGAINST, MODEL, Evaluation, Progress
-from bitsfusion.files import read_json, sha256_json, write_json
+from bitsfusion.io.files import read_json, sha256_json, write_json
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from bitsfusion.diffusion.samplers import Sampler, build_scheduler
 from bitsfusion.errors import InputError
-from bitsfusion.files import atomic_path
-from bitsfusion.time_features.samplers import Sampler, build_scheduler
+from bitsfusion.io.files import atomic_path
 
 
 def generate_images(

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from bitsfusion.architectures.unet import FIRST_LAST_BITS
 from bitsfusion.errors import InputError
-from bitsfusion.models.unet import FIRST_LAST_BITS
 from bitsfusion.numerics import MAX_BITS, MIN_BITS, check_bits
 from bitsfusion.packing.accounting import average_bits
 from bitsfusion.recipe.choices import ROUNDING, Bits, Choices, choices_of

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from bitsfusion.architectures.unet import FIRST_LAST_BITS, LayerInfo, LayerRole
 from bitsfusion.errors import InputError
-from bitsfusion.models.published import PUBLISHED, published_recipe, published_weights
-from bitsfusion.models.unet import FIRST_LAST_BITS, LayerInfo, LayerRole
+from bitsfusion.recipe.published import PUBLISHED, published_recipe, published_weights
 from bitsfusion.recipe.schema import check_fits, check_layers, read_recipe
 
 UNIFORM = "uniform:"

@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from bitsfusion.architectures.unet import EMBEDDING_ROLES, LayerInfo, LayerRole, layer_role
 from bitsfusion.errors import InputError
-from bitsfusion.files import read_json, sha256_json, write_json
-from bitsfusion.models.unet import EMBEDDING_ROLES, LayerInfo, LayerRole, layer_role
+from bitsfusion.io.files import read_json, sha256_json, write_json
+from bitsfusion.io.schema import named, parse
 from bitsfusion.numerics import MAX_BITS, MIN_BITS
 from bitsfusion.packing.accounting import average_bits
-from bitsfusion.schema import named, parse
 
 Bits = Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS, strict=True)]
 

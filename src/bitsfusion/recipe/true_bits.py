@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from bitsfusion.architectures.unet import FIRST_LAST_BITS
 from bitsfusion.errors import InputError
-from bitsfusion.models.unet import FIRST_LAST_BITS
+from bitsfusion.io.schema import named
 from bitsfusion.numerics import MAX_BITS
 from bitsfusion.packing.accounting import FEATURE_BITS
 from bitsfusion.recipe.choices import Choices
-from bitsfusion.schema import named
 from bitsfusion.sensitivity.table import SensitivityTable
 
 Entropies = Mapping[str, Sequence[float]]

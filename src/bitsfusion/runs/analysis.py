@@ -11,9 +11,9 @@ import torch
 
 from bitsfusion.data.batches import TrainingData
 from bitsfusion.errors import InputError
-from bitsfusion.files import sha256_folder
+from bitsfusion.io.files import sha256_folder
 from bitsfusion.metrics.clip_score import ClipScorer
-from bitsfusion.models.pipeline import load_pipeline, pipeline_folder
+from bitsfusion.pipelines.load import load_pipeline, pipeline_folder
 from bitsfusion.runs.config import FolderSource, WorldSource
 from bitsfusion.runs.sources import training_data
 from bitsfusion.sensitivity.measure import analyze, candidates, empty_table, rows_done

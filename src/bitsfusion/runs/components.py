@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import nn
 
+from bitsfusion.architectures.registry import ARCHITECTURES, TEXT_ENCODERS, UNET, VAE, Architecture, model_layers
+from bitsfusion.architectures.unet import LayerInfo, LayerRole
 from bitsfusion.artifact.components import component_class, components
 from bitsfusion.artifact.parts import ModelParts, parts_of_folder
 from bitsfusion.errors import InputError
-from bitsfusion.files import sha256_file
-from bitsfusion.models.architectures import ARCHITECTURES, TEXT_ENCODERS, UNET, VAE, Architecture, model_layers
-from bitsfusion.models.model_folder import ModelFolder, left_out, open_model
-from bitsfusion.models.unet import LayerInfo, LayerRole
+from bitsfusion.io.files import sha256_file
 from bitsfusion.numerics import ScaleInit, check_bits
+from bitsfusion.pipelines.model_folder import ModelFolder, left_out, open_model
 from bitsfusion.recipe.assign import assign
 from bitsfusion.recipe.named import UNIFORM, is_file, recipe_bits
 from bitsfusion.runs.progress import ProgressSink

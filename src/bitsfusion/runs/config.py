@@ -8,14 +8,14 @@ from typing import Annotated, Any, Literal, TypeAlias
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from bitsfusion.diffusion.samplers import Sampler
 from bitsfusion.embedded import SCORER_FOLDER
 from bitsfusion.errors import InputError
-from bitsfusion.models.pipeline import EMBEDDED
+from bitsfusion.io.schema import parse
 from bitsfusion.numerics import ScaleInit
+from bitsfusion.pipelines.load import EMBEDDED
 from bitsfusion.recipe.assign import Strategy
-from bitsfusion.schema import parse
 from bitsfusion.sensitivity.settings import NoiseErrorSettings, Settings
-from bitsfusion.time_features.samplers import Sampler
 from bitsfusion.training.config import TrainingConfig
 
 

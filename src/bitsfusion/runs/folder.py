@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bitsfusion.evaluation.card import PICTURES, README
-from bitsfusion.files import folder_lock, read_json, sha256_file, sha256_folder, sha256_json, write_json
+from bitsfusion.io.files import folder_lock, read_json, sha256_file, sha256_folder, sha256_json, write_json
 from bitsfusion.training.ranks import Ranks
 
 SCHEMA_VERSION = 1

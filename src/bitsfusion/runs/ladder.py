@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from diffusers import DDPMScheduler
 
+from bitsfusion.diffusion.samplers import cover
+from bitsfusion.diffusion.time_features.cache import cache_time_features
 from bitsfusion.evaluation.noise import make_probe, mean_squared, predict, time_step_curve
 from bitsfusion.evaluation.prompts import PromptSet, file_prompts, world_prompts
 from bitsfusion.evaluation.rungs import SCHEMA_VERSION, RungScores, load_images, score_images
-from bitsfusion.files import write_json
+from bitsfusion.io.files import write_json
 from bitsfusion.metrics.generation import generate_images
-from bitsfusion.models.pipeline import load_pipeline
+from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.runs.workspace import Workspace, stage_folder
-from bitsfusion.time_features.cache import cache_time_features
-from bitsfusion.time_features.samplers import cover
 from bitsfusion.training.checkpoint import load_student
 
 PROBE_SEED = 77

@@ -9,21 +9,21 @@ from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
+from bitsfusion.architectures.unet import unet_layers
 from bitsfusion.artifact.components import components
 from bitsfusion.artifact.parts import ModelParts, parts_of_folder, parts_of_model
 from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.artifact.writer import PAPER_SAMPLERS, write_parts
+from bitsfusion.diffusion.time_features import Coverage, SamplerSteps, cover
+from bitsfusion.diffusion.time_features.cache import uncacheable
 from bitsfusion.errors import InputError
-from bitsfusion.files import read_json, sha256_file, sha256_folder
-from bitsfusion.models.model_folder import ModelFolder, left_out, open_unet
-from bitsfusion.models.pipeline import pipeline_folder
-from bitsfusion.models.unet import unet_layers
+from bitsfusion.io.files import read_json, sha256_file, sha256_folder
 from bitsfusion.numerics import ScaleInit
+from bitsfusion.pipelines.load import pipeline_folder
+from bitsfusion.pipelines.model_folder import ModelFolder, left_out, open_unet
 from bitsfusion.recipe.named import is_file, recipe_bits
 from bitsfusion.runs.components import UNET_ALONE, OtherBits, by_weight_error, other_parts
 from bitsfusion.runs.progress import ProgressSink
-from bitsfusion.time_features import Coverage, SamplerSteps, cover
-from bitsfusion.time_features.cache import uncacheable
 from bitsfusion.training.checkpoint import load_student
 
 AUTO: Literal["auto"] = "auto"

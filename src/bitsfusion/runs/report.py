@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+from bitsfusion.architectures.unet import layer_kind
 from bitsfusion.artifact.inspect import Inspection, inspect_folder
 from bitsfusion.evaluation.card.scores import ScoreTable, read_scores
 from bitsfusion.evaluation.report import write_report
 from bitsfusion.evaluation.report_data import Curve, LayerRow, Pictures, ReportData, Rung, SeedScores, Sizes
 from bitsfusion.evaluation.rungs import RungScores, geneval, load_images, paired_difference
-from bitsfusion.files import read_json, sha256_file
-from bitsfusion.models.pipeline import EMBEDDED
-from bitsfusion.models.unet import layer_kind
+from bitsfusion.io.files import read_json, sha256_file
+from bitsfusion.io.schema import parse
+from bitsfusion.pipelines.load import EMBEDDED
 from bitsfusion.runs.ladder import Ladder
 from bitsfusion.runs.summary import fp16_bytes, known_mean, rung_bits, rung_names, training_log, training_seconds
-from bitsfusion.schema import parse
 from bitsfusion.sensitivity.table import read_table
 from bitsfusion.vote.results import VoteResults
 

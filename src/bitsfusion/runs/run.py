@@ -11,11 +11,11 @@ from typing import Any
 
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
+from bitsfusion.architectures.unet import unet_layers
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.artifact.writer import write_pipeline
 from bitsfusion.errors import InputError
-from bitsfusion.files import write_json
-from bitsfusion.models.unet import unet_layers
+from bitsfusion.io.files import write_json
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.recipe.assign import assign
 from bitsfusion.recipe.schema import check_fits, write_recipe

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bitsfusion.errors import InputError
-from bitsfusion.files import write_text
+from bitsfusion.io.files import write_text
 from bitsfusion.metrics.generation import generate_images, write_png
-from bitsfusion.models.pipeline import load_pipeline
+from bitsfusion.pipelines.load import load_pipeline
 
 
 def generate_to_folder(

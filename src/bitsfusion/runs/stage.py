@@ -12,17 +12,17 @@ import yaml
 from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from bitsfusion.architectures.unet import unet_layers
 from bitsfusion.errors import InputError
-from bitsfusion.files import folder_lock, read_json
-from bitsfusion.models.pipeline import pipeline_folder
-from bitsfusion.models.unet import unet_layers
+from bitsfusion.io.files import folder_lock, read_json
+from bitsfusion.io.schema import parse
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
+from bitsfusion.pipelines.load import pipeline_folder
 from bitsfusion.recipe.named import recipe_bits
 from bitsfusion.runs.config import DataSource, RunConfig, WorldSource
 from bitsfusion.runs.progress import ProgressSink
 from bitsfusion.runs.sources import training_data
-from bitsfusion.schema import parse
 from bitsfusion.training.checkpoint import STUDENT_INFO, find_checkpoint, load_student
 from bitsfusion.training.config import TrainingConfig
 from bitsfusion.training.loop import TrainingResult, train

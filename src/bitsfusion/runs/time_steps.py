@@ -10,8 +10,8 @@ from diffusers import DDPMScheduler
 
 from bitsfusion.data.batches import TrainingData
 from bitsfusion.evaluation.noise import time_step_curve
-from bitsfusion.files import write_json
-from bitsfusion.models.pipeline import load_pipeline
+from bitsfusion.io.files import write_json
+from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.training.checkpoint import STUDENT_INFO, load_student
 
 CURVE_SCHEMA_VERSION = 1

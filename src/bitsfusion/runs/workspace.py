@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bitsfusion.data.batches import TrainingData
-from bitsfusion.files import sha256_folder
+from bitsfusion.io.files import sha256_folder
 from bitsfusion.metrics.clip_score import ClipScorer
-from bitsfusion.models.pipeline import load_pipeline, pipeline_folder
+from bitsfusion.pipelines.load import load_pipeline, pipeline_folder
 from bitsfusion.recipe.schema import Recipe, read_recipe
 from bitsfusion.runs.config import ImageSection, RunConfig
 from bitsfusion.runs.folder import RunFolder

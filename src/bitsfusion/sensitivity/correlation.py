@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from bitsfusion.errors import InputError
-from bitsfusion.schema import named
+from bitsfusion.io.schema import named
 from bitsfusion.sensitivity.table import MEASURED_BITS, SensitivityTable
 
 Metric = Literal["mse", "psnr", "lpips", "clip_drop"]

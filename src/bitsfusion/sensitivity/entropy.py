@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bitsfusion.models.unet import unet_layers
+from bitsfusion.architectures.unet import unet_layers
 from bitsfusion.nn.scale import layer_scale
 from bitsfusion.numerics import MAX_BITS, MIN_BITS, ScaleInit, quantize
 from bitsfusion.packing.entropy import entropy_bits

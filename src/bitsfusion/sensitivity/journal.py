@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from bitsfusion.errors import BitsFusionError, InputError
-from bitsfusion.files import write_text
+from bitsfusion.io.files import write_text
 from bitsfusion.sensitivity.table import SensitivityRow
 
 

@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
+from bitsfusion.architectures.unet import LayerRole, feature_width, unet_layers
 from bitsfusion.data.batches import TrainingData
+from bitsfusion.diffusion.samplers import cover
 from bitsfusion.errors import InputError
-from bitsfusion.files import sha256_json
-from bitsfusion.models.unet import LayerRole, feature_width, unet_layers
+from bitsfusion.io.files import sha256_json
 from bitsfusion.sensitivity.journal import Journal, read_journal
 from bitsfusion.sensitivity.methods import alone
 from bitsfusion.sensitivity.paper import ImageDistance, TextImageScorer
 from bitsfusion.sensitivity.settings import Settings
 from bitsfusion.sensitivity.table import MEASURED_BITS, Candidate, SensitivityTable, read_table, write_table
 from bitsfusion.sensitivity.workers import Workers
-from bitsfusion.time_features.samplers import cover
 
 Progress = Callable[[int, int], None]
 """Called with the rows done and the rows in all."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from bitsfusion.data.batches import TrainingData
+from bitsfusion.diffusion.samplers import build_scheduler
 from bitsfusion.sensitivity.guided import guided_latents
 from bitsfusion.sensitivity.jacobian import Jacobian
 from bitsfusion.sensitivity.noise import noisy_latents
@@ -17,7 +18,6 @@ from bitsfusion.sensitivity.noise_error import NoiseError
 from bitsfusion.sensitivity.paper import PaperMethod
 from bitsfusion.sensitivity.settings import JacobianSettings, NoiseErrorSettings, PaperSettings, Settings
 from bitsfusion.sensitivity.table import MEASURED_BITS, Candidate
-from bitsfusion.time_features.samplers import build_scheduler
 
 SLOW_FORWARD = 0.5
 """Seconds of one latent's forward above which samples are timed one by one instead of in batches."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from bitsfusion.files import atomic_path, write_json, write_text
-from bitsfusion.models.unet import layer_kind
+from bitsfusion.architectures.unet import layer_kind
+from bitsfusion.io.files import atomic_path, write_json, write_text
 from bitsfusion.sensitivity.correlation import Correlation, Metric, correlate_bits, correlate_tables
 from bitsfusion.sensitivity.figures import error_figure, skewness_figure
 from bitsfusion.sensitivity.skewness import nearly_symmetric, skewness

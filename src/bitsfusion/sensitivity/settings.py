@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bitsfusion.diffusion.samplers import Sampler
 from bitsfusion.numerics import ScaleInit
-from bitsfusion.time_features.samplers import Sampler
 
 Positive = Annotated[int, Field(ge=1)]
 

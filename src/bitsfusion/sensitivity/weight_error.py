@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from bitsfusion.models.unet import LayerInfo, LayerRole
+from bitsfusion.architectures.unet import LayerInfo, LayerRole
 from bitsfusion.nn.scale import layer_scale
 from bitsfusion.numerics import ScaleInit, dequantize, quantize
 from bitsfusion.sensitivity.table import MEASURED_BITS, SensitivityRow, SensitivityTable

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from bitsfusion.errors import InputError
-from bitsfusion.files import read_json, sha256_json
+from bitsfusion.io.files import read_json, sha256_json
 
 
 def _no_as_text(value: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bitsfusion.errors import InputError
-from bitsfusion.files import read_json
+from bitsfusion.io.files import read_json
 from bitsfusion.training.config import TimeStepConfig
 
 Draw: TypeAlias = Callable[[int, np.random.Generator], Tensor]

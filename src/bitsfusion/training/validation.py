@@ -8,9 +8,9 @@ from typing import Any
 from diffusers import StableDiffusionPipeline
 from torch import nn
 
+from bitsfusion.diffusion.samplers import Sampler, build_scheduler
 from bitsfusion.errors import InputError
 from bitsfusion.metrics.generation import generate_images, write_png
-from bitsfusion.time_features.samplers import Sampler, build_scheduler
 from bitsfusion.training.config import TrainingConfig
 
 _STABLE_DIFFUSION = {"clip_sample": False, "skip_prk_steps": True, "steps_offset": 1}

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from bitsfusion.errors import BitsFusionError, InputError
-from bitsfusion.schema import parse
+from bitsfusion.io.schema import parse
 from bitsfusion.vote.blinding import a_is_left, picture_token
 from bitsfusion.vote.database import Conflict, VoteDatabase
 from bitsfusion.vote.guard import App, Guard

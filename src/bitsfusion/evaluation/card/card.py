@@ -13,16 +13,16 @@ from PIL import Image
 
 from bitsfusion.artifact.inspect import inspect_folder, inspect_pipeline
 from bitsfusion.artifact.reader import open_folder
+from bitsfusion.diffusion.samplers import build_scheduler
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.card import PICTURES, README
 from bitsfusion.evaluation.card.figure import bits_figure
 from bitsfusion.evaluation.card.scores import read_scores
 from bitsfusion.evaluation.card.text import BITS_PICTURE, Card, Sample, Use, card_text
 from bitsfusion.evaluation.prompts import world_prompts
-from bitsfusion.files import atomic_folder, read_json, write_text
+from bitsfusion.io.files import atomic_folder, read_json, write_text
 from bitsfusion.metrics.generation import generate_images
-from bitsfusion.models.pipeline import EMBEDDED, load_pipeline
-from bitsfusion.time_features.samplers import build_scheduler
+from bitsfusion.pipelines.load import EMBEDDED, load_pipeline
 
 EMBEDDED_LICENSE = "apache-2.0"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)

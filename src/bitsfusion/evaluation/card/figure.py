@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bitsfusion.architectures.unet import layer_kind
 from bitsfusion.artifact.inspect import Inspection
-from bitsfusion.models.unet import layer_kind
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

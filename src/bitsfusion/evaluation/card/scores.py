@@ -9,7 +9,7 @@ from typing import Any
 
 from bitsfusion.artifact.inspect import Inspection
 from bitsfusion.errors import InputError
-from bitsfusion.files import read_json
+from bitsfusion.io.files import read_json
 
 
 @dataclass(frozen=True)

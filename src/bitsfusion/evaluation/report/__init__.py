@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bitsfusion.evaluation.report.page import page
 from bitsfusion.evaluation.report_data import ReportData
-from bitsfusion.files import write_text
+from bitsfusion.io.files import write_text
 
 __all__ = ["write_report"]
 

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from bitsfusion.errors import InputError
-from bitsfusion.files import read_json, write_json
+from bitsfusion.io.files import read_json, write_json
+from bitsfusion.io.schema import parse
 from bitsfusion.metrics.tifa.questions import TifaCaption, TifaQuestion
-from bitsfusion.schema import parse
 
 Entry = TypeVar("Entry", bound=BaseModel)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import mean
 
-from bitsfusion.files import read_json, write_json
+from bitsfusion.io.files import read_json, write_json
+from bitsfusion.io.schema import parse
 from bitsfusion.metrics.tifa.scores import TifaScores
-from bitsfusion.schema import parse
 
 
 def write_result(path: Path, scores: TifaScores) -> None:

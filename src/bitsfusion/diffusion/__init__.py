@@ -1,0 +1,1 @@
+"""The diffusion process around a denoiser: samplers and time features."""

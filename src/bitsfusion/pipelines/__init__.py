@@ -1,0 +1,1 @@
+"""A pipeline on disk: which files hold its weights, and loading it."""

@@ -1,0 +1,1 @@
+"""Experiments on bitsfusion: rivals, the paper's tables, peers measured. They import the product, never the reverse."""

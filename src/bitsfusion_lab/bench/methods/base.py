@@ -1,0 +1,53 @@
+"""What a way to hold a UNet has to offer to be measured."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+
+class Method(Protocol):
+    """One way to hold a UNet, used as its own documentation says. Its library is imported in a worker only.
+
+    Fields:
+        name: of the row.
+        library: the distribution on PyPI that does it.
+        settings: what was asked of it, for the row.
+    """
+
+    name: str
+    library: str
+    settings: dict[str, Any]
+
+    def version(self) -> str | None:
+        """The library's version; None where it is not installed."""
+
+    def warm_up(self) -> None:
+        """Imports the library, so that loading is timed without it."""
+
+    def prepare(self, source: Path, out: Path, dtype: torch.dtype) -> None:
+        """Quantizes the dense model in folder `source` and saves it to the empty folder `out`, its own way."""
+
+    def load(self, folder: Path, dtype: torch.dtype) -> nn.Module:
+        """The UNet of a folder that `prepare` wrote, ready to run on the CPU in `dtype`."""
+
+    def weight(self, layer: nn.Module) -> Tensor:
+        """The dense weight that a quantized layer computes with, of the dense layer's shape."""
+
+
+def installed_version(distribution: str) -> str | None:
+    """A distribution's version without importing it; None where it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def load_dense(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
+    """The UNet of a diffusers model folder, through diffusers' own loader."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel.from_pretrained(folder, torch_dtype=dtype, **options).eval()

@@ -1,0 +1,86 @@
+"""What is measured: a packed folder and the dense model that it was made from, found and checked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitsfusion.architectures.unet import unet_layers
+from bitsfusion.artifact.reader import open_folder
+from bitsfusion.artifact.schema import PackedConfig
+from bitsfusion.artifact.skeleton import empty_model
+from bitsfusion.errors import ArtifactError, InputError
+from bitsfusion.io.files import sha256_folder
+from bitsfusion.io.schema import named
+from bitsfusion.pipelines.load import pipeline_folder
+
+ANY_STEP = 500
+"""The time step where the packed model takes any."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Fields: the packed and the dense model's folders, both configs, and the weights of all layers by name."""
+
+    packed: Path
+    dense: Path
+    packed_config: PackedConfig
+    model_config: dict[str, Any]
+    weights: dict[str, int]
+
+    @property
+    def step(self) -> int:
+        """The middle one of the time steps that the packed model covers."""
+        steps = sorted(self.packed_config.time_features.steps)
+        return steps[len(steps) // 2] if steps else ANY_STEP
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of both folders."""
+        return {"packed_sha256": sha256_folder(self.packed), "dense_sha256": sha256_folder(self.dense)}
+
+
+def find_subject(folder: Path, model: str) -> Subject:
+    """Opens both and sees that they are the same UNet.
+
+    Args:
+        folder: a packed pipeline or model folder.
+        model: the dense one: "embedded", a pipeline folder, a UNet folder, or a hub id.
+
+    Raises:
+        InputError: no such folder, nothing packed, no UNet, or layers that differ, by name.
+        ArtifactError: a packed folder that is broken.
+    """
+    packed = open_folder(folder)
+    dense = _dense_folder(model)
+    try:
+        model_config = json.loads((dense / "config.json").read_text(encoding="utf-8"))
+        if "quantization_config" in model_config:
+            raise InputError(f"{model}: got a quantized UNet, wanted the dense one")
+        layers = unet_layers(empty_model(model_config))
+    except (OSError, ValueError, AttributeError, ArtifactError) as error:
+        raise InputError(f"{model}: could not be read as a UNet of diffusers: {error}") from None
+    wanted = {name: layer.shape for name, layer in layers.items()}
+    config = packed.config
+    got = {name: tuple(entry.shape) for name, entry in config.layers.items()} | {
+        name: tuple(shape) for name, shape in config.removed.items()
+    }
+    differ = [name for name in {**wanted, **got} if wanted.get(name) != got.get(name)]
+    if differ:
+        name = differ[0]
+        shapes = [str(list(shapes[name])) if name in shapes else "no such layer" for shapes in (got, wanted)]
+        raise InputError(
+            f"{folder}: {name}: got {shapes[0]}, wanted {shapes[1]} as in {model} (layers that differ: {named(differ)})"
+        )
+    return Subject(packed.path, dense, config, model_config, {name: layer.numel for name, layer in layers.items()})
+
+
+def _dense_folder(model: str) -> Path:
+    path = Path(model)
+    if (path / "config.json").is_file() and not (path / "model_index.json").is_file():
+        return path
+    folder = pipeline_folder(model)
+    if not (folder / "unet" / "config.json").is_file():
+        raise InputError(f"{model}: got a pipeline without a unet folder, wanted one, or a UNet's own folder")
+    return folder / "unet"

@@ -1,0 +1,211 @@
+"""What all rows share, made once: model, data, analysis, full precision's images; and how a row is scored."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from diffusers import DDPMScheduler
+
+from bitsfusion.architectures.unet import feature_width, unet_layers
+from bitsfusion.diffusion.samplers import cover
+from bitsfusion.errors import InputError
+from bitsfusion.evaluation.noise import NoiseProbe, make_probe, mean_squared, predict
+from bitsfusion.evaluation.prompts import PromptSet, world_prompts
+from bitsfusion.evaluation.rungs import SCHEMA_VERSION, RungScores, load_images, score_images
+from bitsfusion.io.files import sha256_file
+from bitsfusion.metrics.generation import generate_images
+from bitsfusion.recipe.assign import Strategy, assign
+from bitsfusion.recipe.schema import Recipe, check_fits, read_recipe, write_recipe
+from bitsfusion.runs.progress import ProgressSink
+from bitsfusion.runs.workspace import Workspace
+from bitsfusion.sensitivity.measure import analyze
+from bitsfusion.sensitivity.settings import NoiseErrorSettings
+from bitsfusion.sensitivity.table import read_table
+from bitsfusion_lab.reproduction.settings import Settings
+
+FULL_PRECISION = "full_precision"
+PROBE_SEED = 77
+
+
+class Frame:
+    """A folder of steps, each done once (see `RunFolder`); a step's outputs are in folders named after it."""
+
+    def __init__(self, settings: Settings, out: Path, progress: ProgressSink | None = None) -> None:
+        """Opens folder `out`.
+
+        Raises:
+            InputError: as `Workspace`, or the sensitivity table is not for this model and sampler.
+        """
+        self.settings = settings
+        self.workspace = Workspace(settings.run_config(), out, progress)
+        self.path, self.step = self.workspace.path, self.workspace.step
+        self.pipeline_config = self.workspace.config
+        self._recipes: dict[str, Recipe] = {}
+        if settings.sensitivity is not None:
+            try:
+                self._check(settings.sensitivity)
+            except InputError:
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """Lets other processes use the folder."""
+        self.workspace.folder.close()
+
+    def made(self, step: str) -> dict[str, str]:
+        """The outputs of a finished step with their SHA-256."""
+        return dict(self.workspace.folder.made(step))
+
+    @property
+    def unet(self) -> Any:
+        """Full precision's; not to be changed."""
+        return self.workspace.pipeline.unet
+
+    @functools.cached_property
+    def weights(self) -> int:
+        """Of all Linear and Conv2d layers: what bits a weight are counted over."""
+        return sum(layer.numel for layer in unet_layers(self.unet).values())
+
+    @functools.cached_property
+    def noise_scheduler(self) -> Any:
+        """Training's."""
+        return DDPMScheduler.from_config(self.workspace.pipeline.scheduler.config)
+
+    def recipe(self, strategy: Strategy, eta: float, target: float) -> tuple[str, Recipe]:
+        """The step that made it, and the recipe; the analysis is made first where it is not there."""
+        name = f"recipe-{strategy.value}-{target:g}" + (f"-eta{eta:g}" if strategy is Strategy.PAPER else "")
+        if name not in self._recipes:
+            self._recipes[name] = self._assign(name, strategy, eta, target)
+        return name, self._recipes[name]
+
+    def _assign(self, name: str, strategy: Strategy, eta: float, target: float) -> Recipe:
+        table_path = self._analyze()
+        output = f"recipes/{name.removeprefix('recipe-')}.json"
+
+        def work() -> None:
+            recipe = assign(read_table(table_path), target, strategy, eta=eta)
+            check_fits(recipe, unet_layers(self.unet))
+            write_recipe(self.path / output, recipe)
+
+        options = {"strategy": strategy.value, "eta": eta, "target_bits": target}
+        self.step(name, {**options, "made": self.made("analyze")}, [output], work)
+        return read_recipe(self.path / output)
+
+    def _analyze(self) -> Path:
+        """sensitivity.json: measured by noise error, or the one that is given."""
+        ours, given = self.workspace, self.settings.sensitivity
+        table_path = self.path / "sensitivity.json"
+
+        def measure() -> None:
+            if given is not None:
+                shutil.copyfile(given, table_path)
+                return
+            analyze(
+                ours.pipeline,
+                NoiseErrorSettings(),
+                table_path,
+                ours.data,
+                model=ours.config.model,
+                source_sha256=ours.source_sha256,
+                samplers=ours.samplers,
+                progress=lambda done, total: ours.progress.update("analyze", done, total),
+            )
+
+        source: dict[str, Any] = {"analysis": NoiseErrorSettings()}
+        if given is not None:
+            source = {"file": sha256_file(given)}
+        common = {"data": ours.config.data, "serve": ours.config.serve}
+        self.step("analyze", {**source, **common}, [table_path.name], measure)
+        return table_path
+
+    def _check(self, given: Path) -> None:
+        table = read_table(given)
+        if table.source_sha256 != self.workspace.source_sha256:
+            raise InputError(f"sensitivity: {given} is of another model, wanted one of {self.workspace.config.model}")
+        covered = cover(self.workspace.samplers, self.workspace.pipeline.scheduler.config)
+        wanted = len(covered.steps) * feature_width(self.unet)
+        if table.feature_values != wanted:
+            raise InputError(
+                f"sensitivity: {given} counts {table.feature_values} time features, wanted {wanted}: {covered}"
+            )
+
+    def score(self, name: str, seed: int | None, unet: Any, made: dict[str, str]) -> list[RungScores]:
+        """Images of `unet` and what was measured of them, one for each guidance; drawn where they are not there yet.
+
+        Args:
+            name: of the row; `FULL_PRECISION` is what the others are compared with, and comes first.
+            seed: of its training.
+            unet: gives the model when it is needed.
+            made: what it was made as.
+        """
+        return [self._score(name, seed, unet, made, guidance) for guidance in self.settings.guidance]
+
+    def _score(self, name: str, seed: int | None, unet: Any, made: dict[str, str], guidance: float) -> RungScores:
+        place = _place(name, seed, guidance)
+        section = self.pipeline_config.evaluation.model_dump(mode="json") | {"guidance": guidance}
+        inputs: dict[str, Any] = {
+            "scores": SCHEMA_VERSION,
+            "evaluation": section,
+            "prompts_sha256": self.prompts.sha256,
+            "data": self.pipeline_config.data,
+            "made": made,
+        }
+        reference = None if name == FULL_PRECISION else _place(FULL_PRECISION, None, guidance)
+        if reference is not None:
+            inputs["reference"] = self.made(_step_name(reference))
+
+        def work() -> None:
+            started, model = time.monotonic(), unet()
+            components = {**self.workspace.pipeline.components, "unet": model}
+            images = generate_images(
+                type(self.workspace.pipeline)(**components, requires_safety_checker=False),
+                self.prompts.texts,
+                self.prompts.seeds,
+                steps=section["steps"],
+                guidance=guidance,
+                sampler=section["sampler"],
+                batch_size=section["batch_size"],
+                progress=lambda done, total: self.workspace.progress.update(_step_name(place), done, total),
+            )
+            predicted = predict(model, self._probe)
+            original = None if reference is None else load_images(self.path / reference)
+            RungScores(
+                name=name,
+                seed=seed,
+                **score_images(images, self.prompts, original, self.workspace.scorer),
+                noise_error=mean_squared(predicted, self._teacher_prediction),
+                noise_loss=mean_squared(predicted, self._probe.target),
+                seconds=round(time.monotonic() - started, 2),
+            ).save(self.path / place, images)
+
+        self.step(_step_name(place), inputs, [place], work)
+        return RungScores.load(self.path / place)
+
+    @functools.cached_property
+    def prompts(self) -> PromptSet:
+        """What the images are asked to show: the drawn world's held-out test prompts."""
+        section = self.pipeline_config.evaluation
+        return world_prompts(section.split, section.per_task, section.seed)
+
+    @functools.cached_property
+    def _probe(self) -> NoiseProbe:
+        count = self.pipeline_config.evaluation.probe_samples
+        return make_probe(
+            self.workspace.held_out, self.workspace.pipeline.text_encoder, self.noise_scheduler, count, PROBE_SEED
+        )
+
+    @functools.cached_property
+    def _teacher_prediction(self) -> Any:
+        return predict(self.unet, self._probe)
+
+
+def _place(name: str, seed: int | None, guidance: float) -> str:
+    return f"scores/{name}{'' if seed is None else f'/seed-{seed}'}/cfg-{guidance:g}"
+
+
+def _step_name(place: str) -> str:
+    return place.replace("scores/", "score-").replace("/", "-")

@@ -1,0 +1,81 @@
+"""Which steps a sampler visits."""
+
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, PNDMScheduler
+
+from bitsfusion.diffusion.time_features import Coverage, SamplerSteps, build_scheduler, cover, sampler_timesteps
+from bitsfusion.errors import InputError
+
+CONFIG = PNDMScheduler(
+    beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1, timestep_spacing="leading"
+).config
+
+
+def test_pndm_50_of_stable_diffusion_has_50_different_steps() -> None:
+    assert sampler_timesteps("pndm", 50, CONFIG) == list(range(981, 0, -20))
+
+
+@pytest.mark.parametrize("name", ["pndm", "ddim", "dpm", "lcm"])
+@pytest.mark.parametrize("steps", [1, 7, 20])
+def test_steps_are_different_and_in_range(name: str, steps: int) -> None:
+    visited = sampler_timesteps(name, steps, CONFIG)
+    assert len(set(visited)) == len(visited) >= 1
+    assert all(0 <= step < 1000 for step in visited) and visited == sorted(visited, reverse=True)
+
+
+def test_union() -> None:
+    coverage = cover([("pndm", 50), ("dpm", 20)], CONFIG)
+    assert set(coverage.steps) == {*sampler_timesteps("pndm", 50, CONFIG), *sampler_timesteps("dpm", 20, CONFIG)}
+    assert coverage.samplers == (SamplerSteps("pndm", 50), SamplerSteps("dpm", 20))
+    assert str(coverage) == "pndm 50 steps, dpm 20 steps"
+
+
+def test_a_spacing_that_the_file_leaves_open_is_covered_in_both_readings() -> None:
+    """diffusers gives DPM-Solver++ its own spacing on the original config, PNDM's on the saved one."""
+    left_open = PNDMScheduler(beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1).config
+    visited = []
+    for spacing in ({}, {"timestep_spacing": "leading"}):
+        scheduler = DPMSolverMultistepScheduler.from_config(left_open, **spacing)
+        scheduler.set_timesteps(20)
+        visited.append(set(scheduler.timesteps.tolist()))
+    assert visited[0] != visited[1]
+    assert set(cover([("dpm", 20)], left_open).steps) == visited[0] | visited[1]
+    assert set(cover([("dpm", 20)], CONFIG).steps) == visited[1] == set(sampler_timesteps("dpm", 20, left_open))
+
+
+def test_ddim_clips_no_latents_unless_the_config_says_so() -> None:
+    assert build_scheduler("ddim", CONFIG).config.clip_sample is False
+    assert build_scheduler("ddim", {**CONFIG, "clip_sample": True}).config.clip_sample is True
+    scheduler = build_scheduler("ddim", CONFIG)
+    scheduler.set_timesteps(20)
+    noise = torch.full((1, 4, 2, 2), 0.5)
+    clean = scheduler.step(noise, 951, torch.full_like(noise, 3.0)).pred_original_sample
+    alpha = scheduler.alphas_cumprod[951]
+    assert torch.allclose(clean, (3.0 - (1 - alpha) ** 0.5 * noise) / alpha**0.5)  # far outside of [-1, 1]
+
+
+def test_unknown_sampler() -> None:
+    with pytest.raises(InputError, match="got 'euler', wanted one of pndm, ddim, dpm, lcm"):
+        sampler_timesteps("euler", 20, CONFIG)
+
+
+def test_lcm_4_is_that_of_its_authors() -> None:
+    """As in the model card of latent-consistency models: 50 original steps, every 20th, from 999 on."""
+    assert sampler_timesteps("lcm", 4, CONFIG) == [999, 759, 499, 259]
+
+
+def test_lcm_has_no_more_steps_than_it_was_distilled_with() -> None:
+    with pytest.raises(InputError, match="sampler lcm: got 51 steps: "):
+        sampler_timesteps("lcm", 51, CONFIG)
+
+
+@pytest.mark.parametrize("steps", [0, 1001])
+def test_impossible_count(steps: int) -> None:
+    with pytest.raises(InputError, match="wanted 1 to 1000"):
+        sampler_timesteps("ddim", steps, CONFIG)
+
+
+def test_coverage_needs_different_steps() -> None:
+    with pytest.raises(InputError, match="none twice"):
+        Coverage((1, 1))

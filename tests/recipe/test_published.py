@@ -1,0 +1,57 @@
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from bitsfusion.architectures.unet import (
+    FIRST_LAST_BITS,
+    LayerRole,
+    feature_width,
+    layer_kind,
+    layers_to_assign,
+    unet_layers,
+)
+from bitsfusion.errors import InputError
+from bitsfusion.packing.accounting import average_bits
+from bitsfusion.recipe.published import published_recipe
+
+
+@pytest.fixture(scope="module")
+def sd15_unet():
+    with torch.device("meta"):
+        return UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+
+
+def test_the_published_recipe_averages_1_99_bits(sd15_unet):
+    layers = unet_layers(sd15_unet)
+    weights = {name: layer.numel for name, layer in layers.items()}
+    average = average_bits(weights, published_recipe("sd15"), feature_values=50 * feature_width(sd15_unet))
+    assert round(average, 5) == 1.98847
+
+
+def test_the_published_recipe_names_every_layer_that_stays(sd15_unet):
+    recipe = published_recipe("sd15")
+    stays = [name for name, layer in unet_layers(sd15_unet).items() if layer.role is not LayerRole.TIME]
+    assert sorted(recipe) == sorted(stays)
+    assert recipe["conv_in"] == recipe["conv_out"] == FIRST_LAST_BITS
+
+
+def test_roles_in_sd15(sd15_unet):
+    roles = [layer.role for layer in unet_layers(sd15_unet).values()]
+    assert len(layers_to_assign(sd15_unet)) == 256
+    assert roles.count(LayerRole.TIME) == 24  # 22 projections and the two layers of the time embedding
+    assert roles.count(LayerRole.FIRST_LAST) == 2
+    assert feature_width(sd15_unet) == 20160
+
+
+def test_an_unknown_published_recipe():
+    with pytest.raises(InputError, match="got 'sd99', wanted one of sd15"):
+        published_recipe("sd99")
+
+
+def test_every_kind_of_layer_has_a_name(sd15_unet):
+    kinds = {name: layer_kind(name) for name in published_recipe("sd15")}
+    assert kinds["conv_in"] == "first and last"
+    assert kinds["down_blocks.1.resnets.0.conv_shortcut"] == "shortcut"
+    assert kinds["mid_block.attentions.0.transformer_blocks.0.attn2.to_k"] == "cross-attention"
+    assert kinds["mid_block.attentions.0.proj_in"] == "projection"
+    assert len(set(kinds.values())) == 8
