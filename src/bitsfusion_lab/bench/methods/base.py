@@ -6,6 +6,7 @@ import importlib.metadata
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 
