@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
-from bitsfusion.architectures.unet import LayerRole, feature_width, unet_layers
+from bitsfusion.architectures.layers import LayerRole
+from bitsfusion.architectures.registry import feature_width, model_layers
 from bitsfusion.data.batches import TrainingData
+from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.diffusion.samplers import cover
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import sha256_json
@@ -105,11 +107,12 @@ def empty_table(
     lpips: bool = False,
 ) -> SensitivityTable:
     """What is to be measured, without rows; its hash names the measurement. Arguments and errors as `analyze`."""
-    layers = unet_layers(pipeline.unet)
+    denoiser = pipeline_denoiser(pipeline)
+    layers = model_layers(denoiser)
     by_role = {role: {n: info.numel for n, info in layers.items() if info.role is role} for role in LayerRole}
     if not by_role[LayerRole.QUANTIZED]:
-        raise InputError(f"{model}: got a UNet without layers to quantize, wanted Linear or Conv2d layers")
-    for name, parameter in pipeline.unet.named_parameters():
+        raise InputError(f"{model}: got a model without layers to quantize, wanted Linear or Conv2d layers")
+    for name, parameter in denoiser.named_parameters():
         if not torch.isfinite(parameter).all():
             raise InputError(f"{model}: got NaN or infinite values in {name}, wanted finite weights")
     return SensitivityTable(
@@ -126,7 +129,7 @@ def empty_table(
         layers=by_role[LayerRole.QUANTIZED],
         removed=by_role[LayerRole.TIME],
         first_last=by_role[LayerRole.FIRST_LAST] | by_role[LayerRole.CONDITION],
-        feature_values=feature_width(pipeline.unet) * len(cover(samplers, pipeline.scheduler.config).steps),
+        feature_values=feature_width(denoiser) * len(cover(samplers, pipeline.scheduler.config).steps),
         rows=[],
     )
 
