@@ -320,7 +320,6 @@ def test_a_claim_ends_with_its_process(tmp_path):
         other.kill()
         with claims.part(4, wait=True) as granted:
             assert granted
-        claims.close()
     finally:
         other.kill()
         other.join()

@@ -1,4 +1,4 @@
-"""`bitsfusion inspect`, `verify`, `generate`: what can be done with a packed folder."""
+"""`bitsfusion inspect` and `verify`: what can be said of a packed folder without loading it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ import typer
 
 from bitsfusion.artifact.inspect import ComponentSize, Inspection, inspect_folder, inspect_pipeline
 from bitsfusion.artifact.verify import verify_folder
-from bitsfusion.cli.console import print_json, print_table, progress_bars
-from bitsfusion.cli.options import Json, Quiet
-from bitsfusion.diffusion.samplers import Sampler
-from bitsfusion.runs.singles import generate_to_folder
+from bitsfusion.cli.console import print_json, print_table
+from bitsfusion.cli.options import Json
 
 Folder = Annotated[Path, typer.Argument(help="A packed pipeline or model folder.")]
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    for command in (inspect, verify, generate):
+    for command in (inspect, verify):
         app.command()(command)
 
 
@@ -112,29 +110,3 @@ def verify(folder: Folder) -> None:
     """Checks hashes, shapes and ranges; exit code 1 and the layer's name where something is wrong."""
     verify_folder(folder)
     print(f"{folder}: every layer is as it was packed")
-
-
-def generate(
-    folder: Annotated[str, typer.Argument(help="A packed folder, or any diffusers pipeline.")],
-    prompts: Annotated[list[str], typer.Argument(help="One image each.")],
-    out: Annotated[Path, typer.Option(help="Folder for the PNG files and metadata.jsonl.")] = Path("images"),
-    sampler: Annotated[Sampler, typer.Option()] = Sampler.PNDM,
-    steps: Annotated[int, typer.Option(min=1)] = 50,
-    guidance: Annotated[float, typer.Option()] = 7.5,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next ones count on.")] = 1024,
-    quiet: Quiet = False,
-) -> None:
-    """Draws images with a packed model."""
-    with progress_bars(quiet) as progress:
-        paths = generate_to_folder(
-            folder,
-            prompts,
-            out,
-            sampler=sampler.value,
-            steps=steps,
-            guidance=guidance,
-            seed=seed,
-            progress=lambda done, total: progress.update("generate", done, total),
-        )
-    for path in paths:
-        print(path)

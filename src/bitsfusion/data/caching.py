@@ -66,14 +66,11 @@ def fill(
     """
     claims = Claims(cache.folder)
     work = _Filling(cache, source, encoder, limit, max_samples, progress, claims)
-    try:
-        with warnings.catch_warnings():  # here, not where images are decoded: it is not for threads
-            warnings.filterwarnings("ignore", module=r"PIL\.")  # large images, damaged EXIF; what it cannot read raises
-            for wait in (False, True):
-                work.pass_over(wait)
-        return work.chunks()
-    finally:
-        claims.close()
+    with warnings.catch_warnings():  # here, not where images are decoded: it is not for threads
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # large images, damaged EXIF; what it cannot read raises
+        for wait in (False, True):
+            work.pass_over(wait)
+    return work.chunks()
 
 
 class _Filling:

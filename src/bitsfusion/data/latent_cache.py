@@ -9,10 +9,7 @@ numbers in `Chunk` and the samples' names. A part is complete when its chunks le
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +21,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bitsfusion.data.batches import Batch
-from bitsfusion.io.files import atomic_path, sha256_json, write_json
+from bitsfusion.io.atomic import atomic_path
+from bitsfusion.io.hashes import sha256_json
+from bitsfusion.io.locks import try_lock, wait_for_lock
+from bitsfusion.io.texts import write_json
 
 SCHEMA_VERSION = 1
 CHUNK = 512
 """Records in a chunk: what a kill costs at most, and what a process claims at least."""
-_CLAIMS = "claims"
 LATENTS, SIZES = "latents", "sizes"
 """Names of tensors in a chunk; all others are prompt rows."""
 
@@ -146,32 +145,18 @@ def _read(path: Path) -> Chunk | None:
 
 
 class Claims:
-    """Which process works on which part: locks on bytes of one file, freed by the system when a process dies.
+    """Which process works on which part: a lock each, freed by the system when a process dies.
 
     On a file system without locks every claim is granted: parts may then be made twice, which costs time only.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._handle = os.open(folder / _CLAIMS, os.O_RDWR | os.O_CREAT, 0o666)
-
-    def close(self) -> None:
-        """Frees all claims."""
-        os.close(self._handle)
+        self._folder = folder
 
     @contextlib.contextmanager
     def part(self, part: int, wait: bool) -> Iterator[bool]:
         """Claims a part; yields whether it could, which it always could after waiting for other processes."""
-        granted = self._lock(part, wait)
-        try:
-            yield granted
-        finally:
-            if granted:
-                with contextlib.suppress(OSError):
-                    fcntl.lockf(self._handle, fcntl.LOCK_UN, 1, part)
-
-    def _lock(self, part: int, wait: bool) -> bool:
-        try:
-            fcntl.lockf(self._handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, part)
-        except OSError as error:
-            return error.errno not in (errno.EACCES, errno.EAGAIN)
-        return True
+        path = self._folder / f"part-{part:05d}.lock"
+        lock = wait_for_lock(path) if wait else try_lock(path)
+        with lock or contextlib.nullcontext():
+            yield lock is not None

@@ -16,7 +16,7 @@ from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.diffusion.samplers import cover
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import sha256_json
-from bitsfusion.sensitivity.journal import Journal, read_journal
+from bitsfusion.sensitivity.journal import only_writer, row_journal
 from bitsfusion.sensitivity.methods import alone
 from bitsfusion.sensitivity.paper import ImageDistance, TextImageScorer
 from bitsfusion.sensitivity.settings import Settings
@@ -78,15 +78,16 @@ def analyze(
         _report(progress, len(wanted), len(wanted))
         return finished
 
-    with Journal(journal_path(out_path), table.sha256()) as journal:
-        rows = {Candidate(row.layer, row.bits): row for row in journal.rows if (row.layer, row.bits) in set(wanted)}
+    journal = row_journal(out_path, table.sha256())
+    with only_writer(out_path):
+        rows = {Candidate(row.layer, row.bits): row for row in journal.open() if (row.layer, row.bits) in set(wanted)}
         _report(progress, len(rows), len(wanted))
         missing = [candidate for candidate in wanted if candidate not in rows]
         if missing:
             workers = workers or alone(pipeline, settings, data, scorer, lpips)
             with contextlib.closing(workers.rows(missing)) as measured:
                 for row in measured:
-                    journal.append(row)
+                    journal.append([row])
                     rows[Candidate(row.layer, row.bits)] = row
                     _report(progress, len(rows), len(wanted))
         table = table.model_copy(update={"rows": [rows[candidate] for candidate in wanted]})
@@ -143,12 +144,7 @@ def rows_done(out_path: Path, table: SensitivityTable) -> int:
     """How many rows of the measurement `table` (without rows) there are already."""
     if _finished(out_path, table, candidates(table)) is not None:
         return len(candidates(table))
-    return len(read_journal(journal_path(out_path), table.sha256()))
-
-
-def journal_path(out_path: Path) -> Path:
-    """Where the rows of an unfinished measurement are."""
-    return out_path.with_name(out_path.name + ".journal")
+    return len(row_journal(out_path, table.sha256()).read())
 
 
 def _finished(path: Path, empty: SensitivityTable, wanted: list[Candidate]) -> SensitivityTable | None:
