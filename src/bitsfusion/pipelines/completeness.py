@@ -12,14 +12,7 @@ from bitsfusion.pipelines.folder import Component, PipelineFolder
 _POINTER = b"version https://git-lfs.github.com/spec/v1"
 _NO_MODEL = {
     "Scheduler": ("scheduler_config.json",),
-    "Tokenizer": (
-        "tokenizer.json",
-        "vocab.json",
-        "vocab.txt",
-        "spiece.model",
-        "tokenizer.model",
-        "tokenizer_config.json",
-    ),
+    "Tokenizer": ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model"),
     "TokenizerFast": ("tokenizer.json",),
     "Processor": ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
     "ProcessorFast": ("preprocessor_config.json",),
@@ -40,7 +33,8 @@ def check_complete(folder: PipelineFolder) -> None:
         try:
             check_component(component)
         except InputError as error:
-            raise InputError(f"{component.name}: {error}" if component.name else str(error)) from None
+            rest = f", or leave it out with --without {component.name}" if component.name in folder.optional else ""
+            raise InputError(f"{component.name}: {error}{rest}" if component.name else str(error)) from None
 
 
 def check_component(component: Component) -> None:
@@ -51,14 +45,13 @@ def check_component(component: Component) -> None:
     names = {file.name for file in component.files}
     if not names & set(wanted):
         raise InputError(
-            f"{component.folder}: got no {' or '.join(wanted[:2])}, wanted a whole {component.class_name}: download it "
-            "again, or leave the component out with --without"
+            f"{component.folder}: got no {' or '.join(wanted[:2])}, wanted a whole {component.class_name}: download it again"
         )
     if is_model(component):
         if component.weights is None:
             raise InputError(
                 f"{component.folder}: got no weights, wanted the safetensors files of a {component.class_name}: "
-                "download them again, or leave the component out with --without"
+                "download them again"
             )
         for file in component.weights.files:
             check_safetensors(file)

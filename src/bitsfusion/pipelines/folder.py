@@ -123,6 +123,14 @@ class PipelineFolder:
         classes = ", ".join(component.class_name for component in self.components) or "nothing"
         raise InputError(f"{self.path}: got a {got} without a {without} ({classes}), wanted one with a {known}")
 
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """The components that its class, if diffusers has it, can draw without."""
+        import diffusers
+
+        made: Any = getattr(diffusers, self.class_name or "", None)
+        return tuple(getattr(made, "_optional_components", ()))
+
     @functools.cached_property
     def source_sha256(self) -> str:
         """The SHA-256 over the names and contents of all its files, in hex."""
@@ -154,13 +162,12 @@ class PipelineFolder:
         """
         if not names:
             return self
-        optional = _optional_components(self.class_name)
         for name in names:
             if self.component(name) is None and name not in self.index:
                 have = ", ".join(component.name for component in self.components)
                 raise InputError(f"without: got {name!r}, wanted a component of {self.path}: {have}")
-            if name not in optional:
-                can = ", ".join(each for each in optional if self.component(each)) or "no component"
+            if name not in self.optional:
+                can = ", ".join(each for each in self.optional if self.component(each)) or "no component"
                 raise InputError(f"without: got {name!r}, but a {self.class_name} can do without {can} only")
         index = dict(self.index) | {name: [None, None] for name in names}
         if "safety_checker" in names and "requires_safety_checker" in index:
@@ -243,11 +250,3 @@ def _instead(path: Path) -> str:
         return f" but with {', '.join(single[:3])} (a single-file checkpoint is given by its own path)"
     inside = [name for name in names if (path / name / INDEX).is_file()]
     return f" but with {INDEX} in {inside[0]}" if inside else ""
-
-
-def _optional_components(pipeline_class: str | None) -> list[str]:
-    """The components that a class of diffusers may be without."""
-    import diffusers
-
-    made: Any = getattr(diffusers, pipeline_class or "", None)
-    return list(getattr(made, "_optional_components", ()))
