@@ -13,7 +13,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bitsfusion.artifact.components import copy_components
 from bitsfusion.artifact.parts import ModelParts, parts_of_model
 from bitsfusion.artifact.payload import buffer_hash, encode_layer, others_hash
 from bitsfusion.artifact.schema import (
@@ -30,6 +29,8 @@ from bitsfusion.artifact.weight_file import write_weights
 from bitsfusion.diffusion.time_features import Coverage, SamplerSteps, cover
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import atomic_folder
+from bitsfusion.pipelines.copying import copy_components
+from bitsfusion.pipelines.folder import Form, PipelineFolder
 
 PAPER_SAMPLERS = (SamplerSteps("pndm", 50),)
 _THREADS = 4  # each holds a layer and its temporaries
@@ -99,18 +100,20 @@ def write_model(
 
 def write_parts(
     parts: Mapping[str, ModelParts],
-    source: Path,
+    source: PipelineFolder,
     folder: Path | str,
     *,
     source_sha256: str | None = None,
     provenance: Mapping[str, Mapping[str, Any]] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, PackedConfig]:
-    """Writes the pipeline in folder `source` with some components packed; the others are copied as files.
+    """Writes the pipeline `source` with some components packed; the others are copied as files.
+
+    Of a component alone, or a trainer's checkpoint of one, a model folder is written.
 
     Args:
         parts: component name -> what is packed in its place (`parts_of_folder`, `parts_of_model`), layer by layer.
-        source: a diffusers pipeline folder; no model of it is loaded.
+        source: no model of it is loaded.
         provenance: component name -> plain JSON to keep with it.
         progress: told after every layer, of all components together.
 
@@ -124,11 +127,13 @@ def write_parts(
     total, done = sum(len(part.kept) for part in parts.values()), 0
     configs = {}
     with _new_folder(folder) as temporary:
-        copy_components(source, temporary, without=parts)
+        if source.form is Form.PIPELINE:
+            copy_components(source, temporary, without=parts)
         for name, part in parts.items():
-            (temporary / name).mkdir()
+            place = temporary / name if source.form is Form.PIPELINE else temporary
+            place.mkdir(exist_ok=True)
             tell = None if progress is None else _shifted(progress, done, total)
-            configs[name] = _write(temporary / name, part, source_sha256, (provenance or {}).get(name), tell)
+            configs[name] = _write(place, part, source_sha256, (provenance or {}).get(name), tell)
             done += len(part.kept)
     return configs
 

@@ -44,6 +44,15 @@ Whole = Annotated[
 ]
 TokenEmbedding = Annotated[int, typer.Option(min=1, max=8, help="Bits of a packed text encoder's token embedding.")]
 
+Config = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a single file: the pipeline folder whose configs and tokenizers it takes. Of a component or a "
+        "trainer's checkpoint: the pipeline that it belongs to."
+    ),
+]
+Without = Annotated[list[str], typer.Option(help="A component to leave out, such as safety_checker; repeat for more.")]
+
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
@@ -69,6 +78,8 @@ def init(
     text_encoder: OtherRecipe = None,
     vae: OtherRecipe = None,
     token_embedding: TokenEmbedding = WHOLE.token_embedding,
+    config: Config = None,
+    without: Without = [],  # noqa: B006
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -82,6 +93,8 @@ def init(
             method=scale_init,
             samplers=_samplers(cover),
             others=_others(whole, text_encoder, vae, token_embedding),
+            config=config,
+            without=without,
             progress=progress,
         )
     _report(configs, out, json)
@@ -103,7 +116,7 @@ def pack(
     others = _others(whole, text_encoder, vae, token_embedding)
     with progress_bars(quiet or json) as progress:
         config = pack_checkpoint(checkpoint, model, out, _samplers(cover), progress, others)
-    _report({"unet": config}, out, json)
+    _report({"": config}, out, json)
 
 
 def _others(whole: bool, text_encoder: str | None, vae: str | None, token_embedding: int) -> OtherBits:
@@ -116,9 +129,10 @@ def _samplers(cover: list[str]) -> packing.Cover:
 
 
 def _report(configs: Mapping[str, PackedConfig], out: Path, json: bool) -> None:
-    """The UNet's figures, then every component's size."""
+    """The denoiser's figures, which come first, then every component's size."""
     notes = [note for config in configs.values() for note in config.provenance.get("notes", [])]
-    unet, sizes = configs["unet"], folder_sizes(out)
+    first, sizes = next(iter(configs)), folder_sizes(out)
+    unet = configs[first]
     if json:
         result: dict[str, Any] = {"folder": str(out), "layers": len(unet.layers), "average_bits": unet.average_bits}
         components = {
@@ -131,7 +145,7 @@ def _report(configs: Mapping[str, PackedConfig], out: Path, json: bool) -> None:
         print(f"note: {note}")
     print(f"{out}: {len(unet.layers)} packed layers, {unet.average_bits:.4f} bits on average")
     for name, config in configs.items():
-        if name != "unet":
+        if name != first:
             print(f"{name}: {len(config.layers)} packed layers, {config.average_bits:.4f} bits on average")
     print(", ".join(f"{name} {size / 1e6:.1f}" for name, size in sizes.items()) + " MB")
     print(f"the whole pipeline: {sum(sizes.values()) / 1e6:.1f} MB")
