@@ -1,0 +1,58 @@
+"""The grid world, on which methods can be told apart: scenes, captions in eight tasks, and an exact reader."""
+
+from bitsfusion.embedded.grid.captions import (
+    TASKS,
+    Prompt,
+    Requirement,
+    Split,
+    all_prompts,
+    fits,
+    prompt_set,
+    sample_prompt,
+    sample_scene,
+)
+from bitsfusion.embedded.grid.reader import UNREADABLE, read
+from bitsfusion.embedded.grid.scene import (
+    BACKGROUND,
+    CELL_SIZE,
+    CELLS,
+    COLORS,
+    GRID_SIZE,
+    IMAGE_SIZE,
+    MOST_OBJECTS,
+    SHAPES,
+    SIZES,
+    Image,
+    Object,
+    Scene,
+    draw,
+    shape_mask,
+)
+
+__all__ = [
+    "BACKGROUND",
+    "CELLS",
+    "CELL_SIZE",
+    "COLORS",
+    "GRID_SIZE",
+    "IMAGE_SIZE",
+    "MOST_OBJECTS",
+    "SHAPES",
+    "SIZES",
+    "TASKS",
+    "UNREADABLE",
+    "Image",
+    "Object",
+    "Prompt",
+    "Requirement",
+    "Scene",
+    "Split",
+    "all_prompts",
+    "draw",
+    "fits",
+    "prompt_set",
+    "read",
+    "sample_prompt",
+    "sample_scene",
+    "shape_mask",
+]
