@@ -1,27 +1,19 @@
-"""Trains the grid world's model from nothing, stage by stage; each stage run again goes on where it was.
+"""Trains the grid world's model from nothing and writes it into the package.
 
-python -m bitsfusion_lab.embedding.train_grid unet --out work/unet --steps 22000
+Each stage run again goes on where it was; the first two do not need each other and may run side by side:
+
+    python -m bitsfusion_lab.embedding.train_grid unet   --work work/grid
+    python -m bitsfusion_lab.embedding.train_grid vae    --work work/grid
+    python -m bitsfusion_lab.embedding.train_grid scorer --work work/grid --seed 1
+    python -m bitsfusion_lab.embedding.train_grid export --work work/grid --out src/bitsfusion/embedded
 """
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 from bitsfusion_lab.embedding.grid_world import GridWorld
-from bitsfusion_lab.embedding.unet import train_unet
+from bitsfusion_lab.embedding.stages import run_stages
 
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["unet"])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    train_unet(GridWorld(), args.out, steps=args.steps or 22000, seed=args.seed)
-
+STEPS = {"unet": 22000, "vae": 3000, "scorer": 2000}
 
 if __name__ == "__main__":
-    main()
+    run_stages(GridWorld(), str(__doc__), STEPS, ("grid_pipeline", "grid_scorer"))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from bitsfusion_lab.embedding.state import TrainState
+from bitsfusion_lab.embedding.structure import WEIGHT, StructureHead, read_captions
 from bitsfusion_lab.embedding.tokenizer import TEXT_LENGTH, build_tokenizer, tokenize
 from bitsfusion_lab.embedding.world import World
 
@@ -51,25 +51,6 @@ def build_unet(channels: int, grid_size: int, widths: tuple[int, ...] = (64, 128
     )
 
 
-class StructureHead(torch.nn.Module):
-    """Asks the text encoder what a caption says, through one linear layer that is thrown away after training.
-
-    Neither contrast nor the noise loss teaches a text encoder which of two shapes comes first in "a cross left of a
-    square". Asked directly, it is right after some hundred steps, and the UNet has something to attend to.
-    """
-
-    def __init__(self, sizes: tuple[int, ...]) -> None:
-        super().__init__()
-        self._sizes = sizes
-        self.linear = torch.nn.Linear(TEXT_WIDTH, sum(sizes))
-
-    def loss(self, pooled: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy of the answers ([n, questions] int64) given pooled texts ([n, 96])."""
-        guesses = self.linear(pooled).split(self._sizes, dim=1)
-        losses = [functional.cross_entropy(guess, answers[:, q]) for q, guess in enumerate(guesses)]
-        return torch.stack(losses).mean()
-
-
 def train_unet(
     world: World,  # type: ignore[type-arg]
     out: Path,
@@ -92,23 +73,17 @@ def train_unet(
     tokenizer = build_tokenizer(world.words())
     tokenizer.save_pretrained(out / "tokenizer")
     unet, text_encoder = build_unet(world.channels, world.grid_size, widths), build_text_encoder(tokenizer)
-    head = StructureHead(world.structure_sizes)
+    head = StructureHead(TEXT_WIDTH, world.structure_sizes)
     scheduler = DDPMScheduler(**NOISE_SCHEDULE)
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
     weight_at = (1 + 1 / snr).clamp(max=max_weight)
-    reading = TrainState({"text_encoder": text_encoder, "head": head}, out / "reading", 1e-3, reading_steps, 0.99)
-    while reading.running:
-        prompts = _prompts(world, random.Random(f"reading {seed} {reading.step}"), 128)
-        pooled = text_encoder(tokenize(tokenizer, [prompt.text for prompt in prompts])).pooler_output
-        loss = head.loss(pooled, torch.tensor([world.structure(prompt) for prompt in prompts]))
-        reading.update(loss)
-        reading.log(100, reading=loss.item())
+    read_captions(world, tokenizer, text_encoder, head, out / "reading", steps=reading_steps, seed=seed)
     state = TrainState({"unet": unet, "text_encoder": text_encoder, "head": head}, out, lr, steps, 0.999)
     noise_mean = structure_mean = 0.0
     while state.running:
         rng = random.Random(f"{seed} {state.step}")
         generator = torch.Generator().manual_seed(seed * 10_000_019 + state.step)
-        prompts = _prompts(world, rng, batch)
+        prompts = [world.sample_prompt(rng) for _ in range(batch)]
         latents = world.encode([world.sample_scene(prompt, rng) for prompt in prompts])
         kept = [rng.random() >= 0.1 for _ in prompts]  # the rest learns to draw without a text
         texts = [prompt.text if keep else "" for prompt, keep in zip(prompts, kept, strict=True)]
@@ -120,13 +95,10 @@ def train_unet(
         answers = torch.tensor([world.structure(prompt) for prompt in prompts])
         asked = torch.tensor(kept)
         structure = head.loss(encoded.pooler_output[asked], answers[asked])
-        state.update((weight_at[times] * errors).mean() + 0.1 * structure)
+        state.update((weight_at[times] * errors).mean() + WEIGHT * structure)
         share = 0.01 if noise_mean else 1.0
         noise_mean += share * (errors.mean().item() - noise_mean)
         structure_mean += share * (structure.item() - structure_mean)
         state.log(250, noise=noise_mean, structure=structure_mean)
     state.save()
 
-
-def _prompts(world: World, rng: random.Random, count: int) -> list:  # type: ignore[type-arg]
-    return [world.sample_prompt(rng) for _ in range(count)]
