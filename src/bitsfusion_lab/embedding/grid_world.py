@@ -11,20 +11,21 @@ import numpy.typing as npt
 import torch
 
 from bitsfusion.embedded import grid
-from bitsfusion.embedded.grid import COLORS, SHAPES, SIZES, TASKS, Object, Prompt, Scene
+from bitsfusion.embedded.grid import COLORS, RELATIONS, SHAPES, SIZES, TASKS, Object, Prompt, Scene
 
 # Counting, relations and three objects need the cells to agree on a plan and take longest to learn.
 TASK_WEIGHTS = dict(
-    single_object=0.3,
+    single_object=0.6,
     two_object=1.0,
     counting=2.0,
-    colors=0.4,
-    position=2.0,
+    colors=0.6,
+    position=4.5,
     color_attr=1.2,
     three_object=1.6,
     size=1.0,
 )
 _COLOR_NAMES = tuple(COLORS)
+_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 _MOST_KINDS = 3  # requirements of one caption
 
 
@@ -43,8 +44,7 @@ class GridWorld:
     structure_sizes = (
         *(len(SHAPES) + 1, len(_COLOR_NAMES) + 1, len(SIZES) + 1) * _MOST_KINDS,
         grid.MOST_OBJECTS + 1,  # how many objects of the first kind
-        3,  # the axis of a relation: none, along a row, along a column
-        len(SHAPES) + 1,  # which shape is on the left or on top
+        *(len(SHAPES) + 1,) * 4,  # which shape is left, right, above, below of another
     )
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ class GridWorld:
 
     def structure(self, prompt: Prompt) -> list[int]:
         """What the caption says: shape, colour and size of each kind in the order of its words (0 where it doesn't
-        say), how many, along which axis, and which shape stands on the left or on top."""
+        say), how many of the first, and which shape is said to be on each side."""
         kinds = list(prompt.include)
         if prompt.tag == "position":
             kinds.reverse()
@@ -115,13 +115,12 @@ class GridWorld:
             size = 0 if kind.size is None else SIZES.index(kind.size) + 1
             answers += [SHAPES.index(kind.shape) + 1, color, size]
         answers += [0, 0, 0] * (_MOST_KINDS - len(kinds))
-        axis = first = 0
+        sides = dict.fromkeys(RELATIONS, 0)
         if kinds[0].position:
             relation = kinds[0].position[0]
-            axis = 1 if relation in ("left of", "right of") else 2
-            ahead = kinds[0] if relation in ("left of", "above") else kinds[1]
-            first = SHAPES.index(ahead.shape) + 1
-        return [*answers, kinds[0].count, axis, first]
+            sides[relation] = SHAPES.index(kinds[0].shape) + 1
+            sides[_OPPOSITE[relation]] = SHAPES.index(kinds[1].shape) + 1
+        return [*answers, kinds[0].count, *sides.values()]
 
 
 def _content(prompt: Prompt) -> tuple[object, ...]:

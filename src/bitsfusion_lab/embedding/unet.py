@@ -101,4 +101,3 @@ def train_unet(
         structure_mean += share * (structure.item() - structure_mean)
         state.log(250, noise=noise_mean, structure=structure_mean)
     state.save()
-

@@ -1,6 +1,7 @@
 """The grid world, on which methods can be told apart: scenes, captions in eight tasks, and an exact reader."""
 
 from bitsfusion.embedded.grid.captions import (
+    RELATIONS,
     TASKS,
     Prompt,
     Requirement,
@@ -37,6 +38,7 @@ __all__ = [
     "GRID_SIZE",
     "IMAGE_SIZE",
     "MOST_OBJECTS",
+    "RELATIONS",
     "SHAPES",
     "SIZES",
     "TASKS",
