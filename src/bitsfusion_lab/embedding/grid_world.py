@@ -12,6 +12,7 @@ import torch
 
 from bitsfusion.embedded import grid
 from bitsfusion.embedded.grid import COLORS, RELATIONS, SHAPES, SIZES, TASKS, Object, Prompt, Scene
+from bitsfusion_lab.embedding.relations import OPPOSITE
 
 # Counting, relations and three objects need the cells to agree on a plan and take longest to learn.
 TASK_WEIGHTS = dict(
@@ -25,7 +26,6 @@ TASK_WEIGHTS = dict(
     size=1.0,
 )
 _COLOR_NAMES = tuple(COLORS)
-_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 _MOST_KINDS = 3  # requirements of one caption
 
 
@@ -119,7 +119,7 @@ class GridWorld:
         if kinds[0].position:
             relation = kinds[0].position[0]
             sides[relation] = SHAPES.index(kinds[0].shape) + 1
-            sides[_OPPOSITE[relation]] = SHAPES.index(kinds[1].shape) + 1
+            sides[OPPOSITE[relation]] = SHAPES.index(kinds[1].shape) + 1
         return [*answers, kinds[0].count, *sides.values()]
 
 

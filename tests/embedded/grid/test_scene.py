@@ -27,7 +27,9 @@ def test_a_large_shape_covers_more_than_twice_a_small_one():
 
 
 def test_the_order_of_objects_changes_nothing():
-    scene = tuple(Object(shape, color, "small", cell) for cell, (shape, color) in enumerate(zip(SHAPES, COLORS)))
+    scene = tuple(
+        Object(shape, color, "small", cell) for cell, (shape, color) in enumerate(zip(SHAPES, COLORS, strict=False))
+    )
     assert (draw(scene) == draw(scene[::-1])).all()
 
 
@@ -42,5 +44,5 @@ def test_the_order_of_objects_changes_nothing():
     ],
 )
 def test_what_the_world_does_not_have_is_refused(scene):
-    with pytest.raises(InputError, match="got .*, wanted"):
+    with pytest.raises(InputError, match=r"got .*, wanted"):
         draw(scene)
