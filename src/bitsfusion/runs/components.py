@@ -55,7 +55,7 @@ class OtherBits:
 UNET_ALONE = OtherBits()
 
 WHOLE = OtherBits(text_encoder="4", vae="5", token_embedding=5, all_there_are=True)
-"""The least error below 320 MB on SD-v1.5, with the published recipe for its UNet: see docs/components.md."""
+"""The least error below 320 MB on SD-v1.5, with the published recipe for its UNet: see docs/measured/components.md."""
 
 Made = tuple[ModelParts, dict[str, Any]]
 
