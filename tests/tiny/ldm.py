@@ -1,4 +1,4 @@
-"""A diffusers pipeline's weights under the names of the original LDM and SDXL code, as single-file checkpoints have them."""
+"""A diffusers pipeline's weights under the names of the original LDM and SDXL code, in one file."""
 
 from __future__ import annotations
 

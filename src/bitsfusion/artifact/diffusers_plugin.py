@@ -17,6 +17,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
+from bitsfusion.artifact.limits import check_memory
 from bitsfusion.artifact.payload import check_others, decode_layers
 from bitsfusion.artifact.saving import saved_tensors
 from bitsfusion.artifact.schema import PACKED_SUFFIX, QUANT_METHOD, PackedConfig, parse_config
@@ -123,6 +124,10 @@ class BitsFusionQuantizer(DiffusersQuantizer):
                 # A view would keep the whole file mapped.
                 self._others[key] = state_dict[key] = state_dict[key].clone()
         names = [key.removesuffix(PACKED_SUFFIX) for key in state_dict if key.endswith(PACKED_SUFFIX)]
+        check_memory(
+            sum(self.content.layers[name].size.bytes_in_memory for name in names),
+            sum(state_dict[name + PACKED_SUFFIX].numel() for name in names),
+        )
         payloads = ((name, state_dict[name + PACKED_SUFFIX], self.content.layers[name]) for name in names)
         for name, buffer in decode_layers(payloads):
             state_dict[name + PACKED_SUFFIX] = buffer
