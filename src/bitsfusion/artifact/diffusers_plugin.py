@@ -17,6 +17,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
+from bitsfusion.artifact.guards import guard, guard_cached
 from bitsfusion.artifact.limits import check_memory
 from bitsfusion.artifact.payload import check_others, decode_layers
 from bitsfusion.artifact.saving import saved_tensors
@@ -147,7 +148,8 @@ class BitsFusionQuantizer(DiffusersQuantizer):
         check_others(self._others, self.content.others_sha256)
         # diffusers would refuse `.to(dtype)`, and with it `from_pipe`. Here only floating tensors change.
         model.is_quantized = False  # type: ignore[assignment]
-        model.fuse_lora = refuse_fusing  # type: ignore[assignment]
+        guard(model)
+        model.hf_quantizer = self  # type: ignore[assignment]  # diffusers sets it next; adapters ask for it
 
     def _refuse_missing(self, keys: Iterable[str]) -> None:
         for key in sorted(keys):
@@ -170,6 +172,7 @@ class BitsFusionQuantizer(DiffusersQuantizer):
         made: nn.Module = super().dequantize(model)
         if self.content.time_features.kind == "cached":
             made.hf_quantizer = self
+            guard_cached(made)
         return made
 
     def _dequantize(self, model: Any) -> nn.Module:
@@ -207,18 +210,6 @@ class BitsFusionQuantizer(DiffusersQuantizer):
     def is_compileable(self) -> bool:
         """Whole, without a graph break: unpacking and the look-up of time features are operators of their own."""
         return True
-
-
-def refuse_fusing(*args: Any, **kwargs: Any) -> None:
-    """Stands in for the model's `fuse_lora`.
-
-    Raises:
-        InputError: always.
-    """
-    raise InputError(
-        "fuse_lora: got a packed model, wanted a dense one: an adapter cannot be fused into packed bits; leave it "
-        "unfused, or call dequantize() on the model first"
-    )
 
 
 auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = BitsFusionConfig
