@@ -77,8 +77,8 @@ def check_draws_from_text(pipeline: DiffusionPipeline) -> None:
     if picture is not None and "None" not in str(picture.annotation):
         also = " and a mask" if "mask_image" in parameters else ""
         raise InputError(
-            f"prompt: got a {name}, which draws from a picture{also} beside the prompt, wanted one that draws from text "
-            f"alone: call it in Python, {name}.from_pretrained(FOLDER)(prompt, image=...)"
+            f"prompt: got a {name}, which draws from a picture{also} beside the prompt, wanted one that draws "
+            f"from text alone: call it in Python, {name}.from_pretrained(FOLDER)(prompt, image=...)"
         )
 
 
