@@ -135,7 +135,7 @@ def test_changed_bias(copied: Path) -> None:
         (lambda c: c["layers"][LAYER].update(bits=9), f"layers.{LAYER}.bits"),
         (lambda c: c["layers"][LAYER].update(shape=[32, 32, 3, 4]), f"^{LAYER}: got shape"),
         (lambda c: c["layers"][LAYER].update(shape=[1 << 40, 32, 3, 3]), f"layers.{LAYER}.shape.0"),
-        (lambda c: c["layers"][LAYER].update(shape=[1 << 20, 1 << 20]), f"layers.{LAYER}: got 1099511627776 weights"),
+        (lambda c: c["layers"][LAYER].update(shape=[1 << 20, 1 << 20]), f"^{LAYER}: got shape .* as in the model"),
         (lambda c: c["layers"][LAYER].update(sha256="x"), f"layers.{LAYER}.sha256"),
         (lambda c: c["layers"].update(ghost=c["layers"][LAYER]), "^ghost: got a layer that the model does not have"),
         (lambda c: c["layers"].pop(LAYER), f"^{LAYER}: got no bits"),
@@ -191,7 +191,7 @@ def test_loading_without_a_tensor_names_it(copied: Path) -> None:
 
 def test_diffusers_own_notes_are_passed_over(copied: Path) -> None:
     change_config(copied, lambda c: c.update(_pre_quantization_dtype="float32"))
-    verify_folder(copied)
+    verify_folder(copied / "unet")
 
 
 @pytest.mark.parametrize("size", [0, 4, 1000, -1])

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, model_validator
 
 from bitsfusion.artifact.container import NAME, NAME_LENGTH
-from bitsfusion.artifact.limits import JSON_DEPTH, LAYER_WEIGHTS, MODEL_WEIGHTS, shown
+from bitsfusion.artifact.limits import JSON_DEPTH, shown
 from bitsfusion.errors import ArtifactError
 from bitsfusion.io.files import sha256_json
 from bitsfusion.packing.accounting import LayerSize, average_bits
@@ -40,12 +40,6 @@ class PackedEntry(_Frozen):
     bits: Annotated[int, Field(strict=True, ge=1, le=8)]
     shape: Shape
     sha256: Sha256
-
-    @model_validator(mode="after")
-    def _bounded(self) -> PackedEntry:
-        if math.prod(self.shape) > LAYER_WEIGHTS:
-            raise ValueError(f"got {math.prod(self.shape)} weights, wanted at most {LAYER_WEIGHTS} in a layer")
-        return self
 
     @property
     def size(self) -> LayerSize:
@@ -103,9 +97,8 @@ class PackedConfig(_Frozen):
 
     @model_validator(mode="after")
     def _bounded(self) -> PackedConfig:
-        total = sum(self.weights.values())
-        if not 0 < total <= MODEL_WEIGHTS:
-            raise ValueError(f"got {total} weights, wanted 1 to {MODEL_WEIGHTS} in all layers")
+        if not self.weights:
+            raise ValueError("got no layers, wanted at least one")
         if _deeper(self.provenance, JSON_DEPTH):
             raise ValueError(f"provenance: got more than {JSON_DEPTH} levels of nesting")
         return self

@@ -11,10 +11,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from bitsfusion.artifact.hashes import write_hashes
 from bitsfusion.artifact.parts import ModelParts, parts_of_model
-from bitsfusion.artifact.payload import buffer_hash, encode_layer, others_hash
+from bitsfusion.artifact.payload import buffer_hash, check_scales, encode_layer, others_hash
 from bitsfusion.artifact.schema import (
     CONFIG_FILE,
     PACKED_SUFFIX,
@@ -27,8 +29,9 @@ from bitsfusion.artifact.schema import (
 from bitsfusion.artifact.target import check_target
 from bitsfusion.artifact.weight_file import write_weights
 from bitsfusion.diffusion.time_features import Coverage, SamplerSteps, cover
-from bitsfusion.errors import InputError
+from bitsfusion.errors import ArtifactError, InputError
 from bitsfusion.io.files import atomic_folder
+from bitsfusion.packing.accounting import SCALE_BYTES
 from bitsfusion.pipelines.copying import copy_components
 from bitsfusion.pipelines.folder import Form, PipelineFolder
 
@@ -77,7 +80,9 @@ def write_pipeline(
                 safe = "safe_serialization" in inspect.signature(component.save_pretrained).parameters
                 component.save_pretrained(temporary / name, **({"safe_serialization": True} if safe else {}))
         (temporary / "unet").mkdir()
-        return _write(temporary / "unet", parts, source_sha256, provenance)
+        made = _write(temporary / "unet", parts, source_sha256, provenance)
+        write_hashes(temporary)
+        return made
 
 
 def write_model(
@@ -135,6 +140,8 @@ def write_parts(
             tell = None if progress is None else _shifted(progress, done, total)
             configs[name] = _write(place, part, source_sha256, (provenance or {}).get(name), tell)
             done += len(part.kept)
+        if source.form is Form.PIPELINE:
+            write_hashes(temporary)
     return configs
 
 
@@ -192,6 +199,10 @@ def _packed_layers(parts: ModelParts) -> Iterator[tuple[str, PackedEntry, Tensor
 
     def work(name: str, shape: tuple[int, ...]) -> tuple[str, PackedEntry, Tensor]:
         bits, buffer = parts.layer(name)
+        try:
+            check_scales(buffer[: SCALE_BYTES * shape[0]].view(torch.float32), bits)
+        except ArtifactError as error:
+            raise InputError(f"{name}: {error}") from None
         entry = PackedEntry(bits=bits, shape=shape, sha256=buffer_hash(buffer))
         return name, entry, encode_layer(buffer, shape[0])
 

@@ -19,9 +19,11 @@ from bitsfusion.pipelines.weight_files import WeightFiles, weight_files
 INDEX = "model_index.json"
 """The file that makes a folder a pipeline: its class, and the library and class of each component."""
 
+DENOISERS = ("unet", "transformer")
+"""What pipelines call the model that the sampler calls at every step."""
+
 _CONFIG = "config.json"
 _NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
-_CHECKPOINT_FOLDERS = ("unet", "transformer")
 _CODE_FREE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
 
@@ -116,7 +118,7 @@ class PipelineFolder:
                 return component
         known = " or ".join(name for name, architecture in ARCHITECTURES.items() if architecture.timed)
         got = self.class_name or "folder"
-        for name in _CHECKPOINT_FOLDERS:
+        for name in DENOISERS:
             other = self.component(name)
             if other is not None:
                 raise InputError(f"{self.path}: got a {got} whose {name} is a {other.class_name}, wanted a {known}")
@@ -187,7 +189,7 @@ def read_folder(path: Path) -> PipelineFolder:
         return _pipeline(path)
     if (path / _CONFIG).is_file():
         return _model(path)
-    inside = [name for name in _CHECKPOINT_FOLDERS if (path / name / _CONFIG).is_file()]
+    inside = [name for name in DENOISERS if (path / name / _CONFIG).is_file()]
     if inside:
         return _checkpoint(path, inside[0])
     raise InputError(f"{path}: got a folder without {INDEX}{_instead(path)}, wanted a diffusers pipeline folder")

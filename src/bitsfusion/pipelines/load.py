@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,25 @@ def load_pipeline(model: str | PipelineFolder, dtype: torch.dtype = torch.float3
         raise InputError(f"{folder.path}: could not be loaded as a diffusers pipeline: {reason}") from None
     result: StableDiffusionPipeline = pipeline
     return result
+
+
+def check_draws_from_text(pipeline: DiffusionPipeline) -> None:
+    """Refuses a pipeline whose call wants a picture, or that draws no image from a prompt.
+
+    Raises:
+        InputError: names its class and what it wants.
+    """
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    name = type(pipeline).__name__
+    if "prompt" not in parameters:
+        raise InputError(f"prompt: got a {name}, which takes none, wanted a pipeline that draws from text")
+    picture = parameters.get("image")
+    if picture is not None and "None" not in str(picture.annotation):
+        also = " and a mask" if "mask_image" in parameters else ""
+        raise InputError(
+            f"prompt: got a {name}, which draws from a picture{also} beside the prompt, wanted one that draws "
+            f"from text alone: call it in Python, {name}.from_pretrained(FOLDER)(prompt, image=...)"
+        )
 
 
 def _variant(component: Component) -> str | None:
