@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bitsfusion.artifact.payload import check_others
 from bitsfusion.artifact.reader import PackedFolder, Tensors, component_named, open_components
-from bitsfusion.artifact.schema import PACKED_SUFFIX, ROWS_TENSOR, PackedConfig
+from bitsfusion.artifact.schema import PACKED_SUFFIX, TIME_TENSORS, PackedConfig
 from bitsfusion.errors import ArtifactError
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -75,6 +75,6 @@ def check_stored(expected: Mapping[str, Tensor], tensors: Tensors) -> None:
                 layer = name.removesuffix(PACKED_SUFFIX)
                 raise ArtifactError(f"{layer}: got {stored.dtype} {list(stored.shape)}, wanted one-dimensional U8")
             continue
-        dtype = "F16" if name == ROWS_TENSOR else "F32"
+        dtype = "F16" if name in TIME_TENSORS else "F32"
         if stored.dtype != dtype or list(stored.shape) != shape:
             raise ArtifactError(f"{name}: got {stored.dtype} {list(stored.shape)}, wanted {dtype} {shape}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +12,7 @@ from bitsfusion.artifact.inspect import ComponentSize, Inspection, inspect_folde
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.cli.console import print_json, print_table, progress_bars
 from bitsfusion.cli.options import Json, Quiet
-from bitsfusion.diffusion.samplers import Sampler
+from bitsfusion.diffusion.samplers import OWN, sampler_name
 from bitsfusion.runs.singles import generate_to_folder
 
 Folder = Annotated[Path, typer.Argument(help="A packed pipeline or model folder.")]
@@ -104,8 +104,22 @@ def _print_inspection(inspection: Inspection) -> None:
     print(f"average bits (Appendix H)   {inspection.average_bits:.4f}")
     print(f"entropy, bits a weight      {inspection.entropy_bits:.4f}")
     print(f"on disk, bits a weight      {inspection.true_bits:.4f}")
+    print(f"time features               {_time_features(inspection.time_features)}")
     kept = ", ".join(inspection.fallbacks) or "none"
     print(f"layers kept dense           {kept}")
+
+
+def _time_features(features: Mapping[str, Any]) -> str:
+    """What is stored of them, in words."""
+    if features["kind"] == "basis":
+        return (
+            f"every step: a basis of rank {features['rank']} within {features['error']:g}, "
+            f"{features['values']:,} values"
+        )
+    if features["kind"] == "cached":
+        samplers = ", ".join(f"{each['name']} {each['steps']} steps" for each in features["samplers"])
+        return f"{len(features['steps'])} steps exactly ({samplers or 'no sampler named'}), {features['values']:,} values"
+    return "every step: time layers at 8 bits" if features["kind"] == "layers_8bit" else "none"
 
 
 def verify(folder: Folder) -> None:
@@ -118,7 +132,9 @@ def generate(
     folder: Annotated[str, typer.Argument(help="A packed folder, or any diffusers pipeline.")],
     prompts: Annotated[list[str], typer.Argument(help="One image each.")],
     out: Annotated[Path, typer.Option(help="Folder for the PNG files and metadata.jsonl.")] = Path("images"),
-    sampler: Annotated[Sampler, typer.Option()] = Sampler.PNDM,
+    sampler: Annotated[
+        str, typer.Option(help="The folder's own scheduler (own), or any scheduler of diffusers by name.")
+    ] = OWN,
     steps: Annotated[int, typer.Option(min=1)] = 50,
     guidance: Annotated[float, typer.Option()] = 7.5,
     seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next ones count on.")] = 1024,
@@ -130,7 +146,7 @@ def generate(
             folder,
             prompts,
             out,
-            sampler=sampler.value,
+            sampler=sampler_name(sampler),
             steps=steps,
             guidance=guidance,
             seed=seed,

@@ -5,17 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
-
-from torch import nn
+from typing import Any
 
 from bitsfusion.architectures.unet import unet_layers
 from bitsfusion.artifact.components import components
-from bitsfusion.artifact.parts import ModelParts, parts_of_folder, parts_of_model
+from bitsfusion.artifact.parts import ModelParts, parts_of_folder, parts_of_model, timed_model
 from bitsfusion.artifact.schema import PackedConfig
-from bitsfusion.artifact.writer import PAPER_SAMPLERS, write_parts
-from bitsfusion.diffusion.time_features import Coverage, SamplerSteps, cover
-from bitsfusion.diffusion.time_features.cache import uncacheable
+from bitsfusion.artifact.writer import write_parts
+from bitsfusion.diffusion.time_features import BASIS, Cover, choose_features
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import read_json, sha256_file, sha256_folder
 from bitsfusion.numerics import ScaleInit
@@ -26,13 +23,6 @@ from bitsfusion.runs.components import UNET_ALONE, OtherBits, by_weight_error, o
 from bitsfusion.runs.progress import ProgressSink
 from bitsfusion.training.checkpoint import load_student
 
-AUTO: Literal["auto"] = "auto"
-"""Cache what the paper caches (PNDM, 50 steps) where the UNet allows it; otherwise keep the time layers and say so."""
-
-Cover: TypeAlias = Sequence[SamplerSteps] | Literal["auto"] | None
-"""Samplers whose time features are cached; None keeps the time layers at 8 bits; or `AUTO`."""
-
-
 def init_pipeline(
     model: str,
     out: Path,
@@ -40,7 +30,7 @@ def init_pipeline(
     recipe: str | None = None,
     bits: float | None = None,
     method: ScaleInit = ScaleInit.EXACT,
-    samplers: Cover = AUTO,
+    samplers: Cover = BASIS,
     others: OtherBits = UNET_ALONE,
     progress: ProgressSink | None = None,
 ) -> dict[str, PackedConfig]:
@@ -69,17 +59,19 @@ def init_pipeline(
         raise InputError(f"recipe, bits: got {got}, wanted one of them: a recipe, or an average number of bits")
     progress = progress or ProgressSink()
     source, unet = _open(model)
-    coverage, notes = _coverage(unet.skeleton, source, samplers)
+    choice = choose_features(
+        timed_model(unet) if samplers == BASIS else unet.skeleton, samplers, _scheduler_config(source)
+    )
     if bits is not None:
-        steps = 0 if coverage is None else len(coverage.steps)
-        chosen, made_by = by_weight_error(unet, unet_layers(unet.skeleton), bits, progress, steps)
+        values = None if choice.features is None else choice.values
+        chosen, made_by = by_weight_error(unet, unet_layers(unet.skeleton), bits, progress, values)
     else:
         assert recipe is not None
         chosen = recipe_bits(recipe, unet_layers(unet.skeleton))
         made_by = {"recipe": recipe, **({"recipe_sha256": sha256_file(Path(recipe))} if is_file(recipe) else {})}
-    notes += [note for note in (left_out(unet),) if note is not None]
+    notes = [note for note in (choice.note, left_out(unet)) if note is not None]
     provenance = {**made_by, "scale_init": method.value, **({"notes": notes} if notes else {})}
-    parts = {"unet": parts_of_folder(unet, chosen, method, coverage)}
+    parts = {"unet": parts_of_folder(unet, chosen, method, choice.features)}
     notes_of = {"unet": provenance}
     for name, (part, made) in other_parts(source, others, method, progress).items():
         parts[name], notes_of[name] = part, made
@@ -95,7 +87,7 @@ def pack_checkpoint(
     checkpoint: Path,
     model: str,
     out: Path,
-    samplers: Cover = AUTO,
+    samplers: Cover = BASIS,
     progress: ProgressSink | None = None,
     others: OtherBits = UNET_ALONE,
 ) -> PackedConfig:
@@ -114,9 +106,9 @@ def pack_checkpoint(
     """
     source, progress = _source(model), progress or ProgressSink()
     student = load_student(checkpoint)
-    coverage, notes = _coverage(student, source, samplers)
-    provenance = {"checkpoint": checkpoint.name, **({"notes": notes} if notes else {})}
-    parts, notes_of = {"unet": parts_of_model(student, coverage)}, {"unet": provenance}
+    choice = choose_features(student, samplers, _scheduler_config(source))
+    provenance = {"checkpoint": checkpoint.name, **({"notes": [choice.note]} if choice.note else {})}
+    parts, notes_of = {"unet": parts_of_model(student, choice.features)}, {"unet": provenance}
     for name, (part, made) in other_parts(source, others, ScaleInit.COMPACT, progress).items():
         parts[name], notes_of[name] = part, made
     return _write(parts, source, out, notes_of, progress)["unet"]
@@ -135,15 +127,9 @@ def _open(model: str) -> tuple[Path, ModelFolder]:
     return source, open_unet(source / "unet")
 
 
-def _coverage(unet: nn.Module, source: Path, samplers: Cover) -> tuple[Coverage | None, list[str]]:
-    """The steps to cache, if any, and what is to be said about it."""
-    if samplers is None:
-        return None, []
-    reason = uncacheable(unet) if samplers == AUTO else None
-    if reason is not None:
-        return None, [f"time layers stay, at 8 bits and for any sampler: the UNet has {reason}, no features to cache"]
-    config = read_json(source / "scheduler" / "scheduler_config.json")
-    return cover(PAPER_SAMPLERS if samplers == AUTO else samplers, config), []
+def _scheduler_config(source: Path) -> dict[str, Any]:
+    config: dict[str, Any] = read_json(source / "scheduler" / "scheduler_config.json")
+    return config
 
 
 def _write(

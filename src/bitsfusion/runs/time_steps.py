@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import DDPMScheduler
 
 from bitsfusion.data.batches import TrainingData
+from bitsfusion.diffusion.time_features import Coverage
 from bitsfusion.evaluation.noise import time_step_curve
 from bitsfusion.io.files import write_json
 from bitsfusion.pipelines.load import load_pipeline
@@ -35,14 +35,14 @@ def measure_time_steps(
 
     Args:
         pipeline: the full-precision one.
-        folder: see `load_quantized`; a packed one with cached time features is measured at the steps it covers.
+        folder: see `load_quantized`; a packed one with exact rows is measured at the steps it covers.
         data: latents and captions.
         out: a JSON file, which `timesteps: {kind: measured, curve: FILE}` reads.
         points: time steps.
         each: samples at each.
     """
     student = load_quantized(folder)
-    steps = getattr(student.time_proj, "steps", None)
+    coverage = getattr(student.time_proj, "coverage", None)
     curve = time_step_curve(
         student,
         pipeline.unet,
@@ -51,7 +51,7 @@ def measure_time_steps(
         DDPMScheduler.from_config(pipeline.scheduler.config),
         points,
         each,
-        steps.tolist() if isinstance(steps, torch.Tensor) else None,
+        [int(step) for step in coverage.steps if step == int(step)] if isinstance(coverage, Coverage) else None,
     )
     write_json(out, {"schema_version": CURVE_SCHEMA_VERSION, "latent_error": {folder.resolve().name: curve}})
     return curve
