@@ -163,13 +163,14 @@ def _features_of_model(unet: nn.Module, features: Features) -> tuple[Tensor, Cov
     placed = getattr(unet, "time_proj", None)
     if isinstance(placed, TimeFeatureBasis) and isinstance(features, TimeBasis):
         return features
-    if isinstance(placed, TimeFeatureRows) and isinstance(features, Coverage):
-        missing = [step for step in features.steps if step not in placed.coverage.steps]
-        if not missing:
-            picked = [placed.coverage.steps.index(step) for step in features.steps]
-            return placed.rows[picked].to("cpu", torch.float16), features
     if isinstance(placed, (TimeFeatureRows, TimeFeatureBasis)):
-        wanted = f"rows of {features}" if isinstance(features, Coverage) else "a basis" if features else "time layers"
+        wanted = "time layers" if features is None else f"features of {features}"
+        if isinstance(placed, TimeFeatureRows) and isinstance(features, Coverage):
+            missing = [step for step in features.steps if step not in placed.coverage.steps]
+            if not missing:
+                picked = [placed.coverage.steps.index(step) for step in features.steps]
+                return placed.rows[picked].to("cpu", torch.float16), features
+            wanted = f"time step {missing[0]:g}"
         raise InputError(
             f"time features: got a UNet cached for {placed.covered}, wanted its {wanted}: pack from before caching"
         )

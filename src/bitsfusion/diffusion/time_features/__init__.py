@@ -8,7 +8,7 @@ from bitsfusion.diffusion.time_features.cache import (
     cache_time_features,
     place_time_features,
 )
-from bitsfusion.diffusion.time_features.cover import BASIS, Choice, Cover, choose_features
+from bitsfusion.diffusion.time_features.choice import BASIS, Choice, Cover, choose_features
 from bitsfusion.diffusion.time_features.fit import fit_time_basis
 from bitsfusion.diffusion.time_features.layers import time_feature_rows, time_layers
 
