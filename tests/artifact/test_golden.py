@@ -107,7 +107,7 @@ def test_the_second_reader_comes_to_the_same_features_at_any_step() -> None:
     ours = unet.time_proj(torch.tensor(steps))
     assert torch.allclose(ours, torch.from_numpy(second.features(steps)).float(), rtol=1e-4, atol=1e-4)
     for step in (-2.25, 1022.5):
-        with pytest.raises(InputError, match="this model covers every step from -2 to 1022; .*--cover any"):
+        with pytest.raises(InputError, match=r"this model covers every step from -2 to 1022; .*--cover any"):
             unet.time_proj(torch.tensor([step]))
 
 

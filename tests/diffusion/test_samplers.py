@@ -66,7 +66,7 @@ def test_ddim_clips_no_latents_unless_the_config_says_so() -> None:
 
 
 def test_unknown_sampler() -> None:
-    with pytest.raises(InputError, match="got 'oiler', wanted own, pndm, ddim, .*or a scheduler class of diffusers"):
+    with pytest.raises(InputError, match=r"got 'oiler', wanted own, pndm, ddim, .*or a scheduler class of diffusers"):
         sampler_timesteps("oiler", 20, CONFIG)
 
 
@@ -111,7 +111,7 @@ def test_names(name: str, file_name: str) -> None:
 @pytest.mark.parametrize("kind", [scheduler.name for scheduler in KarrasDiffusionSchedulers])
 def test_every_scheduler_of_stable_diffusion_by_its_class(kind: str) -> None:
     if kind == "DPMSolverSDEScheduler" and importlib.util.find_spec("torchsde") is None:
-        with pytest.raises(InputError, match="dpm-sde: .*torchsde"):
+        with pytest.raises(InputError, match=r"dpm-sde: .*torchsde"):
             build_scheduler("dpm-sde", CONFIG)
         return
     assert type(build_scheduler(kind, CONFIG)).__name__ == kind

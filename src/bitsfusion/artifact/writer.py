@@ -199,9 +199,7 @@ def _time_features(parts: ModelParts) -> tuple[TimeFeatures, dict[str, Tensor]]:
     if parts.features is not None:
         rows, coverage = parts.features
         samplers = tuple(SamplerEntry(name=s.name, steps=s.steps) for s in coverage.samplers)
-        rows_entry = TimeFeaturesEntry(
-            kind="cached", steps=coverage.steps, samplers=samplers, channels=rows.shape[1]
-        )
+        rows_entry = TimeFeaturesEntry(kind="cached", steps=coverage.steps, samplers=samplers, channels=rows.shape[1])
         return rows_entry, {ROWS_TENSOR: rows}
     return TimeFeaturesEntry(kind="layers_8bit" if parts.architecture.timed else "none"), {}
 

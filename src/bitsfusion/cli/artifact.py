@@ -118,7 +118,9 @@ def _time_features(features: Mapping[str, Any]) -> str:
         )
     if features["kind"] == "cached":
         samplers = ", ".join(f"{each['name']} {each['steps']} steps" for each in features["samplers"])
-        return f"{len(features['steps'])} steps exactly ({samplers or 'no sampler named'}), {features['values']:,} values"
+        return (
+            f"{len(features['steps'])} steps exactly ({samplers or 'no sampler named'}), {features['values']:,} values"
+        )
     return "every step: time layers at 8 bits" if features["kind"] == "layers_8bit" else "none"
 
 

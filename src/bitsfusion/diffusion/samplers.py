@@ -155,7 +155,9 @@ def _scheduler(name: str, scheduler_config: Mapping[str, Any]) -> SchedulerMixin
         built: SchedulerMixin = kind.from_config({**latents, **scheduler_config, **options})  # type: ignore[attr-defined]
     except (ImportError, NotImplementedError, ValueError) as error:
         line = " ".join(str(error).split())
-        raise InputError(f"sampler {name}: {kind.__name__} cannot be made from this scheduler's config: {line}") from None
+        raise InputError(
+            f"sampler {name}: {kind.__name__} cannot be made from this scheduler's config: {line}"
+        ) from None
     return built
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from bitsfusion.recipe.named import is_file, recipe_bits
 from bitsfusion.runs.components import UNET_ALONE, OtherBits, by_weight_error, other_parts
 from bitsfusion.runs.progress import ProgressSink
 from bitsfusion.training.checkpoint import load_student
+
 
 def init_pipeline(
     model: str,

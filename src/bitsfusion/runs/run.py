@@ -137,7 +137,9 @@ class Run:
             )
             verify_folder(self.path / "packed")
 
-        ours.step("pack", {"serve": self.config.serve.deciding(), "made": self._made(f"stage2-{seed}")}, ["packed"], work)
+        ours.step(
+            "pack", {"serve": self.config.serve.deciding(), "made": self._made(f"stage2-{seed}")}, ["packed"], work
+        )
 
     def evaluate(self) -> None:
         """Section 5: every rung on the same prompts and seeds."""

@@ -47,9 +47,7 @@ def time_rows(rows: Tensor, steps: Tensor, timesteps: Tensor, covered: str) -> T
 
     if not schedule_is_good(timesteps, steps, found):
         step = float(timesteps[~found(timesteps)][0])
-        raise InputError(
-            f"time step {step:.10g} is not cached: this model covers {covered}; use these, or {WAYS}"
-        )
+        raise InputError(f"time step {step:.10g} is not cached: this model covers {covered}; use these, or {WAYS}")
     found_rows = hits(timesteps)
     picked = rows[found_rows.int().argmax(1).to(rows.device)]
     # A second guard, for a schedule whose values were changed unseen.
