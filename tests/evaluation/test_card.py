@@ -14,6 +14,10 @@ import huggingface_hub
 import huggingface_hub.constants
 import pytest
 import yaml
+from bitsfusion.evaluation.card.card import hub_id, known_license, write_card
+from bitsfusion.evaluation.card.figure import bits_figure
+from bitsfusion.evaluation.card.hub import push_to_hub
+from bitsfusion.evaluation.card.text import escape
 from PIL import Image
 
 from bitsfusion.artifact.inspect import Inspection, inspect_folder
@@ -21,10 +25,6 @@ from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.cli.main import main
 from bitsfusion.diffusion.samplers import SamplerSteps
 from bitsfusion.errors import BitsFusionError, InputError
-from bitsfusion.evaluation.card.card import hub_id, known_license, write_card
-from bitsfusion.evaluation.card.figure import bits_figure
-from bitsfusion.evaluation.card.hub import push_to_hub
-from bitsfusion.evaluation.card.text import escape
 from bitsfusion.pipelines.load import EMBEDDED
 from bitsfusion.runs.folder import RunFolder
 from bitsfusion.runs.packing import init_pipeline

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bitsfusion.evaluation.drawn import DrawingSettings, draw, read_png
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +16,6 @@ from bitsfusion.cli.main import main
 from bitsfusion.diffusion.samplers import SamplerSteps
 from bitsfusion.embedded import SCORER_FOLDER
 from bitsfusion.errors import InputError
-from bitsfusion.evaluation.drawn import DrawingSettings, draw, read_png
 from bitsfusion.evaluation.estimates import Verdict, difference, estimate
 from bitsfusion.evaluation.evaluate import evaluate
 from bitsfusion.evaluation.measures import (

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from bitsfusion.data.world.captions import TASKS, prompt_set, sample_scene
-from bitsfusion.data.world.scene import draw
-from bitsfusion.errors import InputError
 from bitsfusion.evaluation.card.scores import ScoreTable
 from bitsfusion.evaluation.report import write_report
 from bitsfusion.evaluation.report.numbers import duration, number, size
 from bitsfusion.evaluation.report_data import Curve, LayerRow, Pictures, ReportData, Rung, SeedScores, Sizes
+
+from bitsfusion.data.world.captions import TASKS, prompt_set, sample_scene
+from bitsfusion.data.world.scene import draw
+from bitsfusion.errors import InputError
 from bitsfusion.metrics.geneval import GenEvalResult, GenEvalSummary, geneval_summary
 from bitsfusion.vote.database import Record, Vote
 from bitsfusion.vote.prompts import Topic

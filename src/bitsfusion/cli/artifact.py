@@ -13,7 +13,7 @@ from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.cli.console import print_json, print_table, progress_bars
 from bitsfusion.cli.options import Json, Quiet
 from bitsfusion.diffusion.samplers import Sampler
-from bitsfusion.runs.singles import generate_to_folder
+from bitsfusion.evaluation.drawing import generate_to_folder
 
 Folder = Annotated[Path, typer.Argument(help="A packed pipeline or model folder.")]
 
