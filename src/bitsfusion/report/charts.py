@@ -77,7 +77,7 @@ def svg(figure: Figure, label: str) -> Markup:
     text = stream.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r' (xmlns(:\w+)?|version|width|height)="[^"]*"', "", text, count=5)
-    text = re.sub(r' id="[a-z.]+_?\d+"', "", text.replace("xlink:href", "href"))
+    text = re.sub(r' id="[\w.]+_\d+"', "", text.replace("xlink:href", "href"))
     return Markup(text.replace("<svg", Markup('<svg role="img" aria-label="{}"').format(label), 1))
 
 
