@@ -10,7 +10,7 @@ import typer
 from bitsfusion.cli.console import progress_bars
 from bitsfusion.cli.options import Quiet
 from bitsfusion.diffusion.samplers import OWN, sampler_name
-from bitsfusion.runs.singles import generate_to_folder
+from bitsfusion.evaluation.drawing import generate_to_folder
 
 
 def register(app: typer.Typer) -> None:
