@@ -1,0 +1,182 @@
+"""A model's calibration: block after block in the order of the forward pass, each layer solved on what it will see."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitsfusion.calibration.blocks import Block, find_blocks
+from bitsfusion.calibration.layer import CalibratedLayer, calibrated_layer, weight_only_layer
+from bitsfusion.calibration.moments import MomentSum, input_rows, output_rows, row_count
+from bitsfusion.calibration.playback import Inputs, Outputs, Playback, Side, dead
+from bitsfusion.calibration.settings import CalibrationSettings
+from bitsfusion.calibration.trajectories import Call
+from bitsfusion.errors import InputError
+from bitsfusion.io.schema import named
+from bitsfusion.numerics import check_bits
+
+Progress = Callable[[int, int], None]
+"""Called with the layers solved and the layers in all."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Every layer's codes, scale and bias by name, and in plain words what was not done as asked."""
+
+    layers: Mapping[str, CalibratedLayer]
+    notes: tuple[str, ...] = ()
+
+
+@torch.no_grad()
+def calibrate(
+    model: nn.Module,
+    bits: Mapping[str, int],
+    calls: Sequence[Call],
+    settings: CalibrationSettings | None = None,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Codes, scales and biases of least output error, without training.
+
+    Layers are solved in the order in which a forward pass comes to them. The inputs of a layer are those of the model
+    quantized so far, the outputs aimed at are the original's (asymmetric, as in GPTAQ).
+
+    Args:
+        model: full precision, in evaluation mode, on the device to compute on; unchanged afterwards.
+        bits: layer name -> 1..8; other layers stay as they are.
+        calls: what it is called with, see `trajectories`.
+        settings: the defaults where None.
+        progress: told after every group of layers.
+
+    Raises:
+        InputError: a name that is no Linear or Conv2d, bits out of range, or activations that are not finite; names the
+            layer.
+    """
+    settings = settings or CalibrationSettings()
+    layers = _checked(model, bits)
+    device = next(model.parameters()).device
+    calls = [call.to(device) for call in calls]
+    blocks = find_blocks(model, calls[0], bits)
+    playback = Playback(model, blocks, calls, Outputs(device))
+    found: dict[str, CalibratedLayer] = {}
+    for index, block in enumerate(blocks):
+        student = copy.deepcopy(model.get_submodule(block.name))
+        inputs = {
+            side: [playback.inputs(index, side, call) for call in range(len(calls))] for side in Side
+        }
+        for group in block.groups:
+            found.update(_solve_group(model, student, block, group, inputs, bits, settings))
+            if progress is not None:
+                progress(len(found), len(bits))
+        _carry_on(playback, index, student, inputs)
+    missing = [name for name in bits if name not in found]
+    for name in missing:
+        found[name] = weight_only_layer(name, layers[name], bits[name])
+    notes = (_note(missing),) if missing else ()
+    return Calibration({name: found[name] for name in bits}, notes)
+
+
+def _checked(model: nn.Module, bits: Mapping[str, int]) -> dict[str, nn.Linear | nn.Conv2d]:
+    modules, found = dict(model.named_modules()), {}
+    for name, chosen in bits.items():
+        layer = modules.get(name)
+        check_bits(chosen, name)
+        if not isinstance(layer, (nn.Linear, nn.Conv2d)):
+            got = "no such layer" if layer is None else type(layer).__name__
+            raise InputError(f"{name}: got {got}, wanted a Linear or Conv2d layer of the model")
+        found[name] = layer
+    return found
+
+
+def _note(missing: Sequence[str]) -> str:
+    return (
+        f"{len(missing)} layers did not run once in the calibration's forward passes and got the best scale of their "
+        f"weights alone: {named(list(missing))}"
+    )
+
+
+def _solve_group(
+    model: nn.Module,
+    student: nn.Module,
+    block: Block,
+    group: Sequence[str],
+    inputs: Mapping[Side, Sequence[Inputs]],
+    bits: Mapping[str, int],
+    settings: CalibrationSettings,
+) -> dict[str, CalibratedLayer]:
+    """Solves layers that share their input, and rounds them in `student`."""
+    original = model.get_submodule(block.name)
+    inner = {name: name[len(block.name) :].lstrip(".") for name in group}
+    sums = {name: MomentSum(name, model.get_submodule(name)) for name in group}  # type: ignore[arg-type]
+    limit = -(-settings.rows // len(inputs[Side.ORIGINAL]))
+    for call, (before, after) in enumerate(zip(inputs[Side.ORIGINAL], inputs[Side.STUDENT], strict=True)):
+        wanted = _watched(original, before, inner, outputs=True)
+        given = _watched(student, after, inner, outputs=False)
+        for name, layer in ((name, model.get_submodule(name)) for name in group):
+            for output, input in zip(wanted[name], given[name], strict=True):
+                places = _places(row_count(layer, output), limit, call, output.device)  # type: ignore[arg-type]
+                sums[name].add(input_rows(layer, input, places), output_rows(layer, output, places))  # type: ignore[arg-type]
+    solved = {}
+    for name in group:
+        layer: Any = student.get_submodule(inner[name])
+        moments = sums[name].moments()
+        assert moments is not None  # the layer ran when the blocks were found
+        solved[name] = calibrated_layer(name, model.get_submodule(name), moments, bits[name], settings)  # type: ignore[arg-type]
+        layer.weight.copy_(solved[name].weight)
+        if solved[name].bias is not None:
+            layer.bias.copy_(solved[name].bias)
+    return solved
+
+
+class _Enough(Exception):
+    """Every layer that is watched has run."""
+
+
+def _watched(module: nn.Module, inputs: Inputs, names: Mapping[str, str], outputs: bool) -> dict[str, list[Tensor]]:
+    """The inputs or outputs of some layers of a block, one for each time they run."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in names}
+    with ExitStack() as stack:
+        for name, inner in names.items():
+            layer = module.get_submodule(inner)
+
+            def catch(layer: nn.Module, args: Any, output: Any = None, name: str = name) -> None:
+                seen[name].append(output if outputs else args[0])
+
+            register = layer.register_forward_hook if outputs else layer.register_forward_pre_hook
+            stack.callback(register(catch).remove)
+        inputs.run(module)
+    return seen
+
+
+def _places(rows: int, limit: int, call: int, device: torch.device) -> Tensor | None:
+    """`limit` of the rows' indices by chance, the same every time; None for all of them."""
+    if rows <= limit:
+        return None
+    generator = torch.Generator("cpu").manual_seed(call)
+    return torch.randperm(rows, generator=generator)[:limit].sort().values.to(device)
+
+
+def _carry_on(playback: Playback, index: int, student: nn.Module, inputs: Mapping[Side, Sequence[Inputs]]) -> None:
+    """Keeps what the block gives on both sides, and forgets outputs that no later block needs."""
+    block = playback.blocks[index]
+    modules = {Side.ORIGINAL: playback.model.get_submodule(block.name), Side.STUDENT: student}
+    needed = playback.last_use(block.name) > index
+    for side, module in modules.items():
+        for call, given in enumerate(inputs[side]):
+            made = given.run(module)
+            playback.outputs.put(block.name, side, call, made if needed else dead(made))
+    for place, earlier in enumerate(playback.blocks[:index]):
+        if playback.last_use(earlier.name) == index:
+            _bury(playback, place)
+
+
+def _bury(playback: Playback, index: int) -> None:
+    block = playback.blocks[index].name
+    for side in Side:
+        for call in range(len(playback.calls)):
+            playback.outputs.put(block, side, call, dead(playback.outputs.get(block, side, call)))

@@ -1,0 +1,134 @@
+"""A block's inputs, found by playing back the outputs of the blocks before it: only what lies between blocks runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bitsfusion.calibration.blocks import Block, forward_replaced
+from bitsfusion.calibration.trajectories import Call, denoise
+from bitsfusion.calibration.trees import Tree, load_tree, map_tensors, save_tree
+
+
+class Side(str, Enum):
+    """Whose activations."""
+
+    ORIGINAL = "original"
+    STUDENT = "student"
+
+
+class Outputs:
+    """What blocks gave, by side and call: in memory, or in a folder.
+
+    Args:
+        device: on which they are wanted.
+        folder: None keeps them in memory, on that device.
+    """
+
+    def __init__(self, device: torch.device, folder: Path | None = None) -> None:
+        self._device, self._folder = device, folder
+        self._kept: dict[tuple[str, Side, int], Tree] = {}
+
+    def put(self, block: str, side: Side, call: int, value: Tree) -> None:
+        """Keeps one output, in the place of an older one."""
+        if self._folder is None:
+            self._kept[block, side, call] = map_tensors(value, lambda tensor: tensor.detach().clone())
+        else:
+            save_tree(self._file(block, side, call), value)
+
+    def get(self, block: str, side: Side, call: int) -> Tree:
+        """One output, which may be changed."""
+        if self._folder is None:
+            return map_tensors(self._kept[block, side, call], torch.clone)
+        return load_tree(self._file(block, side, call), self._device)
+
+    def drop(self, block: str, calls: int) -> None:
+        """Forgets a block's outputs, if they are there."""
+        for side in Side:
+            for call in range(calls):
+                if self._folder is None:
+                    self._kept.pop((block, side, call), None)
+                else:
+                    self._file(block, side, call).unlink(missing_ok=True)
+
+    def _file(self, block: str, side: Side, call: int) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{block or 'model'}-{side.value}-{call:05d}.safetensors"
+
+
+class _Reached(Exception):
+    """The forward pass has come to the block whose inputs are wanted."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a block was called with."""
+
+    args: tuple[Tree, ...]
+    kwargs: dict[str, Tree]
+
+    def run(self, module: nn.Module) -> Tree:
+        """Calls it once more, on copies: a module may write to its inputs."""
+        args, kwargs = map_tensors((self.args, self.kwargs), torch.clone)  # type: ignore[misc]
+        result: Tree = module(*args, **kwargs)
+        return result
+
+
+@dataclass(frozen=True)
+class Playback:
+    """Finds the inputs of blocks.
+
+    Fields:
+        model: whose parts outside of blocks run; both sides share them.
+        blocks: all, in order.
+        calls: of the denoiser.
+        outputs: of the blocks before the one that is asked for.
+        forms: what a block gives, by name: shapes for outputs that nobody looks at any more.
+    """
+
+    model: nn.Module
+    blocks: Sequence[Block]
+    calls: Sequence[Call]
+    outputs: Outputs
+
+    def inputs(self, index: int, side: Side, call: int) -> Inputs:
+        """Of block number `index` in one call; nothing runs but what lies between blocks."""
+        found: list[Inputs] = []
+
+        def catch(*args: Tree, **kwargs: Tree) -> Tree:
+            found.append(Inputs(args, kwargs))
+            raise _Reached
+
+        with ExitStack() as stack:
+            for block in self.blocks[:index]:
+                played = self._player(block, side, call)
+                stack.enter_context(forward_replaced(self.model.get_submodule(block.name), played))
+            stack.enter_context(forward_replaced(self.model.get_submodule(self.blocks[index].name), catch))
+            try:
+                denoise(self.model, self.calls[call])
+            except _Reached:
+                pass
+        return found[0]
+
+    def _player(self, block: Block, side: Side, call: int) -> Callable[..., Tree]:
+        return lambda *args, **kwargs: self.outputs.get(block.name, side, call)
+
+    def last_use(self, block: str) -> int:
+        """The number of the last block whose inputs are made of this one's outputs; -1 if there is none."""
+        return max((place for place, later in enumerate(self.blocks) if block in later.sources), default=-1)
+
+
+def dead(value: Tree) -> Tree:
+    """The same shapes, filled with NaN and without memory: whoever looks at them is found out."""
+
+    def empty(tensor: Tensor) -> Tensor:
+        fill = float("nan") if tensor.is_floating_point() else 0
+        return torch.full((1,) * tensor.dim(), fill, dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
+
+    return map_tensors(value, empty)
