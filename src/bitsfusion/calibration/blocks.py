@@ -25,11 +25,13 @@ class Block:
         name: of the module; "" is the whole model.
         groups: its layers in the order they run in; those of a group have the same input.
         sources: the blocks whose outputs its inputs are made of.
+        repeated: layers that run more than once.
     """
 
     name: str
     groups: tuple[tuple[str, ...], ...]
     sources: frozenset[str]
+    repeated: frozenset[str]
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -51,7 +53,12 @@ def find_blocks(model: nn.Module, call: Call, layers: Collection[str]) -> list[B
     trace = _traced(model, call, layers)
     names = sorted(_descend(model, "", trace), key=lambda name: min(run.order for run in trace.inside(name)))
     sources = _sources(model, call, names)
-    return [Block(name, _groups(trace.inside(name), model), sources[name]) for name in names]
+    counts = trace.counts
+    return [
+        Block(name, groups, sources[name], frozenset(layer for group in groups for layer in group if counts[layer] > 1))
+        for name in names
+        for groups in (_groups(trace.inside(name), model),)
+    ]
 
 
 @dataclass(frozen=True)

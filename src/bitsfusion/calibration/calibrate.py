@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bitsfusion.calibration.blocks import Block, find_blocks
 from bitsfusion.calibration.layer import CalibratedLayer, calibrated_layer, weight_only_layer
 from bitsfusion.calibration.moments import MomentSum, input_rows, output_rows, row_count
-from bitsfusion.calibration.playback import Inputs, Outputs, Playback, Side, dead
+from bitsfusion.calibration.playback import Inputs, Outputs, Playback, Side
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.calibration.trajectories import Call
 from bitsfusion.errors import InputError
@@ -66,9 +66,7 @@ def calibrate(
     found: dict[str, CalibratedLayer] = {}
     for index, block in enumerate(blocks):
         student = copy.deepcopy(model.get_submodule(block.name))
-        inputs = {
-            side: [playback.inputs(index, side, call) for call in range(len(calls))] for side in Side
-        }
+        inputs = {side: [playback.inputs(index, side, call) for call in range(len(calls))] for side in Side}
         for group in block.groups:
             found.update(_solve_group(model, student, block, group, inputs, bits, settings))
             if progress is not None:
@@ -112,24 +110,24 @@ def _solve_group(
     """Solves layers that share their input, and rounds them in `student`."""
     original = model.get_submodule(block.name)
     inner = {name: name[len(block.name) :].lstrip(".") for name in group}
-    sums = {name: MomentSum(name, model.get_submodule(name)) for name in group}  # type: ignore[arg-type]
+    layers: dict[str, Any] = {name: model.get_submodule(name) for name in group}
+    total = MomentSum(layers)
     limit = -(-settings.rows // len(inputs[Side.ORIGINAL]))
     for call, (before, after) in enumerate(zip(inputs[Side.ORIGINAL], inputs[Side.STUDENT], strict=True)):
-        wanted = _watched(original, before, inner, outputs=True)
-        given = _watched(student, after, inner, outputs=False)
-        for name, layer in ((name, model.get_submodule(name)) for name in group):
-            for output, input in zip(wanted[name], given[name], strict=True):
-                places = _places(row_count(layer, output), limit, call, output.device)  # type: ignore[arg-type]
-                sums[name].add(input_rows(layer, input, places), output_rows(layer, output, places))  # type: ignore[arg-type]
+        wanted = _watched(original, before, inner, block.repeated, outputs=True)
+        given = _watched(student, after, inner, block.repeated, outputs=False)
+        for run, input in enumerate(given[group[0]]):
+            first = layers[group[0]]
+            places = _places(row_count(first, wanted[group[0]][run]), limit, call, input.device)
+            outputs = [output_rows(layer, wanted[name][run], places) for name, layer in layers.items()]
+            total.add(input_rows(first, input, places), outputs)
     solved = {}
-    for name in group:
-        layer: Any = student.get_submodule(inner[name])
-        moments = sums[name].moments()
-        assert moments is not None  # the layer ran when the blocks were found
-        solved[name] = calibrated_layer(name, model.get_submodule(name), moments, bits[name], settings)  # type: ignore[arg-type]
-        layer.weight.copy_(solved[name].weight)
-        if solved[name].bias is not None:
-            layer.bias.copy_(solved[name].bias)
+    for name, moments in total.moments().items():
+        solved[name] = calibrated_layer(name, layers[name], moments, bits[name], settings)
+        rounded: Any = student.get_submodule(inner[name])
+        rounded.weight.copy_(solved[name].weight)
+        if rounded.bias is not None:
+            rounded.bias.copy_(solved[name].bias)
     return solved
 
 
@@ -137,19 +135,25 @@ class _Enough(Exception):
     """Every layer that is watched has run."""
 
 
-def _watched(module: nn.Module, inputs: Inputs, names: Mapping[str, str], outputs: bool) -> dict[str, list[Tensor]]:
-    """The inputs or outputs of some layers of a block, one for each time they run."""
+def _watched(
+    module: nn.Module, inputs: Inputs, names: Mapping[str, str], repeated: frozenset[str], outputs: bool
+) -> dict[str, list[Tensor]]:
+    """The inputs or outputs of some layers of a block, one for each time they run; nothing runs after the last."""
     seen: dict[str, list[Tensor]] = {name: [] for name in names}
+    to_the_end = not repeated.isdisjoint(names)
     with ExitStack() as stack:
         for name, inner in names.items():
             layer = module.get_submodule(inner)
 
             def catch(layer: nn.Module, args: Any, output: Any = None, name: str = name) -> None:
                 seen[name].append(output if outputs else args[0])
+                if all(seen.values()) and not to_the_end:
+                    raise _Enough
 
             register = layer.register_forward_hook if outputs else layer.register_forward_pre_hook
             stack.callback(register(catch).remove)
-        inputs.run(module)
+        with suppress(_Enough):
+            inputs.run(module)
     return seen
 
 
@@ -163,20 +167,8 @@ def _places(rows: int, limit: int, call: int, device: torch.device) -> Tensor | 
 
 def _carry_on(playback: Playback, index: int, student: nn.Module, inputs: Mapping[Side, Sequence[Inputs]]) -> None:
     """Keeps what the block gives on both sides, and forgets outputs that no later block needs."""
-    block = playback.blocks[index]
-    modules = {Side.ORIGINAL: playback.model.get_submodule(block.name), Side.STUDENT: student}
-    needed = playback.last_use(block.name) > index
+    modules = {Side.ORIGINAL: playback.model.get_submodule(playback.blocks[index].name), Side.STUDENT: student}
     for side, module in modules.items():
         for call, given in enumerate(inputs[side]):
-            made = given.run(module)
-            playback.outputs.put(block.name, side, call, made if needed else dead(made))
-    for place, earlier in enumerate(playback.blocks[:index]):
-        if playback.last_use(earlier.name) == index:
-            _bury(playback, place)
-
-
-def _bury(playback: Playback, index: int) -> None:
-    block = playback.blocks[index].name
-    for side in Side:
-        for call in range(len(playback.calls)):
-            playback.outputs.put(block, side, call, dead(playback.outputs.get(block, side, call)))
+            playback.keep(index, side, call, given.run(module))
+    playback.forget(index)

@@ -12,33 +12,21 @@ from bitsfusion.calibration.codes import codes_by_columns, damped, descended
 from bitsfusion.calibration.moments import Moments
 from bitsfusion.calibration.scales import output_error, refitted_scale, scale_by_output
 from bitsfusion.calibration.settings import CalibrationSettings
+from bitsfusion.nn.rounded import RoundedLayer
 from bitsfusion.nn.scale import layer_scale
 from bitsfusion.numerics import ScaleInit, dequantize, quantize
 
 
 @dataclass(frozen=True)
-class CalibratedLayer:
-    """What is kept of a layer; `dequantize(codes, scale)` is its weight.
+class CalibratedLayer(RoundedLayer):
+    """A rounded layer, on the CPU, and how well it does.
 
     Fields:
-        bits: 1 to 8.
-        codes: int16 of the weight's shape, on the CPU.
-        scale: [out] float32.
-        bias: [out] float32; None for a layer without one.
-        error: E|y - y'|^2 / E|y|^2 of the outputs aimed at, on the calibration's own inputs; None where the layer
-            never ran.
+        error: E|y - y'|^2 / E|y|^2 of the outputs aimed at, on the calibration's own inputs, means left out where the
+            layer has a bias; None where the layer never ran.
     """
 
-    bits: int
-    codes: Tensor
-    scale: Tensor
-    bias: Tensor | None
     error: float | None
-
-    @property
-    def weight(self) -> Tensor:
-        """[out, ...] float32; rounding it with `scale` gives `codes` again, so that training can start from it."""
-        return dequantize(self.codes, self.scale)
 
 
 def weight_only_layer(name: str, layer: nn.Linear | nn.Conv2d, bits: int) -> CalibratedLayer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bitsfusion.errors import InputError
+
+_ROUNDING = 1e-6  # of an output's energy, below which its variance is the rounding of float32
 
 DOUBLE_UP_TO = 4096
 """Columns up to which moments are summed in float64; above, memory and time count more."""
@@ -36,19 +39,18 @@ class Moments:
 
 
 class MomentSum:
-    """Sums input vectors and the outputs aimed at, batch by batch.
+    """Sums input vectors and the outputs aimed at, batch by batch, of layers that have the same inputs.
 
     Args:
-        name: of the layer, for errors.
-        layer: a Linear or Conv2d.
+        layers: by name: any number of Linear layers of one width, or one Conv2d.
     """
 
-    def __init__(self, name: str, layer: nn.Linear | nn.Conv2d) -> None:
-        self._name = name
-        self._centred = layer.bias is not None
-        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-        outputs, columns = len(layer.weight) // groups, layer.weight[0].numel()
-        device = layer.weight.device
+    def __init__(self, layers: Mapping[str, nn.Linear | nn.Conv2d]) -> None:
+        self._layers = layers
+        first = next(iter(layers.values()))
+        groups = first.groups if isinstance(first, nn.Conv2d) else 1
+        columns, device = first.weight[0].numel(), first.weight.device
+        outputs = sum(len(layer.weight) for layer in layers.values()) // groups
         dtype = torch.float64 if columns <= DOUBLE_UP_TO and device.type != "mps" else torch.float32
         self._inputs = torch.zeros(groups, columns, columns, dtype=dtype, device=device)
         self._cross = torch.zeros(groups, outputs, columns, dtype=dtype, device=device)
@@ -57,23 +59,25 @@ class MomentSum:
         self._energy = torch.zeros(groups, outputs, dtype=dtype, device=device)
         self._count = 0
 
-    def add(self, inputs: Tensor, outputs: Tensor) -> None:
+    def add(self, inputs: Tensor, outputs: Sequence[Tensor]) -> None:
         """Adds rows.
 
         Args:
             inputs: [rows, g, n], as `input_rows` gives them.
-            outputs: [rows, out], what the layer should give for them, its bias counted in.
+            outputs: for each layer [rows, out], what it should give for them, its bias counted in.
 
         Raises:
-            InputError: names the layer; values that are NaN or infinite.
+            InputError: names a layer; values that are NaN or infinite.
         """
-        if not (bool(torch.isfinite(inputs).all()) and bool(torch.isfinite(outputs).all())):
-            raise InputError(
-                f"{self._name}: got NaN or infinite activations while calibrating, wanted finite ones: "
-                "check the model, or calibrate in float32"
-            )
+        sound = bool(torch.isfinite(inputs).all())
+        for name, output in zip(self._layers, outputs, strict=True):
+            if not (sound and bool(torch.isfinite(output).all())):
+                raise InputError(
+                    f"{name}: got NaN or infinite activations while calibrating, wanted finite ones: "
+                    "check the model, or calibrate in float32"
+                )
         x = inputs.float().transpose(0, 1)
-        y = outputs.float().unflatten(1, self._output_sum.shape).transpose(0, 1)
+        y = torch.cat(list(outputs), 1).float().unflatten(1, self._output_sum.shape).transpose(0, 1)
         self._inputs += x.transpose(1, 2) @ x
         self._cross += y.transpose(1, 2) @ x
         self._input_sum += x.sum(1)
@@ -81,19 +85,32 @@ class MomentSum:
         self._energy += y.square().sum(1)
         self._count += len(inputs)
 
-    def moments(self) -> Moments | None:
-        """The means of what was added; None if nothing was. The sums are used up."""
-        if not self._count:
-            return None
-        count = self._count
-        inputs, cross = self._inputs.div_(count), self._cross.div_(count)
-        input_mean, output_mean = self._input_sum.div_(count), self._output_sum.div_(count)
-        energy = self._energy.div_(count)
-        if self._centred:
-            inputs.baddbmm_(input_mean[:, :, None], input_mean[:, None, :], alpha=-1)
-            cross.baddbmm_(output_mean[:, :, None], input_mean[:, None, :], alpha=-1)
-            energy = (energy - output_mean.square()).clamp(min=0)
-        return Moments(inputs, cross, input_mean, output_mean, energy, count)
+    def moments(self) -> dict[str, Moments]:
+        """Each layer's means. The sums are used up.
+
+        Raises:
+            InputError: nothing was added.
+        """
+        count, begin, found = self._count, 0, {}
+        if not count:
+            raise InputError(f"{next(iter(self._layers))}: got no activations, wanted some to calibrate with")
+        inputs, mean = self._inputs.div_(count), self._input_sum.div_(count)
+        centred: Tensor | None = None
+        for name, layer in self._layers.items():
+            part = slice(begin, begin + len(layer.weight) // len(inputs))
+            begin = part.stop
+            cross, output_mean = self._cross[:, part] / count, self._output_sum[:, part] / count
+            energy = self._energy[:, part] / count
+            if layer.bias is None:
+                found[name] = Moments(inputs, cross, mean, output_mean, energy, count)
+                continue
+            if centred is None:
+                centred = torch.baddbmm(inputs, mean[:, :, None], mean[:, None, :], alpha=-1)
+            cross.baddbmm_(output_mean[:, :, None], mean[:, None, :], alpha=-1)
+            varying = energy - output_mean.square()
+            energy = torch.where(varying > _ROUNDING * energy, varying, 0.0)
+            found[name] = Moments(centred, cross, mean, output_mean, energy, count)
+        return found
 
 
 def row_count(layer: nn.Linear | nn.Conv2d, output: Tensor) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bitsfusion.calibration.blocks import Block, forward_replaced
 from bitsfusion.calibration.trajectories import Call, denoise
-from bitsfusion.calibration.trees import Tree, load_tree, map_tensors, save_tree
+from bitsfusion.calibration.trees import Tree, is_spread, load_tree, map_tensors, save_tree
 
 
 class Side(str, Enum):
@@ -38,24 +38,21 @@ class Outputs:
     def put(self, block: str, side: Side, call: int, value: Tree) -> None:
         """Keeps one output, in the place of an older one."""
         if self._folder is None:
-            self._kept[block, side, call] = map_tensors(value, lambda tensor: tensor.detach().clone())
+            self._kept[block, side, call] = map_tensors(value, _copied)
         else:
             save_tree(self._file(block, side, call), value)
 
     def get(self, block: str, side: Side, call: int) -> Tree:
         """One output, which may be changed."""
         if self._folder is None:
-            return map_tensors(self._kept[block, side, call], torch.clone)
+            return map_tensors(self._kept[block, side, call], _copied)
         return load_tree(self._file(block, side, call), self._device)
 
-    def drop(self, block: str, calls: int) -> None:
-        """Forgets a block's outputs, if they are there."""
-        for side in Side:
-            for call in range(calls):
-                if self._folder is None:
-                    self._kept.pop((block, side, call), None)
-                else:
-                    self._file(block, side, call).unlink(missing_ok=True)
+    def bury(self, block: str, side: Side, call: int) -> None:
+        """Keeps the shapes of an output alone, if it is there."""
+        there = (block, side, call) in self._kept if self._folder is None else self._file(block, side, call).is_file()
+        if there:
+            self.put(block, side, call, dead(self.get(block, side, call)))
 
     def _file(self, block: str, side: Side, call: int) -> Path:
         assert self._folder is not None
@@ -89,7 +86,6 @@ class Playback:
         blocks: all, in order.
         calls: of the denoiser.
         outputs: of the blocks before the one that is asked for.
-        forms: what a block gives, by name: shapes for outputs that nobody looks at any more.
     """
 
     model: nn.Module
@@ -119,9 +115,25 @@ class Playback:
     def _player(self, block: Block, side: Side, call: int) -> Callable[..., Tree]:
         return lambda *args, **kwargs: self.outputs.get(block.name, side, call)
 
-    def last_use(self, block: str) -> int:
-        """The number of the last block whose inputs are made of this one's outputs; -1 if there is none."""
-        return max((place for place, later in enumerate(self.blocks) if block in later.sources), default=-1)
+    def keep(self, index: int, side: Side, call: int, value: Tree) -> None:
+        """Notes what block number `index` gave in a call; only its shapes if no later block looks at it."""
+        name = self.blocks[index].name
+        self.outputs.put(name, side, call, value if self._last_use(name) > index else dead(value))
+
+    def forget(self, index: int) -> None:
+        """Once block number `index` is done: the outputs that were for its inputs and no later ones."""
+        for block in self.blocks[:index]:
+            if self._last_use(block.name) == index:
+                for side in Side:
+                    for call in range(len(self.calls)):
+                        self.outputs.bury(block.name, side, call)
+
+    def _last_use(self, name: str) -> int:
+        return max((place for place, later in enumerate(self.blocks) if name in later.sources), default=-1)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor if is_spread(tensor) else tensor.detach().clone()
 
 
 def dead(value: Tree) -> Tree:

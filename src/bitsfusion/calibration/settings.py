@@ -19,8 +19,8 @@ class CalibrationSettings(BaseModel):
     """Of the first picture's noise; the next ones count on."""
     size: int | None = Field(None, ge=1)
     """Height and width of the latents; null: the model's own."""
-    batch_size: int = Field(24, ge=1)
-    """Pictures drawn together."""
+    batch_size: int | None = Field(None, ge=1)
+    """Pictures drawn together; null: up to 24, fewer the larger their latents are."""
     rows: int = Field(32_768, ge=1)
     """Input vectors of a layer that are looked at, at most, spread evenly over all calls."""
     damping: float = Field(0.01, gt=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.calibration.trees import Tree, map_tensors
 from bitsfusion.errors import InputError
+
+_BATCH = 24
+_BATCH_VALUES = 8192  # of the latents drawn together: two of Stable Diffusion's at 256 pixels
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,9 @@ def trajectories(
     if not prompts:
         raise InputError("calibration prompts: got none, wanted at least one")
     texts = [prompts[index % len(prompts)] for index in range(settings.samples)]
-    starts = range(0, len(texts), settings.batch_size)
+    shape = _latent_shape(denoiser, settings)
+    batch_size = settings.batch_size or max(1, min(_BATCH, _BATCH_VALUES // math.prod(shape)))
+    starts = range(0, len(texts), batch_size)
     total = len(starts) * settings.steps
     calls: list[Call] = []
 
@@ -76,8 +82,8 @@ def trajectories(
     handle = denoiser.register_forward_pre_hook(keep, with_kwargs=True)
     try:
         for start in starts:
-            batch = texts[start : start + settings.batch_size]
-            latents = _first_noise(denoiser, settings, start, len(batch))
+            batch = texts[start : start + batch_size]
+            latents = _first_noise(denoiser, settings.seed + start, len(batch), shape)
             _draw(pipeline, batch, latents, settings)
     finally:
         handle.remove()
@@ -85,13 +91,16 @@ def trajectories(
     return calls
 
 
-def _first_noise(denoiser: Any, settings: CalibrationSettings, start: int, count: int) -> Tensor:
-    """Standard normal, each latent from its own seed, the same on every device."""
+def _latent_shape(denoiser: Any, settings: CalibrationSettings) -> tuple[int, int, int]:
     size = settings.size or denoiser.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
-    shape = (denoiser.config.in_channels, height, width)
-    seeds = range(settings.seed + start, settings.seed + start + count)
-    noise = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
+    return denoiser.config.in_channels, height, width
+
+
+def _first_noise(denoiser: nn.Module, seed: int, count: int, shape: tuple[int, int, int]) -> Tensor:
+    """Standard normal, each latent from its own seed, the same on every device."""
+    seeds = range(seed, seed + count)
+    noise = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(each)) for each in seeds]
     weight = next(denoiser.parameters())
     return torch.stack(noise).to(weight.device, weight.dtype)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeAlias, Union
+from typing import Any, TypeAlias, Union
 
 import torch
 from safetensors import safe_open
@@ -55,7 +55,7 @@ def tensors_of(tree: Tree) -> list[Tensor]:
 def save_tree(path: Path, tree: Tree) -> None:
     """Writes a tree to a safetensors file, whole or not at all; its form is JSON in the metadata."""
     tensors = tensors_of(tree)
-    named = {str(index): tensor.detach().cpu().contiguous().clone() for index, tensor in enumerate(tensors)}
+    named = {str(index): _least(tensor).detach().cpu().contiguous().clone() for index, tensor in enumerate(tensors)}
     with atomic_path(path) as temporary:
         save_file(named, temporary, {"form": json.dumps(_form(tree, iter(range(len(tensors)))))})
 
@@ -64,13 +64,22 @@ def load_tree(path: Path, device: torch.device) -> Tree:
     """What `save_tree` wrote; named results come back as dicts of their fields."""
     with safe_open(path, framework="pt") as file:
         form = json.loads(file.metadata()["form"])
-        return _tree(form, lambda index: file.get_tensor(str(index)).to(device))
+        return _tree(form, lambda index, shape: file.get_tensor(str(index)).to(device).expand(shape))
 
 
-def _form(tree: Tree, counter: object) -> object:
-    """JSON: {"tensor": i}, {"tuple": [...]}, {"list": [...]}, {"dict": {...}} or {"plain": value}."""
+def is_spread(tensor: Tensor) -> bool:
+    """Whether it is one value all over, without memory for more."""
+    return tensor.numel() > 1 and not any(tensor.stride())
+
+
+def _least(tensor: Tensor) -> Tensor:
+    return tensor[(slice(0, 1),) * tensor.dim()] if is_spread(tensor) else tensor
+
+
+def _form(tree: Tree, counter: Iterator[int]) -> Any:
+    """JSON: {"tensor": [index, *shape]}, {"tuple": [...]}, {"list": [...]}, {"dict": {...}} or {"plain": value}."""
     if isinstance(tree, Tensor):
-        return {"tensor": next(counter)}  # type: ignore[call-overload]
+        return {"tensor": [next(counter), *tensor.shape]}
     if isinstance(tree, _PLAIN):
         return {"plain": tree}
     if isinstance(tree, (tuple, list)):
@@ -78,13 +87,14 @@ def _form(tree: Tree, counter: object) -> object:
     return {"dict": {key: _form(item, counter) for key, item in tree.items()}}
 
 
-def _tree(form: dict[str, object], tensor: Callable[[int], Tensor]) -> Tree:
+def _tree(form: dict[str, Any], tensor: Callable[[int, list[int]], Tensor]) -> Tree:
     ((kind, value),) = form.items()
     if kind == "tensor":
-        return tensor(value)  # type: ignore[arg-type]
+        return tensor(value[0], value[1:])
     if kind == "plain":
-        return value  # type: ignore[return-value]
+        plain: Tree = value
+        return plain
     if kind == "dict":
-        return {key: _tree(item, tensor) for key, item in value.items()}  # type: ignore[attr-defined]
-    items = [_tree(item, tensor) for item in value]  # type: ignore[attr-defined]
+        return {key: _tree(item, tensor) for key, item in value.items()}
+    items = [_tree(item, tensor) for item in value]
     return items if kind == "list" else tuple(items)

@@ -19,9 +19,10 @@ from bitsfusion.diffusion.time_features.cache import uncacheable
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import read_json, sha256_file, sha256_folder
 from bitsfusion.numerics import ScaleInit
-from bitsfusion.pipelines.load import pipeline_folder
+from bitsfusion.pipelines.load import load_pipeline, pipeline_folder
 from bitsfusion.pipelines.model_folder import ModelFolder, left_out, open_unet
 from bitsfusion.recipe.named import is_file, recipe_bits
+from bitsfusion.runs.calibration import CalibrationJob
 from bitsfusion.runs.components import UNET_ALONE, OtherBits, by_weight_error, other_parts
 from bitsfusion.runs.progress import ProgressSink
 from bitsfusion.training.checkpoint import load_student
@@ -42,9 +43,12 @@ def init_pipeline(
     method: ScaleInit = ScaleInit.EXACT,
     samplers: Cover = AUTO,
     others: OtherBits = UNET_ALONE,
+    calibration: CalibrationJob | None = None,
     progress: ProgressSink | None = None,
 ) -> dict[str, PackedConfig]:
-    """Quantizer init, time features and packing, without training (section 4.1); no model is loaded as a whole.
+    """Quantizer init, time features and packing, without training (section 4.1).
+
+    No model is loaded as a whole, unless it is calibrated.
 
     Args:
         model: "embedded", a diffusers pipeline folder with a UNet2DConditionModel, or a hub id.
@@ -54,6 +58,8 @@ def init_pipeline(
         method: how scales are found.
         samplers: see `Cover`.
         others: what is packed beside the UNet, and at how many bits; all else is copied as it is.
+        calibration: codes, scales and biases of the UNet by what it computes, in the place of `method`; see
+            `bitsfusion.calibration`.
         progress: is told of every layer.
 
     Returns:
@@ -78,11 +84,17 @@ def init_pipeline(
         chosen = recipe_bits(recipe, model_layers(unet.skeleton))
         made_by = {"recipe": recipe, **({"recipe_sha256": sha256_file(Path(recipe))} if is_file(recipe) else {})}
     notes += [note for note in (left_out(unet),) if note is not None]
-    provenance = {**made_by, "scale_init": method.value, **({"notes": notes} if notes else {})}
-    parts = {"unet": parts_of_folder(unet, chosen, method, coverage)}
+    found: dict[str, Any] = {"scale_init": method.value}
+    rounded = None
+    if calibration is not None:
+        made = calibration.run(load_pipeline(model), model, chosen, progress)
+        rounded, found = made.layers, calibration.provenance(model)
+        notes += made.notes
+    provenance = {**made_by, **found, **({"notes": notes} if notes else {})}
+    parts = {"unet": parts_of_folder(unet, chosen, method, coverage, rounded)}
     notes_of = {"unet": provenance}
-    for name, (part, made) in other_parts(source, others, method, progress).items():
-        parts[name], notes_of[name] = part, made
+    for name, (part, made_of) in other_parts(source, others, method, progress).items():
+        parts[name], notes_of[name] = part, made_of
     return _write(parts, source, out, notes_of, progress)
 
 
