@@ -85,7 +85,7 @@ def test_activations_that_are_not_finite_name_the_layer(value, where):
     layer = nn.Linear(3, 2)
     inputs, outputs = torch.ones(4, 1, 3), torch.ones(4, 2)
     (inputs if where == "inputs" else outputs).view(-1)[1] = value
-    with pytest.raises(InputError, match="mid.ff: got NaN or infinite activations"):
+    with pytest.raises(InputError, match=r"mid\.ff: got NaN or infinite activations"):
         MomentSum({"mid.ff": layer}).add(inputs, [outputs])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -106,10 +106,8 @@ class Playback:
                 played = self._player(block, side, call)
                 stack.enter_context(forward_replaced(self.model.get_submodule(block.name), played))
             stack.enter_context(forward_replaced(self.model.get_submodule(self.blocks[index].name), catch))
-            try:
+            with suppress(_Reached):
                 denoise(self.model, self.calls[call])
-            except _Reached:
-                pass
         return found[0]
 
     def _player(self, block: Block, side: Side, call: int) -> Callable[..., Tree]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import atomic_path
 
-Tree: TypeAlias = Union[Tensor, None, bool, int, float, str, "tuple[Tree, ...]", "list[Tree]", Mapping[str, "Tree"]]
+Tree: TypeAlias = Union[Tensor, bool, int, float, str, "tuple[Tree, ...]", "list[Tree]", Mapping[str, "Tree"], None]
 """What a module takes or gives."""
 
 _PLAIN = (type(None), bool, int, float, str)
@@ -79,7 +79,7 @@ def _least(tensor: Tensor) -> Tensor:
 def _form(tree: Tree, counter: Iterator[int]) -> Any:
     """JSON: {"tensor": [index, *shape]}, {"tuple": [...]}, {"list": [...]}, {"dict": {...}} or {"plain": value}."""
     if isinstance(tree, Tensor):
-        return {"tensor": [next(counter), *tensor.shape]}
+        return {"tensor": [next(counter), *tree.shape]}
     if isinstance(tree, _PLAIN):
         return {"plain": tree}
     if isinstance(tree, (tuple, list)):

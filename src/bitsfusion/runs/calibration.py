@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class CalibrationJob:
     """
 
     prompts: Path | None = None
-    settings: CalibrationSettings = CalibrationSettings()
+    settings: CalibrationSettings = field(default_factory=CalibrationSettings)
     device: str = "cpu"
 
     def texts(self, model: str) -> tuple[str, ...]:
