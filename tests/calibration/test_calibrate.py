@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bitsfusion.architectures.unet import layers_to_assign
+from bitsfusion.architectures.registry import layers_to_assign
 from bitsfusion.calibration.blocks import find_blocks
 from bitsfusion.calibration.calibrate import calibrate
 from bitsfusion.calibration.playback import Inputs, Outputs, Playback, Side
@@ -87,7 +87,7 @@ def test_played_back_inputs_are_those_of_a_whole_pass(unet, kept, tmp_path):
 
             stack.callback(unet.get_submodule(block.name).register_forward_pre_hook(catch, with_kwargs=True).remove)
         unet(*calls[0].args, **calls[0].kwargs)
-    playback = Playback(unet, blocks, calls, Outputs(DEVICE, None if kept == "memory" else tmp_path))
+    playback = Playback(unet, blocks, calls, Outputs(DEVICE, tmp_path, 1 << 40 if kept == "memory" else 0))
     for index, block in enumerate(blocks):
         inputs = playback.inputs(index, Side.STUDENT, 0)
         for got, wanted in zip(tensors_of((inputs.args, inputs.kwargs)), tensors_of(seen[block.name]), strict=True):
@@ -100,7 +100,7 @@ def test_played_back_inputs_are_those_of_a_whole_pass(unet, kept, tmp_path):
 @torch.no_grad()
 def test_a_calibrated_model_is_nearer_to_the_original_than_a_rounded_one(unet):
     bits = dict.fromkeys(layers_to_assign(unet), 2)
-    calls, others = calls_of(unet, 6, 32)[:5], calls_of(unet, 6, 32)[5:]
+    *calls, other = calls_of(unet, 3, 24)
     before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
     made = calibrate(unet, bits, calls)
     assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
@@ -108,15 +108,57 @@ def test_a_calibrated_model_is_nearer_to_the_original_than_a_rounded_one(unet):
     plain, calibrated = copy.deepcopy(unet), copy.deepcopy(unet)
     fake_quantize_model(plain, bits)
     put_rounded(calibrated, made.layers)
-    errors = [sum(_error(unet, model, call) for call in others) for model in (plain, calibrated)]
-    assert errors[1] < 0.5 * errors[0]
-    again = calibrate(unet, bits, calls)
-    assert all(torch.equal(again.layers[name].codes, layer.codes) for name, layer in made.layers.items())
+    errors = [_error(unet, model, other) for model in (plain, calibrated)]
+    assert errors[1] < 0.6 * errors[0]
 
 
 def _error(one: nn.Module, other: nn.Module, call: Call) -> float:
     results = [model(*call.args, **call.kwargs)[0] for model in (one, other)]
     return float((results[0] - results[1]).square().mean())
+
+
+class _Killed(Exception):
+    pass
+
+
+@torch.no_grad()
+def test_killed_work_goes_on_and_ends_with_the_same_result(tmp_path):
+    unet = build_unet()
+    bits, calls = dict.fromkeys(layers_to_assign(unet), 2), calls_of(unet, 2, 3)
+    whole = calibrate(unet, bits, calls)
+
+    def killed(done: int, total: int) -> None:
+        if done > total // 2:
+            raise _Killed
+
+    with pytest.raises(_Killed):
+        calibrate(unet, bits, calls, None, killed, tmp_path)
+    finished = sorted(path.name for path in tmp_path.glob("block-*"))
+    assert finished
+    times = {name: (tmp_path / name).stat().st_mtime_ns for name in finished}
+    seen: list[int] = []
+    again = calibrate(unet, bits, calls, None, lambda done, total: seen.append(done), tmp_path)
+    assert seen[-1] == len(bits)
+    for name, layer in whole.layers.items():
+        other = again.layers[name]
+        assert torch.equal(layer.codes, other.codes) and torch.equal(layer.scale, other.scale), name
+        assert layer.error == other.error and (layer.bias is None or torch.equal(layer.bias, other.bias)), name
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in finished} == times
+
+
+@torch.no_grad()
+def test_outputs_that_are_too_much_for_the_memory_go_to_the_folder(tmp_path):
+    outputs = Outputs(DEVICE, tmp_path, memory_bytes=100)
+    small, large = torch.arange(10.0), torch.arange(50.0)
+    for call, value in enumerate((small, large, small)):
+        outputs.put("block", Side.STUDENT, call, (value, None))
+    assert len(list(tmp_path.iterdir())) == 1
+    for call, value in enumerate((small, large, small)):
+        assert torch.equal(outputs.get("block", Side.STUDENT, call)[0], value)
+    outputs.bury("block", Side.STUDENT, 1)
+    assert not list(tmp_path.iterdir())
+    assert outputs.get("block", Side.STUDENT, 1)[0].shape == large.shape
+    assert torch.isnan(outputs.get("block", Side.STUDENT, 1)[0]).all()
 
 
 class _WithSpare(nn.Module):

@@ -6,15 +6,17 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bitsfusion.calibration.blocks import Block, find_blocks
+from bitsfusion.calibration.journal import BlockJournal
 from bitsfusion.calibration.layer import CalibratedLayer, calibrated_layer, weight_only_layer
 from bitsfusion.calibration.moments import MomentSum, input_rows, output_rows, row_count
-from bitsfusion.calibration.playback import Inputs, Outputs, Playback, Side
+from bitsfusion.calibration.playback import BlockInputs, Inputs, Outputs, Playback, Side
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.calibration.trajectories import Call
 from bitsfusion.errors import InputError
@@ -40,6 +42,7 @@ def calibrate(
     calls: Sequence[Call],
     settings: CalibrationSettings | None = None,
     progress: Progress | None = None,
+    folder: Path | None = None,
 ) -> Calibration:
     """Codes, scales and biases of least output error, without training.
 
@@ -52,6 +55,8 @@ def calibrate(
         calls: what it is called with, see `trajectories`.
         settings: the defaults where None.
         progress: told after every group of layers.
+        folder: keeps what is done, block after block: with the same arguments and folder, killed work goes on and
+            ends with the same result (finished blocks only run again). What is too much for the memory goes there, too.
 
     Raises:
         InputError: a name that is no Linear or Conv2d, bits out of range, or activations that are not finite; names the
@@ -62,15 +67,23 @@ def calibrate(
     device = next(model.parameters()).device
     calls = [call.to(device) for call in calls]
     blocks = find_blocks(model, calls[0], bits)
-    playback = Playback(model, blocks, calls, Outputs(device))
+    playback = Playback(model, blocks, calls, Outputs(device, folder))
+    journal = None if folder is None else BlockJournal(folder)
     found: dict[str, CalibratedLayer] = {}
     for index, block in enumerate(blocks):
         student = copy.deepcopy(model.get_submodule(block.name))
-        inputs = {side: [playback.inputs(index, side, call) for call in range(len(calls))] for side in Side}
+        inputs = {side: BlockInputs(playback, index, side) for side in Side}
+        before = None if journal is None else journal.read(index)
+        solved = dict(before or {})
         for group in block.groups:
-            found.update(_solve_group(model, student, block, group, inputs, bits, settings))
+            if group[0] not in solved:
+                solved.update(_solve_group(model, student, block, group, inputs, bits, settings))
+            _put(student, block, {name: solved[name] for name in group})
             if progress is not None:
-                progress(len(found), len(bits))
+                progress(len(found) + len(solved), len(bits))
+        if journal is not None and before is None:
+            journal.write(index, solved)
+        found.update(solved)
         _carry_on(playback, index, student, inputs)
     missing = [name for name in bits if name not in found]
     for name in missing:
@@ -107,7 +120,7 @@ def _solve_group(
     bits: Mapping[str, int],
     settings: CalibrationSettings,
 ) -> dict[str, CalibratedLayer]:
-    """Solves layers that share their input, and rounds them in `student`."""
+    """Solves layers that share their input; those before them are rounded in `student`."""
     original = model.get_submodule(block.name)
     inner = {name: name[len(block.name) :].lstrip(".") for name in group}
     layers: dict[str, Any] = {name: model.get_submodule(name) for name in group}
@@ -121,14 +134,19 @@ def _solve_group(
             places = _places(row_count(first, wanted[group[0]][run]), limit, call, input.device)
             outputs = [output_rows(layer, wanted[name][run], places) for name, layer in layers.items()]
             total.add(input_rows(first, input, places), outputs)
-    solved = {}
-    for name, moments in total.moments().items():
-        solved[name] = calibrated_layer(name, layers[name], moments, bits[name], settings)
-        rounded: Any = student.get_submodule(inner[name])
-        rounded.weight.copy_(solved[name].weight)
-        if rounded.bias is not None:
-            rounded.bias.copy_(solved[name].bias)
-    return solved
+    return {
+        name: calibrated_layer(name, layers[name], moments, bits[name], settings)
+        for name, moments in total.moments().items()
+    }
+
+
+def _put(student: nn.Module, block: Block, layers: Mapping[str, CalibratedLayer]) -> None:
+    """Rounds layers in the block's copy."""
+    for name, made in layers.items():
+        layer: Any = student.get_submodule(name[len(block.name) :].lstrip("."))
+        layer.weight.copy_(made.weight)
+        if layer.bias is not None:
+            layer.bias.copy_(made.bias)
 
 
 class _Enough(Exception):

@@ -33,7 +33,9 @@ def inverse_factor(moments: Tensor) -> Tensor:
         matrix = damped(moments, damping) if damping else moments
         lower, failed = torch.linalg.cholesky_ex(matrix)
         if not bool(failed):
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            inverse = torch.cholesky_inverse(lower)
+            del lower, matrix  # three of them at a time are enough where there are thousands of columns
+            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
             if not bool(failed) and bool(torch.isfinite(upper.diagonal()).all()):
                 return upper
     raise InputError("second moments: got a matrix that no damping makes positive definite")

@@ -78,7 +78,10 @@ class MomentSum:
                 )
         x = inputs.float().transpose(0, 1)
         y = torch.cat(list(outputs), 1).float().unflatten(1, self._output_sum.shape).transpose(0, 1)
-        self._inputs += x.transpose(1, 2) @ x
+        if self._inputs.dtype == torch.float32:
+            self._inputs.baddbmm_(x.transpose(1, 2), x)
+        else:
+            self._inputs += x.transpose(1, 2) @ x
         self._cross += y.transpose(1, 2) @ x
         self._input_sum += x.sum(1)
         self._output_sum += y.sum(1)
@@ -105,7 +108,8 @@ class MomentSum:
                 found[name] = Moments(inputs, cross, mean, output_mean, energy, count)
                 continue
             if centred is None:
-                centred = torch.baddbmm(inputs, mean[:, :, None], mean[:, None, :], alpha=-1)
+                shared = inputs.clone() if len(self._layers) > 1 else inputs
+                centred = shared.baddbmm_(mean[:, :, None], mean[:, None, :], alpha=-1)
             cross.baddbmm_(output_mean[:, :, None], mean[:, None, :], alpha=-1)
             varying = energy - output_mean.square()
             energy = torch.where(varying > _ROUNDING * energy, varying, 0.0)

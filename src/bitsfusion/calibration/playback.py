@@ -7,13 +7,17 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bitsfusion.calibration.blocks import Block, forward_replaced
 from bitsfusion.calibration.trajectories import Call, denoise
-from bitsfusion.calibration.trees import Tree, is_spread, load_tree, map_tensors, save_tree
+from bitsfusion.calibration.trees import Tree, is_spread, load_tree, map_tensors, save_tree, tensors_of
+
+MEMORY_BYTES = 2 << 30
+"""Of blocks' outputs, or of one block's inputs, that are held in memory."""
 
 
 class Side(str, Enum):
@@ -24,35 +28,45 @@ class Side(str, Enum):
 
 
 class Outputs:
-    """What blocks gave, by side and call: in memory, or in a folder.
+    """What blocks gave, by side and call: in memory, and in a folder what is too much for it.
 
     Args:
         device: on which they are wanted.
-        folder: None keeps them in memory, on that device.
+        folder: None keeps all of them in memory, on that device.
+        memory_bytes: of outputs kept in memory where there is a folder.
     """
 
-    def __init__(self, device: torch.device, folder: Path | None = None) -> None:
-        self._device, self._folder = device, folder
+    def __init__(self, device: torch.device, folder: Path | None = None, memory_bytes: int = MEMORY_BYTES) -> None:
+        self._device, self._folder, self._left = device, folder, memory_bytes
         self._kept: dict[tuple[str, Side, int], Tree] = {}
 
     def put(self, block: str, side: Side, call: int, value: Tree) -> None:
         """Keeps one output, in the place of an older one."""
-        if self._folder is None:
+        self._drop(block, side, call)
+        size = held_bytes(value)
+        if self._folder is None or size <= self._left:
+            self._left -= size
             self._kept[block, side, call] = map_tensors(value, _copied)
         else:
             save_tree(self._file(block, side, call), value)
 
     def get(self, block: str, side: Side, call: int) -> Tree:
         """One output, which may be changed."""
-        if self._folder is None:
+        if (block, side, call) in self._kept:
             return map_tensors(self._kept[block, side, call], _copied)
         return load_tree(self._file(block, side, call), self._device)
 
     def bury(self, block: str, side: Side, call: int) -> None:
         """Keeps the shapes of an output alone, if it is there."""
-        there = (block, side, call) in self._kept if self._folder is None else self._file(block, side, call).is_file()
-        if there:
+        if (block, side, call) in self._kept or (self._folder and self._file(block, side, call).is_file()):
             self.put(block, side, call, dead(self.get(block, side, call)))
+
+    def _drop(self, block: str, side: Side, call: int) -> None:
+        old = self._kept.pop((block, side, call), None)
+        if old is not None:
+            self._left += held_bytes(old)
+        elif self._folder is not None:
+            self._file(block, side, call).unlink(missing_ok=True)
 
     def _file(self, block: str, side: Side, call: int) -> Path:
         assert self._folder is not None
@@ -75,6 +89,29 @@ class Inputs:
         args, kwargs = map_tensors((self.args, self.kwargs), torch.clone)  # type: ignore[misc]
         result: Tree = module(*args, **kwargs)
         return result
+
+
+class BlockInputs(Sequence[Inputs]):
+    """One block's inputs on one side, a call each: held in memory, or found anew each time where they are too large."""
+
+    def __init__(self, playback: Playback, index: int, side: Side) -> None:
+        self._playback, self._index, self._side = playback, index, side
+        first = self._find(0)
+        size = held_bytes((first.args, first.kwargs)) * len(playback.calls)
+        self._held: list[Inputs] | None = None
+        if size <= MEMORY_BYTES // 2:
+            self._held = [first, *(self._find(call) for call in range(1, len(playback.calls)))]
+
+    def __len__(self) -> int:
+        return len(self._playback.calls)
+
+    def __getitem__(self, call: Any) -> Any:
+        if call >= len(self):
+            raise IndexError(call)
+        return self._find(call) if self._held is None else self._held[call]
+
+    def _find(self, call: int) -> Inputs:
+        return self._playback.inputs(self._index, self._side, call)
 
 
 @dataclass(frozen=True)
@@ -128,6 +165,11 @@ class Playback:
 
     def _last_use(self, name: str) -> int:
         return max((place for place, later in enumerate(self.blocks) if name in later.sources), default=-1)
+
+
+def held_bytes(tree: Tree) -> int:
+    """What its tensors take in memory."""
+    return sum(0 if is_spread(tensor) else tensor.numel() * tensor.element_size() for tensor in tensors_of(tree))
 
 
 def _copied(tensor: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from bitsfusion.calibration.prompts import PROMPTS
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.calibration.trajectories import trajectories
 from bitsfusion.data.world.captions import prompt_set
+from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import file_prompts
 from bitsfusion.io.files import sha256_json
@@ -59,8 +60,18 @@ class CalibrationJob:
         settings = self.settings.model_dump(mode="json")
         return {"scale_init": CALIBRATED, "calibration": settings | {"prompts_sha256": sha256_json(self.texts(model))}}
 
-    def run(self, pipeline: Any, model: str, bits: Mapping[str, int], progress: ProgressSink) -> Calibration:
+    def folder(self, out: Path, model: str, source_sha256: str, bits: Mapping[str, int]) -> Path:
+        """Where what is done is kept while `out` is being made: a hidden folder beside it, one for each such work."""
+        work = sha256_json([source_sha256, dict(bits), self.provenance(model)])
+        return out.parent / f".{out.name}.calibration-{work[:16]}"
+
+    def run(
+        self, pipeline: Any, model: str, bits: Mapping[str, int], progress: ProgressSink, folder: Path | None = None
+    ) -> Calibration:
         """Calibrates the UNet of a loaded pipeline, which is put on the device and otherwise stays as it is.
+
+        Args:
+            folder: see `folder`; None keeps nothing on disk.
 
         Raises:
             InputError: the device, prompts or activations cannot be used.
@@ -70,12 +81,12 @@ class CalibrationJob:
             pipeline.to(torch.device(self.device))
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"device: got {self.device!r}, wanted one that torch can use ({error})") from None
-        unet = pipeline.unet.eval()
+        unet = pipeline_denoiser(pipeline).eval()
         started = time.monotonic()
         calls = trajectories(pipeline, unet, texts, self.settings, _teller(progress, "trajectories"))
         progress.finish("trajectories", time.monotonic() - started)
         started = time.monotonic()
-        made = calibrate(unet, bits, calls, self.settings, _teller(progress, "calibrate"))
+        made = calibrate(unet, bits, calls, self.settings, _teller(progress, "calibrate"), folder)
         progress.finish("calibrate", time.monotonic() - started)
         return made
 

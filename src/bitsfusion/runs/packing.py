@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ def init_pipeline(
 ) -> dict[str, PackedConfig]:
     """Quantizer init, time features and packing, without training (section 4.1).
 
-    No model is loaded as a whole, unless it is calibrated.
+    No model is loaded as a whole, unless it is calibrated. A calibration that was killed goes on with the same call.
 
     Args:
         model: "embedded", a diffusers pipeline folder with a UNet2DConditionModel, or a hub id.
@@ -85,9 +86,10 @@ def init_pipeline(
         made_by = {"recipe": recipe, **({"recipe_sha256": sha256_file(Path(recipe))} if is_file(recipe) else {})}
     notes += [note for note in (left_out(unet),) if note is not None]
     found: dict[str, Any] = {"scale_init": method.value}
-    rounded = None
+    rounded, work = None, None
     if calibration is not None:
-        made = calibration.run(load_pipeline(model), model, chosen, progress)
+        work = calibration.folder(out, model, sha256_folder(source), chosen)
+        made = calibration.run(load_pipeline(model), model, chosen, progress, work)
         rounded, found = made.layers, calibration.provenance(model)
         notes += made.notes
     provenance = {**made_by, **found, **({"notes": notes} if notes else {})}
@@ -95,7 +97,10 @@ def init_pipeline(
     notes_of = {"unet": provenance}
     for name, (part, made_of) in other_parts(source, others, method, progress).items():
         parts[name], notes_of[name] = part, made_of
-    return _write(parts, source, out, notes_of, progress)
+    written = _write(parts, source, out, notes_of, progress)
+    if work is not None:
+        shutil.rmtree(work, ignore_errors=True)
+    return written
 
 
 def init_model(model: str, out: Path, **options: Any) -> PackedConfig:
