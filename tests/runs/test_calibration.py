@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 import bitsfusion  # noqa: F401  registers with diffusers
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.calibration.settings import CalibrationSettings
+from bitsfusion.cli.steps import _calibration
+from bitsfusion.errors import InputError
+from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.runs.calibration import CALIBRATED, CalibrationJob
 from bitsfusion.runs.config import RunConfig, WorldSource
 from bitsfusion.runs.packing import init_pipeline
 from bitsfusion.runs.run import Run
+from bitsfusion.sensitivity.settings import JacobianSettings
+from bitsfusion.training.checkpoint import load_student
 
 FEW = CalibrationSettings(samples=2, steps=2)
 
