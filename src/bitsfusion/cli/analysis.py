@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from bitsfusion.cli.console import print_json, progress_bars
-from bitsfusion.cli.options import Cover, Json, Model, Quiet, samplers_to_cover
+from bitsfusion.cli.options import Cover, Device, Json, Model, Quiet, samplers_to_cover
+from bitsfusion.devices import AUTO
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import file_prompts, world_prompts
 from bitsfusion.pipelines.load import EMBEDDED, load_pipeline
@@ -68,7 +69,7 @@ def analyze(
     clip: Annotated[str | None, typer.Option(help="CLIP model for the drop of CLIP score: a folder or hub id.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     cover: Cover = ["pndm:50"],  # noqa: B006 (typer reads it, nobody changes it)
-    device: Annotated[str, typer.Option(help="cpu, cuda and so on.")] = "cpu",
+    device: Device = AUTO,
     workers: Annotated[int, typer.Option(min=0, help="Processes that measure, by Ray; 0: this one, without Ray.")] = 0,
     ray_address: Annotated[
         str | None, typer.Option(help="Of a Ray cluster; without it the workers are on this machine.")

@@ -11,7 +11,8 @@ import typer
 from bitsfusion.artifact.inspect import ComponentSize, Inspection, inspect_folder, inspect_pipeline
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.cli.console import print_json, print_table, progress_bars
-from bitsfusion.cli.options import Json, Quiet
+from bitsfusion.cli.options import Device, Json, Quiet
+from bitsfusion.devices import AUTO
 from bitsfusion.diffusion.samplers import Sampler
 from bitsfusion.runs.singles import generate_to_folder
 
@@ -122,6 +123,7 @@ def generate(
     steps: Annotated[int, typer.Option(min=1)] = 50,
     guidance: Annotated[float, typer.Option()] = 7.5,
     seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next ones count on.")] = 1024,
+    device: Device = AUTO,
     quiet: Quiet = False,
 ) -> None:
     """Draws images with a packed model."""
@@ -134,6 +136,7 @@ def generate(
             steps=steps,
             guidance=guidance,
             seed=seed,
+            device=device,
             progress=lambda done, total: progress.update("generate", done, total),
         )
     for path in paths:

@@ -16,7 +16,7 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class NoiseProbe:
-    """Noisy latents that every model is asked about.
+    """Noisy latents that every model is asked about, on the CPU.
 
     noisy, target: [n, c, h, w] float32, the target as the noise scheduler's prediction type has it;
     timesteps: [n] int64; context: text states, [n, tokens, d] float32; latent_weight: [n] float32, what
@@ -45,7 +45,8 @@ def make_probe(
     total = noise_scheduler.config.num_train_timesteps
     if timesteps is None:
         timesteps = (torch.arange(samples) * total // samples)[torch.randperm(samples, generator=generator)]
-    context = torch.cat([text_encoder(ids).last_hidden_state.float() for ids in batch.input_ids.split(_BATCH)])
+    parts = batch.input_ids.to(text_encoder.device).split(_BATCH)
+    context = torch.cat([text_encoder(ids).last_hidden_state.float().cpu() for ids in parts])
     noise = torch.randn(batch.latents.shape, generator=generator)
     signal = noise_scheduler.alphas_cumprod[timesteps]
     velocity = noise_scheduler.config.prediction_type == "v_prediction"
@@ -60,9 +61,10 @@ def make_probe(
 
 @torch.no_grad()
 def predict(unet: nn.Module, probe: NoiseProbe) -> Tensor:
-    """The UNet's output for every noisy latent of `probe`: [n, c, h, w]."""
+    """The UNet's output for every noisy latent of `probe`, computed where the UNet is: [n, c, h, w] on the CPU."""
+    device = next(unet.parameters()).device
     parts = zip(probe.noisy.split(_BATCH), probe.timesteps.split(_BATCH), probe.context.split(_BATCH), strict=True)
-    return torch.cat([unet(noisy, timesteps, context).sample for noisy, timesteps, context in parts])
+    return torch.cat([unet(*(tensor.to(device) for tensor in part)).sample.cpu() for part in parts])
 
 
 def mean_squared(left: Tensor, right: Tensor) -> float:

@@ -103,10 +103,14 @@ class Ladder:
         )
 
     def _score(self, model: RungModel) -> None:
+        with self.workspace.placed():
+            self._score_placed(model)
+
+    def _score_placed(self, model: RungModel) -> None:
         started = time.monotonic()
         unet, reload_difference = self._unet(model), None
         if model == self.packed:
-            pipeline = load_pipeline(str(self.workspace.path / "packed"))
+            pipeline = load_pipeline(str(self.workspace.path / "packed")).to(self.workspace.device)
             images = self._draw(pipeline, self.prompts, model)
             trained = copy.deepcopy(unet)
             cache_time_features(trained, cover(self.workspace.samplers, self.workspace.pipeline.scheduler.config))
@@ -146,7 +150,7 @@ class Ladder:
         if model.made_by is None:
             return self.workspace.pipeline.unet
         folder = model.name if model.seed is None else stage_folder(model.name, model.seed)
-        return load_student(self.workspace.path / folder)
+        return load_student(self.workspace.path / folder).to(self.workspace.device)
 
     def _with_unet(self, unet: Any) -> Any:
         components = {**self.workspace.pipeline.components, "unet": unet}
@@ -162,12 +166,12 @@ class Ladder:
     def _time_steps(self) -> None:
         """Eq. 9's curve of each quantized rung."""
         text_encoder, noise_scheduler = self.workspace.pipeline.text_encoder, self._noise_scheduler
-        curves = {
-            name: time_step_curve(
-                self._unet(model), self.workspace.pipeline.unet, self.workspace.held_out, text_encoder, noise_scheduler
-            )
-            for name, model in self._curves().items()
-        }
+        held_out, teacher = self.workspace.held_out, self.workspace.pipeline.unet
+        with self.workspace.placed():
+            curves = {
+                name: time_step_curve(self._unet(model), teacher, held_out, text_encoder, noise_scheduler)
+                for name, model in self._curves().items()
+            }
         write_json(self.workspace.path / "time_steps.json", {"schema_version": 1, "latent_error": curves})
 
     @functools.cached_property

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bitsfusion.devices import AUTO, resolve
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import write_text
 from bitsfusion.metrics.generation import generate_images, write_png
@@ -22,6 +23,7 @@ def generate_to_folder(
     guidance: float,
     seed: int,
     batch_size: int = 4,
+    device: str = AUTO,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """PNG files and metadata.jsonl (an imagefolder) of `prompts`; image i has seed `seed` + i.
@@ -29,10 +31,11 @@ def generate_to_folder(
     Args:
         folder: a packed folder, or any diffusers pipeline.
         out: the images' folder; files of the same names are replaced.
+        device: where they are drawn, see `devices.resolve`.
     """
     if not prompts:
         raise InputError("prompts: got none, wanted at least one")
-    pipeline = load_pipeline(folder)
+    pipeline = load_pipeline(folder).to(resolve(device))
     seeds = range(seed, seed + len(prompts))
     images = generate_images(
         pipeline,

@@ -9,6 +9,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from bitsfusion.data.batches import TrainingData
+from bitsfusion.devices import AUTO, placed, resolve
 from bitsfusion.evaluation.noise import time_step_curve
 from bitsfusion.io.files import write_json
 from bitsfusion.pipelines.load import load_pipeline
@@ -29,7 +30,13 @@ def load_quantized(folder: Path) -> Any:
 
 
 def measure_time_steps(
-    pipeline: Any, folder: Path, data: TrainingData, out: Path, points: int = 20, each: int = 32
+    pipeline: Any,
+    folder: Path,
+    data: TrainingData,
+    out: Path,
+    points: int = 20,
+    each: int = 32,
+    device: str = AUTO,
 ) -> list[tuple[int, float]]:
     """Writes {schema_version, latent_error: {folder's name: [[t, error], ...]}} to `out`; see `time_step_curve`.
 
@@ -40,18 +47,21 @@ def measure_time_steps(
         out: a JSON file, which `timesteps: {kind: measured, curve: FILE}` reads.
         points: time steps.
         each: samples at each.
+        device: where it is measured, see `devices.resolve`.
     """
-    student = load_quantized(folder)
+    where = resolve(device)
+    student = load_quantized(folder).to(where)
     steps = getattr(student.time_proj, "steps", None)
-    curve = time_step_curve(
-        student,
-        pipeline.unet,
-        data,
-        pipeline.text_encoder,
-        DDPMScheduler.from_config(pipeline.scheduler.config),
-        points,
-        each,
-        steps.tolist() if isinstance(steps, torch.Tensor) else None,
-    )
+    with placed([pipeline.unet, pipeline.text_encoder], where):
+        curve = time_step_curve(
+            student,
+            pipeline.unet,
+            data,
+            pipeline.text_encoder,
+            DDPMScheduler.from_config(pipeline.scheduler.config),
+            points,
+            each,
+            steps.tolist() if isinstance(steps, torch.Tensor) else None,
+        )
     write_json(out, {"schema_version": CURVE_SCHEMA_VERSION, "latent_error": {folder.resolve().name: curve}})
     return curve

@@ -23,6 +23,23 @@ class Sample:
     timesteps: Tensor
     names: tuple[str, ...]
 
+    def to(self, device: torch.device) -> Sample:
+        """On another device; from pinned memory without waiting."""
+        latents, ids, noise, timesteps = (
+            tensor.to(device, non_blocking=tensor.is_pinned())
+            for tensor in (self.latents, self.input_ids, self.noise, self.timesteps)
+        )
+        return Sample(latents, ids, noise, timesteps, self.names)
+
+    def pinned(self, device: torch.device) -> Sample:
+        """In memory that a CUDA device copies from without waiting; for other devices as it is."""
+        if device.type != "cuda":
+            return self
+        latents, ids, noise, timesteps = (
+            tensor.pin_memory() for tensor in (self.latents, self.input_ids, self.noise, self.timesteps)
+        )
+        return Sample(latents, ids, noise, timesteps, self.names)
+
     def split(self, size: int) -> list[Sample]:
         """In parts of `size` samples."""
         cuts = [slice(start, start + size) for start in range(0, len(self.latents), size)]

@@ -43,6 +43,11 @@ class Validation:
             requires_safety_checker=False,
         )
 
+    @property
+    def models(self) -> list[nn.Module]:
+        """What has to be where the student is, beside the text encoder; none without prompts."""
+        return [self._pipeline.vae] if self._pipeline else []
+
     def due(self, step: int) -> bool:
         """Whether images are to be drawn after `step`."""
         every = self._config.validation_steps or self._config.max_train_steps
