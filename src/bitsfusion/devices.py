@@ -79,15 +79,15 @@ def placed(models: Models, device: torch.device) -> Iterator[None]:
 
     Args:
         models: a pipeline, of which all components are meant, a model, or several; None among them is passed over. A
-            model whose parts are on several devices, or that Accelerate's hooks move by themselves (offloading), is
-            left alone.
+            model whose parts are on several devices, that has no weights yet (meta), or that Accelerate's hooks move by
+            themselves (offloading), is left alone.
         device: where they shall compute.
     """
     moved: list[tuple[nn.Module, torch.device]] = []
     try:
         for model in _modules(models):
             home = device_of(model)
-            if home is not None and home != device:
+            if home is not None and home.type != "meta" and home != device:
                 moved.append((model, home))
                 model.to(device)
         yield
