@@ -54,7 +54,7 @@ class TrainingConfig(BaseModel):
     gradient_checkpointing: bool = False
     learning_rate: float = Field(1e-5, gt=0)
     scale_learning_rate: float | None = Field(None, gt=0)
-    """Of the quantizer's scales; null: the same as the weights'."""
+    """Of the quantizer's scales, as a ratio: a step changes a scale by this part of it; null: the weights' number."""
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
     lr_warmup_steps: int = Field(0, ge=0)
     max_train_steps: int = Field(20_000, ge=1)
@@ -144,7 +144,7 @@ class TrainingConfig(BaseModel):
         options = self.model_dump(mode="json", exclude=split | kept | shown)
         if self.timesteps.curve:
             options["timesteps"]["curve"] = sha256_json(read_json(self.timesteps.curve))
-        return {"samples_per_step": samples, **options}
+        return {"samples_per_step": samples, "scale_steps": "relative", **options}
 
 
 PAPER_STAGE1 = TrainingConfig(stage=1, train_batch_size=32, total_batch_size=256, max_train_steps=20_000)
