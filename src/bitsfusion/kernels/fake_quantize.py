@@ -42,7 +42,7 @@ def fake_quantize(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
 
 @torch.no_grad()
 def rounded(weight: Tensor, scale: Tensor, bits: int, out: Tensor | None = None) -> Tensor:
-    """`fake_quantize` without gradients, into `out` where given (contiguous, of `weight`'s shape, any floating dtype)."""
+    """`fake_quantize` without gradients, into `out` where given (contiguous, of its shape, any floating dtype)."""
     if _by_triton(weight, scale):
         from bitsfusion.kernels import triton_fake_quantize
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diffusers import DDPMScheduler
 
-from bitsfusion.diffusion.samplers import cover
-from bitsfusion.diffusion.time_features.cache import cache_time_features
+from bitsfusion.diffusion.denoise import with_denoiser
+from bitsfusion.diffusion.time_features import cache_time_features, choose_features
 from bitsfusion.evaluation.noise import make_probe, mean_squared, predict, time_step_curve
 from bitsfusion.evaluation.prompts import PromptSet, file_prompts, world_prompts
 from bitsfusion.evaluation.rungs import SCHEMA_VERSION, RungScores, load_images, score_images
@@ -113,7 +112,9 @@ class Ladder:
             pipeline = load_pipeline(str(self.workspace.path / "packed")).to(self.workspace.device)
             images = self._draw(pipeline, self.prompts, model)
             trained = copy.deepcopy(unet)
-            cache_time_features(trained, cover(self.workspace.samplers, self.workspace.pipeline.scheduler.config))
+            choice = choose_features(trained, self.workspace.covers, self.workspace.pipeline.scheduler.config)
+            if choice.features is not None:
+                cache_time_features(trained, choice.features)
             few = PromptSet(self.prompts.texts[:RELOAD_CHECK], self.prompts.seeds[:RELOAD_CHECK])
             again = self._draw(self._with_unet(trained), few, model)
             reload_difference = int(np.abs(images[: len(again)].astype(int) - again.astype(int)).max())
@@ -148,13 +149,12 @@ class Ladder:
 
     def _unet(self, model: RungModel) -> Any:
         if model.made_by is None:
-            return self.workspace.pipeline.unet
+            return self.workspace.denoiser
         folder = model.name if model.seed is None else stage_folder(model.name, model.seed)
         return load_student(self.workspace.path / folder).to(self.workspace.device)
 
     def _with_unet(self, unet: Any) -> Any:
-        components = {**self.workspace.pipeline.components, "unet": unet}
-        return type(self.workspace.pipeline)(**components, requires_safety_checker=False)
+        return with_denoiser(self.workspace.pipeline, unet)
 
     def _curves(self) -> dict[str, RungModel]:
         first: dict[str, RungModel] = {}
@@ -165,26 +165,18 @@ class Ladder:
 
     def _time_steps(self) -> None:
         """Eq. 9's curve of each quantized rung."""
-        text_encoder, noise_scheduler = self.workspace.pipeline.text_encoder, self._noise_scheduler
-        held_out, teacher = self.workspace.held_out, self.workspace.pipeline.unet
+        pipeline, held_out = self.workspace.pipeline, self.workspace.held_out
         with self.workspace.placed():
             curves = {
-                name: time_step_curve(self._unet(model), teacher, held_out, text_encoder, noise_scheduler)
-                for name, model in self._curves().items()
+                name: time_step_curve(self._unet(model), pipeline, held_out) for name, model in self._curves().items()
             }
         write_json(self.workspace.path / "time_steps.json", {"schema_version": 1, "latent_error": curves})
 
     @functools.cached_property
-    def _noise_scheduler(self) -> Any:
-        return DDPMScheduler.from_config(self.workspace.pipeline.scheduler.config)
-
-    @functools.cached_property
     def _probe(self) -> Any:
         count = self.workspace.config.evaluation.probe_samples
-        return make_probe(
-            self.workspace.held_out, self.workspace.pipeline.text_encoder, self._noise_scheduler, count, PROBE_SEED
-        )
+        return make_probe(self.workspace.held_out, self.workspace.pipeline, count, PROBE_SEED)
 
     @functools.cached_property
     def _teacher_prediction(self) -> Any:
-        return predict(self.workspace.pipeline.unet, self._probe)
+        return predict(self.workspace.denoiser, self._probe)

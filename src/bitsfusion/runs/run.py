@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import ModelMixin
 
-from bitsfusion.architectures.unet import unet_layers
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.artifact.writer import write_pipeline
 from bitsfusion.errors import InputError
@@ -75,12 +75,12 @@ class Run:
                     data,
                     model=self.config.model,
                     source_sha256=ours.source_sha256,
-                    samplers=ours.samplers,
+                    samplers=ours.counted,
                     scorer=ours.scorer,
                     progress=lambda done, total: ours.progress.update("analyze", done, total),
                 )
 
-        inputs = {"analysis": settings, "data": self.config.data, "serve": self.config.serve}
+        inputs = {"analysis": settings, "data": self.config.data, "serve": self.config.serve.deciding()}
         ours.step("analyze", inputs, ["sensitivity.json"], work)
 
     def assign(self) -> None:
@@ -90,7 +90,7 @@ class Run:
         def work() -> None:
             table = read_table(self.path / "sensitivity.json")
             recipe = assign(table, section.target_bits, section.strategy, eta=section.eta)
-            check_fits(recipe, unet_layers(self.workspace.pipeline.unet))
+            check_fits(recipe, model_layers(self.workspace.denoiser))
             write_recipe(self.path / "recipe.json", recipe)
 
         self.workspace.step("assign", {"recipe": section, "made": self._made("analyze")}, ["recipe.json"], work)
@@ -100,7 +100,7 @@ class Run:
         method = self.config.scale_init
 
         def work() -> None:
-            student = copy.deepcopy(self.workspace.pipeline.unet)
+            student = copy.deepcopy(self.workspace.denoiser)
             fake_quantize_model(student, self.workspace.recipe().bits, method)
             save_student(self.path / "init", student, identity(student, {"scale_init": method.value}, "", 1))
 
@@ -121,7 +121,7 @@ class Run:
         """Full precision trained on as Stage II trains the student: what training alone is worth."""
         if self.config.control:
             for seed in self.config.seeds:
-                start = functools.partial(copy.deepcopy, self.workspace.pipeline.unet)
+                start = functools.partial(copy.deepcopy, self.workspace.denoiser)
                 self._train("control", seed, self.config.stage2, None, start)
 
     def pack(self) -> None:
@@ -133,13 +133,15 @@ class Run:
                 ours.pipeline,
                 load_student(self.path / stage_folder("stage2", seed)),
                 self.path / "packed",
-                ours.samplers,
+                ours.covers,
                 source_sha256=ours.source_sha256,
                 provenance={"recipe_sha256": ours.recipe().sha256(), "seed": seed},
             )
             verify_folder(self.path / "packed")
 
-        ours.step("pack", {"serve": self.config.serve, "made": self._made(f"stage2-{seed}")}, ["packed"], work)
+        ours.step(
+            "pack", {"serve": self.config.serve.deciding(), "made": self._made(f"stage2-{seed}")}, ["packed"], work
+        )
 
     def evaluate(self) -> None:
         """Section 5: every rung on the same prompts and seeds."""
@@ -165,7 +167,7 @@ class Run:
         seed: int,
         config: TrainingConfig,
         after: str | None,
-        start: Callable[[], UNet2DConditionModel],
+        start: Callable[[], ModelMixin],
     ) -> None:
         ours, name, folder = self.workspace, f"{stage}-{seed}", stage_folder(stage, seed)
         config = config.model_copy(update={"seed": seed, "device": self.config.device})
@@ -176,18 +178,15 @@ class Run:
         def work() -> None:
             pipeline, teacher = ours.pipeline, None
             if config.stage == 1:
-                teacher = pipeline.unet if config.teacher_dtype == "float32" else copy.deepcopy(pipeline.unet)
+                teacher = ours.denoiser if config.teacher_dtype == "float32" else copy.deepcopy(ours.denoiser)
             train(
                 start(),
                 teacher,
-                pipeline.text_encoder,
-                pipeline.tokenizer,
-                DDPMScheduler.from_config(pipeline.scheduler.config),
+                pipeline,
                 ours.data,
                 config,
                 self.path / folder,
                 report,
-                pipeline.vae,
             )
             if ours.folder.ranks.main:
                 for checkpoint in (self.path / folder).glob("checkpoint-*"):

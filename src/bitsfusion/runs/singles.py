@@ -10,7 +10,7 @@ from bitsfusion.devices import AUTO, resolve
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import write_text
 from bitsfusion.metrics.generation import generate_images, write_png
-from bitsfusion.pipelines.load import load_pipeline
+from bitsfusion.pipelines.load import check_draws_from_text, load_pipeline
 
 
 def generate_to_folder(
@@ -36,6 +36,7 @@ def generate_to_folder(
     if not prompts:
         raise InputError("prompts: got none, wanted at least one")
     pipeline = load_pipeline(folder).to(resolve(device))
+    check_draws_from_text(pipeline)
     seeds = range(seed, seed + len(prompts))
     images = generate_images(
         pipeline,

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import DDPMScheduler
-
 from bitsfusion.data.batches import TrainingData
 from bitsfusion.devices import AUTO, placed, resolve
+from bitsfusion.diffusion.denoise import pipeline_denoiser
+from bitsfusion.diffusion.time_features import Coverage
 from bitsfusion.evaluation.noise import time_step_curve
 from bitsfusion.io.files import write_json
 from bitsfusion.pipelines.load import load_pipeline
@@ -19,14 +18,14 @@ CURVE_SCHEMA_VERSION = 1
 
 
 def load_quantized(folder: Path) -> Any:
-    """The UNet of a finished stage, a checkpoint or a packed pipeline folder, float32, in eval mode.
+    """The denoiser of a finished stage, a checkpoint or a packed pipeline folder, float32, in eval mode.
 
     Raises:
         InputError: it is none of them.
     """
     if (folder / STUDENT_INFO).is_file():
         return load_student(folder)
-    return load_pipeline(str(folder)).unet.eval()
+    return pipeline_denoiser(load_pipeline(str(folder))).eval()
 
 
 def measure_time_steps(
@@ -42,7 +41,7 @@ def measure_time_steps(
 
     Args:
         pipeline: the full-precision one.
-        folder: see `load_quantized`; a packed one with cached time features is measured at the steps it covers.
+        folder: see `load_quantized`; a packed one with exact rows is measured at the steps it covers.
         data: latents and captions.
         out: a JSON file, which `timesteps: {kind: measured, curve: FILE}` reads.
         points: time steps.
@@ -51,17 +50,9 @@ def measure_time_steps(
     """
     where = resolve(device)
     student = load_quantized(folder).to(where)
-    steps = getattr(student.time_proj, "steps", None)
-    with placed([pipeline.unet, pipeline.text_encoder], where):
-        curve = time_step_curve(
-            student,
-            pipeline.unet,
-            data,
-            pipeline.text_encoder,
-            DDPMScheduler.from_config(pipeline.scheduler.config),
-            points,
-            each,
-            steps.tolist() if isinstance(steps, torch.Tensor) else None,
-        )
+    coverage = getattr(getattr(student, "time_proj", None), "coverage", None)
+    rows = [int(step) for step in coverage.steps if step == int(step)] if isinstance(coverage, Coverage) else None
+    with placed(pipeline, where):
+        curve = time_step_curve(student, pipeline, data, points, each, rows)
     write_json(out, {"schema_version": CURVE_SCHEMA_VERSION, "latent_error": {folder.resolve().name: curve}})
     return curve

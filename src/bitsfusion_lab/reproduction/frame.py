@@ -8,10 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDPMScheduler
-
-from bitsfusion.architectures.unet import feature_width, unet_layers
-from bitsfusion.diffusion.samplers import cover
+from bitsfusion.architectures.registry import model_layers
+from bitsfusion.diffusion.denoise import with_denoiser
+from bitsfusion.diffusion.time_features import choose_features
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.noise import NoiseProbe, make_probe, mean_squared, predict
 from bitsfusion.evaluation.prompts import PromptSet, world_prompts
@@ -63,17 +62,12 @@ class Frame:
     @property
     def unet(self) -> Any:
         """Full precision's; not to be changed."""
-        return self.workspace.pipeline.unet
+        return self.workspace.denoiser
 
     @functools.cached_property
     def weights(self) -> int:
         """Of all Linear and Conv2d layers: what bits a weight are counted over."""
-        return sum(layer.numel for layer in unet_layers(self.unet).values())
-
-    @functools.cached_property
-    def noise_scheduler(self) -> Any:
-        """Training's."""
-        return DDPMScheduler.from_config(self.workspace.pipeline.scheduler.config)
+        return sum(layer.numel for layer in model_layers(self.unet).values())
 
     def recipe(self, strategy: Strategy, eta: float, target: float) -> tuple[str, Recipe]:
         """The step that made it, and the recipe; the analysis is made first where it is not there."""
@@ -88,7 +82,7 @@ class Frame:
 
         def work() -> None:
             recipe = assign(read_table(table_path), target, strategy, eta=eta)
-            check_fits(recipe, unet_layers(self.unet))
+            check_fits(recipe, model_layers(self.unet))
             write_recipe(self.path / output, recipe)
 
         options = {"strategy": strategy.value, "eta": eta, "target_bits": target}
@@ -111,14 +105,14 @@ class Frame:
                 ours.data,
                 model=ours.config.model,
                 source_sha256=ours.source_sha256,
-                samplers=ours.samplers,
+                samplers=ours.counted,
                 progress=lambda done, total: ours.progress.update("analyze", done, total),
             )
 
         source: dict[str, Any] = {"analysis": NoiseErrorSettings()}
         if given is not None:
             source = {"file": sha256_file(given)}
-        common = {"data": ours.config.data, "serve": ours.config.serve}
+        common = {"data": ours.config.data, "serve": ours.config.serve.deciding()}
         self.step("analyze", {**source, **common}, [table_path.name], measure)
         return table_path
 
@@ -126,11 +120,11 @@ class Frame:
         table = read_table(given)
         if table.source_sha256 != self.workspace.source_sha256:
             raise InputError(f"sensitivity: {given} is of another model, wanted one of {self.workspace.config.model}")
-        covered = cover(self.workspace.samplers, self.workspace.pipeline.scheduler.config)
-        wanted = len(covered.steps) * feature_width(self.unet)
-        if table.feature_values != wanted:
+        wanted = choose_features(self.unet, self.workspace.covers, self.workspace.pipeline.scheduler.config)
+        if table.feature_values != wanted.values:
             raise InputError(
-                f"sensitivity: {given} counts {table.feature_values} time features, wanted {wanted}: {covered}"
+                f"sensitivity: {given} counts {table.feature_values} time features, wanted {wanted.values}: "
+                f"{wanted.features}"
             )
 
     def score(self, name: str, seed: int | None, unet: Any, made: dict[str, str]) -> list[RungScores]:
@@ -160,9 +154,8 @@ class Frame:
 
         def work() -> None:
             started, model = time.monotonic(), unet()
-            components = {**self.workspace.pipeline.components, "unet": model}
             images = generate_images(
-                type(self.workspace.pipeline)(**components, requires_safety_checker=False),
+                with_denoiser(self.workspace.pipeline, model),
                 self.prompts.texts,
                 self.prompts.seeds,
                 steps=section["steps"],
@@ -194,9 +187,7 @@ class Frame:
     @functools.cached_property
     def _probe(self) -> NoiseProbe:
         count = self.pipeline_config.evaluation.probe_samples
-        return make_probe(
-            self.workspace.held_out, self.workspace.pipeline.text_encoder, self.noise_scheduler, count, PROBE_SEED
-        )
+        return make_probe(self.workspace.held_out, self.workspace.pipeline, count, PROBE_SEED)
 
     @functools.cached_property
     def _teacher_prediction(self) -> Any:
