@@ -12,24 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 
 from bitsfusion.devices import device_of, placed, resolve
 from bitsfusion.diffusion.samplers import SamplerSteps
 from bitsfusion.embedded import SCORER_FOLDER
+from bitsfusion.evaluation.drawing import generate_to_folder
 from bitsfusion.evaluation.evaluate import evaluate
 from bitsfusion.evaluation.measures import Metric, clip_measure, pair_measure, world_geneval_measure
 from bitsfusion.evaluation.noise import time_step_curve
 from bitsfusion.evaluation.prompts import PromptSet, world_prompts
 from bitsfusion.evaluation.setting import Evaluation
 from bitsfusion.kernels.fake_quantize import fake_quantize
+from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.metrics.generation import generate_images
 from bitsfusion.numerics import initial_scale
 from bitsfusion.pipelines.load import EMBEDDED, load_pipeline
 from bitsfusion.runs.config import RunConfig
 from bitsfusion.runs.packing import init_pipeline
 from bitsfusion.runs.run import Run
-from bitsfusion.runs.singles import generate_to_folder
 from bitsfusion.sensitivity.measure import analyze
 from bitsfusion.sensitivity.settings import JacobianSettings, NoiseErrorSettings, PaperSettings
 from bitsfusion.sensitivity.weight_error import relative_error
@@ -37,7 +37,7 @@ from bitsfusion.training.config import TrainingConfig
 from bitsfusion.training.loop import train
 
 from ..sensitivity.random_data import RandomData as SensitivityData
-from ..tiny.pipeline import build_one_block_pipeline
+from ..tiny.pipeline import build_one_block_pipeline, build_pipeline
 from ..tiny.unet import build_unet
 from ..tiny.vae import build_vae
 from ..training.small_run import build_student, run_parts
@@ -93,22 +93,23 @@ def _train(accelerator: Accelerator, folder: Path, **changes: Any) -> Any:
     """The losses on the device and on the CPU; models are afterwards where they were."""
     losses = []
     for name in ("auto", "cpu"):
-        teacher, parts = build_unet(), run_parts()
+        teacher = build_unet()
         config = SHORT.model_copy(update={"device": name, **changes})
         student = build_student(teacher)
-        vae = build_vae() if config.validation_prompts else None
+        whole = build_pipeline(build_unet(), build_vae()) if config.validation_prompts else None
+        parts: dict[str, Any] = run_parts(whole)
         before = accelerator.counts()
         result = train(
             student,
             None if config.stage == 2 else teacher,
             config=config,
             out_dir=folder / name,
-            vae=vae,
             **parts,
         )
         used = accelerator.counts() - before
         assert (used.operations > 1000) == (name == "auto"), used
-        for model in (result.student, teacher, parts["text_encoder"], vae):
+        pipeline = parts["pipeline"]
+        for model in (result.student, teacher, pipeline.text_encoder, getattr(pipeline, "vae", None)):
             assert model is None or device_of(model) == torch.device("cpu")
         losses.append(result.loss)
     return losses
@@ -224,8 +225,8 @@ def evaluation(accelerator: Accelerator, folder: Path) -> Any:
         str(_packed(folder)), EMBEDDED, prompts, "test", sampler="ddim", steps=1, batch_size=2, device=where
     )
     measures = [
-        clip_measure(str(SCORER_FOLDER), prompts, where, "scorer"),
-        pair_measure(Metric.MSE, "alex", where),
+        clip_measure(ClipScorer.from_pretrained(SCORER_FOLDER, where), prompts, "scorer"),
+        pair_measure(Metric.MSE),
         world_geneval_measure(prompts),
     ]
     scores = evaluate(asked, measures, folder / "out")
@@ -267,8 +268,7 @@ def curve(accelerator: Accelerator, folder: Path) -> Any:
     for device in (accelerator.device, torch.device("cpu")):
         pipeline = build_one_block_pipeline().to(device)
         student = build_student(build_one_block_pipeline().unet).to(device)
-        scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-        points = time_step_curve(student, pipeline.unet, SensitivityData(), pipeline.text_encoder, scheduler, 3, 2)
+        points = time_step_curve(student, pipeline, SensitivityData(), 3, 2)
         curves.append([error for _, error in points])
     return curves
 

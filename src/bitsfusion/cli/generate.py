@@ -11,7 +11,7 @@ from bitsfusion.cli.console import progress_bars
 from bitsfusion.cli.options import Device, Quiet
 from bitsfusion.devices import AUTO
 from bitsfusion.diffusion.samplers import OWN, sampler_name
-from bitsfusion.runs.singles import generate_to_folder
+from bitsfusion.evaluation.drawing import generate_to_folder
 
 
 def register(app: typer.Typer) -> None:

@@ -14,11 +14,12 @@ import pytest
 from bitsfusion.data.world.captions import TASKS, prompt_set, sample_scene
 from bitsfusion.data.world.scene import draw
 from bitsfusion.errors import InputError
-from bitsfusion.evaluation.card.scores import ScoreTable
-from bitsfusion.evaluation.report import write_report
-from bitsfusion.evaluation.report.numbers import duration, number, size
-from bitsfusion.evaluation.report_data import Curve, LayerRow, Pictures, ReportData, Rung, SeedScores, Sizes
+from bitsfusion.evaluation.estimates import Difference, Verdict
 from bitsfusion.metrics.geneval import GenEvalResult, GenEvalSummary, geneval_summary
+from bitsfusion.report import write_report
+from bitsfusion.report.data import Curve, LayerRow, Pictures, ReportData, Rung, SeedScores, Sizes
+from bitsfusion.report.numbers import duration, number, size
+from bitsfusion.report.scores import ScoreTable
 from bitsfusion.vote.database import Record, Vote
 from bitsfusion.vote.prompts import Topic
 from bitsfusion.vote.results import vote_results
@@ -42,7 +43,8 @@ def example() -> ReportData:
         Rung("stage1", "After Stage I", 1.9902, "trained to predict the original’s noise",
              summary((100, 88, 82, 98, 39, 86)), 31.44, 0.0121, 0.00083, 0.0821, 131.0),
         Rung("stage2", "After Stage II", 1.9902, "trained on to predict the true noise",
-             summary((100, 90, 81, 99, 40, 87)), 31.58, 0.0142, 0.0017, 0.0816, 74.0),
+             summary((100, 90, 81, 99, 40, 87)), 31.58, 0.0142, 0.0017, 0.0816, 74.0,
+             Difference(-0.01, -0.03, 0.01, 0.3, 600, 3), Verdict.NONE),
         Rung("control", "Control", 32, "full precision, trained on for the same steps",
              summary((100, 92, 85, 99, 42, 89)), 31.65, 0.0133, 0.0011, 0.0809, 71.0),
     )  # fmt: skip
@@ -149,13 +151,16 @@ def test_page_is_whole_and_holds_everything(text: str, data: ReportData) -> None
     for layer in data.layers:
         assert layer.name in page.text
     assert all(alt for alt in page.alts)
-    assert page.tags["rect"] == len(data.layers)
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(set(ids)) == len(ids) and set(re.findall(r"url\(#(\w+)\)", text)) <= set(ids)
+    assert page.tags["svg"] == 3  # bits of the layers, error over the time step, loss
+    assert "step" in page.text and "Stage II" in page.text
 
 
 def test_page_needs_nothing_beside_it(text: str) -> None:
     assert "http://" not in text
     assert "https://" not in text
-    assert not re.search(r"url\(|@import|<script", text)
+    assert not re.search(r"url\((?!#)|@import|<script", text)
     assert all(link.startswith("data:image/") for link in Page(text).links)
     assert len(text.encode()) < 3_000_000
 
@@ -166,18 +171,27 @@ def test_first_view_answers_bits_size_and_quality(text: str) -> None:
     assert "7.3×" in first  # 8.512 / 1.172
     assert "2.24 with every byte on disk" in first  # 8 x 1.172 / 4.18
     assert "0.83" in first
-    assert "the original scores 0.84: no difference shown" in first
+    assert "the original scores 0.84: no difference shown (−0.01, 95 % interval −0.03 to +0.01 over" in first
 
 
-def test_a_clear_loss_is_called_worse(data: ReportData, tmp_path: Path) -> None:
-    text = write_report(dataclasses.replace(data, final="init"), tmp_path).read_text("utf-8")
-    assert ": worse (−0.39" in text
-
-
-def test_a_paired_difference_is_preferred(data: ReportData, tmp_path: Path) -> None:
-    rungs = [dataclasses.replace(r, paired=(0.021, 0.004, 0.038)) if r.name == "stage2" else r for r in data.rungs]
+@pytest.mark.parametrize(
+    ("seeds", "words"),
+    [
+        (None, ": better (+0.02, 95 % interval +0.00 to +0.04 over prompts)"),
+        (1, ": no verdict from one training seed (+0.02, 95 % interval +0.00 to +0.04 over prompts, of one"),
+        (3, ": better (+0.02, 95 % interval +0.00 to +0.04 over prompts and 3 training seeds)"),
+    ],
+)
+def test_a_verdict_says_what_it_is_over(data: ReportData, tmp_path: Path, seeds: int | None, words: str) -> None:
+    shown = {"difference": Difference(0.021, 0.004, 0.038, 0.01, 600, seeds), "verdict": Verdict.BETTER}
+    rungs = [dataclasses.replace(rung, **shown) if rung.name == "stage2" else rung for rung in data.rungs]
     text = write_report(dataclasses.replace(data, rungs=rungs), tmp_path).read_text("utf-8")
-    assert ": better (+0.02, 95 % interval +0.00 to +0.04)" in text
+    assert words in text
+
+
+def test_scores_that_were_not_compared_have_no_verdict(data: ReportData, tmp_path: Path) -> None:
+    text = write_report(dataclasses.replace(data, final="init"), tmp_path).read_text("utf-8")
+    assert "the original scores 0.84<" in text and "worse" not in text
 
 
 def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
@@ -259,7 +273,7 @@ def test_every_seed_is_shown_with_the_spread(data: ReportData, tmp_path: Path) -
     text = write_report(dataclasses.replace(data, rungs=rungs), tmp_path).read_text("utf-8")
     page = Page(text)
     start = page.text.index("Seed by seed")
-    spread = page.text[start : page.text.index("Six tasks", start)]
+    spread = page.text[start : page.text.index("Six tasks", start)].replace("\n", "")
     assert page.open == [] and spread.count("seed ") == 3 and "Noise" not in spread
     assert "After Stage II, mean0.93 0.91 – 0.9531.3 31.1 – 31.5seed 10.9131.1seed 20.93–seed 30.9531.5" in spread
 

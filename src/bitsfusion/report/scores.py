@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import EvalResult
+
 from bitsfusion.artifact.inspect import Inspection
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import read_json
@@ -14,12 +16,17 @@ from bitsfusion.io.files import read_json
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """A table of scores as text, what was done to get them, and the original if the file names it."""
+    """A table of scores as text, what was done to get them, and the original if the file names it.
+
+    Fields:
+        results: what the packed model scored, in the form of the hub.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     settings: Mapping[str, str]
     original: str | None
+    results: tuple[EvalResult, ...] = ()
 
 
 _RUNGS = {
@@ -82,7 +89,17 @@ def _summary(values: Mapping[str, Any]) -> ScoreTable:
         "training seeds": ", ".join(str(seed) for seed in settings["training_seeds"])
         + "; trained rows are their mean, this model is the first",
     }
-    return ScoreTable(("model", *shown), tuple(zip(names, *shown.values(), strict=True)), said, values.get("model"))
+    packed = next((rung for rung in rungs if rung["name"] == "stage2"), {})
+    scored = {
+        "geneval": (packed.get("geneval") or {}).get("overall"),
+        "clip": packed.get("clip_score"),
+        "image mse": packed.get("image_mse"),
+    }
+    found = [
+        _result(name, value, settings, settings["guidance"]) for name, value in scored.items() if value is not None
+    ]
+    rows = tuple(zip(names, *shown.values(), strict=True))
+    return ScoreTable(("model", *shown), rows, said, values.get("model"), tuple(found))
 
 
 def _evaluation(values: Mapping[str, Any]) -> ScoreTable:
@@ -113,7 +130,28 @@ def _evaluation(values: Mapping[str, Any]) -> ScoreTable:
     said |= {metric: depends for metric, on in values.get("metrics", {}).items() if (depends := _depends(on))}
     columns = ("metric", "guidance", "this model", "original", "between them (95 %)", "")
     against = values.get("against") or {}
-    return ScoreTable(columns, tuple(rows), said, None if against.get("pictures") else against.get("source"))
+    found = [
+        _result(result["metric"], value, settings, result["guidance"])
+        for result in values["results"]
+        if (value := _value(result.get("model") or result.get("to_original"))) is not None
+    ]
+    original = None if against.get("pictures") else against.get("source")
+    return ScoreTable(columns, tuple(rows), said, original, tuple(found))
+
+
+def _result(metric: str, value: float, settings: Mapping[str, Any], guidance: float) -> EvalResult:
+    """A score as the hub lists it: of which prompts, drawn how."""
+    prompts = settings["prompts"]
+    name = f"{prompts} prompts" if isinstance(prompts, int) else Path(prompts).name
+    return EvalResult(
+        task_type="text-to-image",
+        dataset_type="custom",
+        dataset_name=name,
+        dataset_args={"prompts_sha256": settings["prompts_sha256"]},
+        metric_type=metric,
+        metric_value=value,
+        metric_args={"sampler": settings["sampler"], "steps": settings["steps"], "guidance": guidance},
+    )
 
 
 def _depends(on: Mapping[str, Any]) -> str:

@@ -21,11 +21,11 @@ from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.cli.main import main
 from bitsfusion.diffusion.samplers import SamplerSteps
 from bitsfusion.errors import BitsFusionError, InputError
-from bitsfusion.evaluation.card.card import hub_id, known_license, write_card
-from bitsfusion.evaluation.card.figure import bits_figure
-from bitsfusion.evaluation.card.hub import push_to_hub
-from bitsfusion.evaluation.card.text import escape
 from bitsfusion.pipelines.load import EMBEDDED
+from bitsfusion.report.card import hub_id, known_license, write_card
+from bitsfusion.report.charts import layer_chart
+from bitsfusion.report.data import layer_rows
+from bitsfusion.report.hub import push_to_hub
 from bitsfusion.runs.folder import RunFolder
 from bitsfusion.runs.packing import init_pipeline
 
@@ -253,13 +253,14 @@ def test_huggingface_hub_reads_the_card(folder):
     assert card.text.lstrip().startswith("# tiny, ") and "## How it was made" in card.text
 
 
-def test_escaped_text_stays_in_its_cell():
-    assert escape("a | b\n*c* <i>") == "a \\| b \\*c\\* \\<i\\>"
-    assert escape("&amp; ~~x~~") == "\\&amp; \\~\\~x\\~\\~"
+def test_escaped_text_stays_in_its_cell(folder):
+    text = write_card(folder, license="mit", prompts=["a | b\n*c* <i>", "&amp; ~~x~~"]).read_text()
+    assert "| a \\| b \\*c\\* \\<i\\> | 1024 |" in text
+    assert "| \\&amp; \\~\\~x\\~\\~ | 1025 |" in text
 
 
 def test_bars_are_as_wide_as_weights_and_as_high_as_bits(inspection):
-    (axis,) = bits_figure(inspection).axes
+    (axis,) = layer_chart(layer_rows(inspection), inspection.average_bits).axes
     areas = [bar.get_width() * bar.get_height() for bar in axis.patches]
     kept = sum(layer.weights for layer in inspection.layers)
     assert len(areas) == len(inspection.layers)

@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from bitsfusion.architectures.registry import layer_kind
+from bitsfusion.artifact.inspect import Inspection
 from bitsfusion.errors import InputError
-from bitsfusion.evaluation.card.scores import ScoreTable
+from bitsfusion.evaluation.estimates import Difference, Verdict
 from bitsfusion.metrics.geneval import GenEvalSummary
+from bitsfusion.report.scores import ScoreTable
 from bitsfusion.vote.results import VoteResults
 
 
@@ -37,8 +40,7 @@ class Rung:
         clip_score: mean CLIP score. image_mse: against full precision's images, same prompts and seeds.
         noise_error: mean squared difference of predicted noise to the teacher's. noise_loss: to the true noise.
         seconds: what it took to make this rung from the one before.
-        paired: mean, low and high of a 95 % interval of how much more often than the reference's its images are
-            right, prompt by prompt; without it the report compares the two GenEval intervals as independent.
+        difference: how much more often than the reference's its images are right. verdict: what that shows.
         seeds: of a rung that was trained several times, each by itself.
     """
 
@@ -52,7 +54,8 @@ class Rung:
     noise_error: float | None = None
     noise_loss: float | None = None
     seconds: float | None = None
-    paired: tuple[float, float, float] | None = None
+    difference: Difference | None = None
+    verdict: Verdict | None = None
     seeds: Sequence[SeedScores] = ()
 
 
@@ -81,6 +84,15 @@ class LayerRow:
     bits: int
     error: float | None = None
     entropy: float | None = None
+
+
+def layer_rows(inspection: Inspection, errors: Mapping[tuple[str, int], float] | None = None) -> list[LayerRow]:
+    """Every packed layer; `errors`: (name, bits) -> the error as measured alone, where it was."""
+    known = errors or {}
+    return [
+        LayerRow(x.name, layer_kind(x.name), x.weights, x.bits, known.get((x.name, x.bits)), x.entropy)
+        for x in inspection.layers
+    ]
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
-"""The report of a run: one page that needs nothing beside it."""
+"""What is published of a model: the page of a run that needs nothing beside it, and the card of a packed folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from bitsfusion.evaluation.report.page import page
-from bitsfusion.evaluation.report_data import ReportData
 from bitsfusion.io.files import write_text
+from bitsfusion.report.data import ReportData
+from bitsfusion.report.page import page
 
 __all__ = ["write_report"]
 
