@@ -10,8 +10,9 @@ import typer
 
 from bitsfusion.cli.console import print_json, print_table, progress_bars
 from bitsfusion.cli.interruption import resumable
-from bitsfusion.cli.options import Json, Quiet
+from bitsfusion.cli.options import Device, Json, Quiet
 from bitsfusion.data.pictures import holds_pictures, is_tree
+from bitsfusion.devices import AUTO, resolve
 from bitsfusion.diffusion.samplers import Sampler
 from bitsfusion.embedded import SCORER_FOLDER
 from bitsfusion.errors import InputError
@@ -92,12 +93,13 @@ def evaluate(
     sentence_encoder: Annotated[
         str, typer.Option(help="Text encoder that maps TIFA's answers to choices.")
     ] = OFFICIAL_ENCODER,
-    device: Annotated[str, typer.Option(help="cpu, cuda and so on.")] = "cpu",
+    device: Device = AUTO,
     dtype: Annotated[str, typer.Option(help=f"Of the pipelines: {', '.join(DTYPES)}.")] = "float32",
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Scores a model, beside the original if there is one. Killed, the same command goes on."""
+    device = str(resolve(device))
     pictures = next((Path(side) for side in (model, against) if side and holds_pictures(side)), None)
     world = EMBEDDED in (model, against) and prompts is None and pictures is None
     asked = _metrics(metrics, against, world)

@@ -115,7 +115,7 @@ class Ladder:
         if model.made_by is None:
             return self.workspace.denoiser
         folder = model.name if model.seed is None else stage_folder(model.name, model.seed)
-        return load_student(self.workspace.path / folder)
+        return load_student(self.workspace.path / folder).to(self.workspace.device)
 
     def _curves(self) -> dict[str, RungModel]:
         first: dict[str, RungModel] = {}
@@ -126,8 +126,9 @@ class Ladder:
 
     def _time_steps(self) -> None:
         """Eq. 9's curve of each quantized rung."""
-        curves = {
-            name: time_step_curve(self._unet(model), self.workspace.pipeline, self.workspace.held_out)
-            for name, model in self._curves().items()
-        }
+        pipeline, held_out = self.workspace.pipeline, self.workspace.held_out
+        with self.workspace.placed():
+            curves = {
+                name: time_step_curve(self._unet(model), pipeline, held_out) for name, model in self._curves().items()
+            }
         write_json(self.workspace.path / "time_steps.json", {"schema_version": 1, "latent_error": curves})

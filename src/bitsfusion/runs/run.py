@@ -69,17 +69,19 @@ class Run:
         ours, settings = self.workspace, self.config.analysis
 
         def work() -> None:
-            analyze(
-                ours.pipeline,
-                settings,
-                self.path / "sensitivity.json",
-                ours.data,
-                model=self.config.model,
-                source_sha256=ours.source_sha256,
-                samplers=ours.counted,
-                scorer=ours.scorer,
-                progress=lambda done, total: ours.progress.update("analyze", done, total),
-            )
+            data = ours.data
+            with ours.placed():
+                analyze(
+                    ours.pipeline,
+                    settings,
+                    self.path / "sensitivity.json",
+                    data,
+                    model=self.config.model,
+                    source_sha256=ours.source_sha256,
+                    samplers=ours.counted,
+                    scorer=ours.scorer,
+                    progress=lambda done, total: ours.progress.update("analyze", done, total),
+                )
 
         inputs = {"analysis": settings, "data": self.config.data, "serve": self.config.serve.deciding()}
         ours.step("analyze", inputs, ["sensitivity.json"], work)
@@ -183,7 +185,7 @@ class Run:
         start: Callable[[], ModelMixin],
     ) -> None:
         ours, name, folder = self.workspace, f"{stage}-{seed}", stage_folder(stage, seed)
-        config = config.model_copy(update={"seed": seed})
+        config = config.model_copy(update={"seed": seed, "device": self.config.device})
 
         def report(done: int, total: int, values: dict[str, float]) -> None:
             ours.progress.update(name, done, total, f"loss {values['loss']:.4f}")

@@ -12,6 +12,7 @@ import numpy as np
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor
 
+from bitsfusion.devices import placed
 from bitsfusion.diffusion.denoise import with_denoiser
 from bitsfusion.evaluation.drawing import Sampling, draw
 from bitsfusion.evaluation.noise import NoiseProbe, make_probe, mean_squared, predict
@@ -59,6 +60,8 @@ class Scoring:
     ) -> None:
         """Draws with `model`, measures, and writes images and scores to `folder` (see `RungScores`).
 
+        All of it computes on the workspace's device; models are afterwards where they were.
+
         Args:
             step: what progress is reported as.
             name, seed: of the scores.
@@ -66,13 +69,29 @@ class Scoring:
             guidance: another than the config's.
             packed: of a packed model.
         """
+        with self.workspace.placed(), placed(model, self.workspace.device):
+            self._score(step, name, seed, model, folder, reference, guidance, packed)
+
+    def _score(
+        self,
+        step: str,
+        name: str,
+        seed: int | None,
+        model: ModelMixin,
+        folder: Path,
+        reference: Path | None,
+        guidance: float | None,
+        packed: Callable[[], Packed] | None,
+    ) -> None:
         started = time.monotonic()
         section = self.workspace.config.evaluation
         scale = section.guidance if guidance is None else guidance
         sampling = Sampling(section.sampler.value, section.steps, scale, section.batch_size)
         report = functools.partial(self.workspace.progress.update, step)
         stored = None if packed is None else packed()
-        pipeline = stored.pipeline if stored else with_denoiser(self.workspace.pipeline, model)
+        pipeline = (
+            stored.pipeline.to(self.workspace.device) if stored else with_denoiser(self.workspace.pipeline, model)
+        )
         images = draw(pipeline, self.prompts, sampling, report)
         predicted = predict(model, self._probe)
         reload_difference = None
