@@ -17,7 +17,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from bitsfusion.architectures.unet import LayerRole, unet_layers
+from bitsfusion.architectures.layers import LayerRole
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.writer import write_model
 from bitsfusion.diffusion.time_features import Coverage, SamplerSteps, time_feature_rows
 from bitsfusion.io.files import write_json
@@ -46,7 +47,7 @@ def tiny_unet() -> UNet2DConditionModel:
 
 def quantized(unet: UNet2DConditionModel, time_layers: bool) -> UNet2DConditionModel:
     """All of b = 1..8 in turn, first, last and time layers at 8; odd scales among them: zero, negative, tiny, huge."""
-    layers = unet_layers(unet).values()
+    layers = model_layers(unet).values()
     kept = [layer.name for layer in layers if layer.role is LayerRole.QUANTIZED]
     bits = {name: 1 + index % 8 for index, name in enumerate(kept)} | {"conv_in": 8, "conv_out": 8}
     if time_layers:
@@ -66,7 +67,7 @@ def expected(unet: nn.Module, coverage: Coverage | None) -> dict[str, str]:
     """Name -> hash of every weight, bias and row that a reader must come to."""
     layers = fake_quantized_layers(unet)
     found = {f"{name}.weight": sha256(layer.quantized_weight()) for name, layer in layers.items()}
-    removed = {layer.name for layer in unet_layers(unet).values()} - layers.keys()
+    removed = {layer.name for layer in model_layers(unet).values()} - layers.keys()
     for name, tensor in unet.state_dict().items():
         owner, _, leaf = name.rpartition(".")
         if owner not in removed and (owner not in layers or leaf == "bias"):

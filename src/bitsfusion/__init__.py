@@ -4,6 +4,8 @@ from typing import Any
 
 from bitsfusion.artifact.registration import register_lazily as _register
 
+__version__ = "0.1.0"
+
 _register()
 
 

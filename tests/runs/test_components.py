@@ -11,8 +11,8 @@ import pytest
 from diffusers import StableDiffusionPipeline
 
 import bitsfusion  # noqa: F401  registers with diffusers and transformers
+from bitsfusion.architectures.layers import LayerRole
 from bitsfusion.architectures.registry import ARCHITECTURES, TEXT_ENCODERS, VAE, model_layers
-from bitsfusion.architectures.unet import LayerRole
 from bitsfusion.artifact.inspect import folder_sizes, inspect_pipeline
 from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.artifact.verify import verify_folder

@@ -6,9 +6,10 @@ import json
 import pytest
 from PIL import Image
 
-from bitsfusion.architectures.unet import unet_layers
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.writer import write_pipeline
 from bitsfusion.data.world_training import WorldData
+from bitsfusion.diffusion.conditioning import conditioner_of
 from bitsfusion.evaluation.time_step_figure import draw_time_steps
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.pipelines.load import load_pipeline
@@ -25,13 +26,13 @@ def pipeline():
 
 @pytest.fixture(scope="module")
 def data(pipeline):
-    return WorldData(pipeline.vae, pipeline.tokenizer, pool=16)
+    return WorldData(pipeline.vae, conditioner_of(pipeline), pool=16)
 
 
 @pytest.fixture(scope="module")
 def student(pipeline):
     unet = copy.deepcopy(pipeline.unet)
-    fake_quantize_model(unet, recipe_bits("uniform:2", unet_layers(unet)))
+    fake_quantize_model(unet, recipe_bits("uniform:2", model_layers(unet)))
     return unet
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitsfusion.architectures.registry import UNET, Architecture, packed_modules, without_steering
-from bitsfusion.architectures.unet import EMBEDDING_ROLES, FIXED_BITS, layer_role
+from bitsfusion.architectures.base import Architecture, without_steering
+from bitsfusion.architectures.layers import EMBEDDING_ROLES, FIXED_BITS
+from bitsfusion.architectures.registry import UNET, layer_role, packed_modules
 from bitsfusion.artifact.skeleton import empty_model
 from bitsfusion.diffusion.time_features import Coverage, time_feature_rows, time_layers
 from bitsfusion.diffusion.time_features.cache import TimeFeatureRows

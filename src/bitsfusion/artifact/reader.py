@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bitsfusion.architectures.registry import Architecture
+from bitsfusion.architectures.base import Architecture
 from bitsfusion.artifact.container import StoredTensor, check_name, read_header, read_object
 from bitsfusion.artifact.limits import shown
 from bitsfusion.artifact.payload import decode_layer, decode_layers

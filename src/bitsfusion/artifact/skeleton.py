@@ -8,14 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from bitsfusion.architectures.registry import (
-    ARCHITECTURES,
-    Architecture,
-    architecture_of,
-    class_name,
-    packed_modules,
-    without_steering,
-)
+from bitsfusion.architectures.base import Architecture, without_steering
+from bitsfusion.architectures.registry import ARCHITECTURES, architecture_of, class_name, packed_modules
 from bitsfusion.artifact.limits import bounded_construction, check_model_config, shown
 from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.diffusion.time_features import Coverage, SamplerSteps, place_time_features, time_layers

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from bitsfusion.cli.console import print_json, progress_bars
+from bitsfusion.cli.interruption import resumable
 from bitsfusion.cli.options import Cover, Json, Model, Quiet, samplers_to_cover
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import file_prompts, world_prompts
@@ -115,7 +116,7 @@ def analyze(
         _print_plan(job.plan(out), max(1, workers), json)
         return
     measuring = job.workers(workers, ray_address, cpus_per_worker) if workers or ray_address else None
-    with progress_bars(quiet) as progress:
+    with progress_bars(quiet) as progress, resumable():
         table = job.run(out, measuring, lambda done, total: progress.update("analyze", done, total))
     written = [] if report is None else write_report(table, load_pipeline(model).unet, report)
     if json:

@@ -1,4 +1,4 @@
-"""`bitsfusion inspect`, `verify`, `generate`: what can be done with a packed folder."""
+"""`bitsfusion inspect` and `verify`: what can be said of a packed folder without loading it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,18 @@ import typer
 
 from bitsfusion.artifact.inspect import ComponentSize, Inspection, inspect_folder, inspect_pipeline
 from bitsfusion.artifact.verify import verify as verify_path
-from bitsfusion.cli.console import print_json, print_table, progress_bars
-from bitsfusion.cli.options import Json, Quiet
-from bitsfusion.diffusion.samplers import Sampler
+from bitsfusion.cli.console import print_json, print_table
+from bitsfusion.cli.options import Json
 from bitsfusion.errors import ArtifactError
 from bitsfusion.pipelines.folder import DENOISERS, INDEX
 from bitsfusion.pipelines.resolve import resolve
-from bitsfusion.runs.singles import generate_to_folder
 
 Folder = Annotated[str, typer.Argument(help="A packed pipeline or model folder, or a hub id.")]
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    for command in (inspect, verify, generate):
+    for command in (inspect, verify):
         app.command()(command)
 
 
@@ -137,29 +135,3 @@ def verify(folder: Folder, json: Json = False) -> None:
 def _local(folder: str) -> Path:
     """The folder itself, or the local copy of a hub id; a broken folder is for the command to judge."""
     return Path(folder) if Path(folder).is_dir() else resolve(folder).path
-
-
-def generate(
-    folder: Annotated[str, typer.Argument(help="A packed folder, or any diffusers pipeline.")],
-    prompts: Annotated[list[str], typer.Argument(help="One image each.")],
-    out: Annotated[Path, typer.Option(help="Folder for the PNG files and metadata.jsonl.")] = Path("images"),
-    sampler: Annotated[Sampler, typer.Option()] = Sampler.PNDM,
-    steps: Annotated[int, typer.Option(min=1)] = 50,
-    guidance: Annotated[float, typer.Option()] = 7.5,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next ones count on.")] = 1024,
-    quiet: Quiet = False,
-) -> None:
-    """Draws images with a packed model."""
-    with progress_bars(quiet) as progress:
-        paths = generate_to_folder(
-            folder,
-            prompts,
-            out,
-            sampler=sampler.value,
-            steps=steps,
-            guidance=guidance,
-            seed=seed,
-            progress=lambda done, total: progress.update("generate", done, total),
-        )
-    for path in paths:
-        print(path)

@@ -9,6 +9,7 @@ import torch
 import typer
 
 from bitsfusion.cli.console import print_json, print_table, progress_bars
+from bitsfusion.cli.interruption import resumable
 from bitsfusion.cli.options import Json, Quiet
 from bitsfusion.data.pictures import holds_pictures, is_tree
 from bitsfusion.diffusion.samplers import Sampler
@@ -142,7 +143,7 @@ def evaluate(
                 measures.append(_geneval(prompts, pictures, limit, images_per_prompt, detector, colors, device))
         else:
             measures.append(_tifa(prompts, limit, images_per_prompt, questions, vqa, sentence_encoder, device))
-    with progress_bars(quiet or json) as progress:
+    with progress_bars(quiet or json) as progress, resumable():
         scores = run_evaluation(evaluation, measures, out, progress.update)
     if json:
         print_json(scores)

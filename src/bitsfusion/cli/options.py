@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitsfusion.diffusion.samplers import SamplerSteps
 from bitsfusion.errors import InputError
+
+if TYPE_CHECKING:
+    from bitsfusion.diffusion.samplers import SamplerSteps
 
 Model = Annotated[str, typer.Argument(help='A diffusers folder, a hub id, or "embedded".')]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
@@ -23,6 +25,8 @@ Cover = Annotated[
 
 def samplers_to_cover(cover: list[str]) -> list[SamplerSteps] | None:
     """`["pndm:50", "dpm:20"]` as sampler steps; `["any"]` as None."""
+    from bitsfusion.diffusion.samplers import SamplerSteps  # which imports diffusers
+
     if cover == ["any"]:
         return None
     chosen = []

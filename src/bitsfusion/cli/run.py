@@ -10,6 +10,7 @@ import typer
 import yaml
 
 from bitsfusion.cli.console import print_json, print_ladder, progress_bars
+from bitsfusion.cli.interruption import resumable
 from bitsfusion.cli.options import Json, Quiet
 from bitsfusion.io.files import read_json
 from bitsfusion.io.schema import parse
@@ -56,7 +57,7 @@ def run(
 
 def execute(config: RunConfig, out: Path, until: str, quiet: bool, json: bool) -> None:
     """Runs `config` in folder `out` up to a step and prints what it came to."""
-    with progress_bars(quiet) as progress:
+    with progress_bars(quiet) as progress, resumable():
         Run(config, out, progress).execute(until)
     if until != STEPS[-1]:
         return

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from bitsfusion.cli.console import print_json, print_table, progress_bars
+from bitsfusion.cli.interruption import resumable
 from bitsfusion.cli.options import Json, Model, Quiet
 from bitsfusion.cli.run import execute
 from bitsfusion.errors import InputError
@@ -61,7 +62,7 @@ def train(
     if not isinstance(resolved, StageConfig):
         execute(resolved, out, "stage2", quiet, json=False)
         return
-    with progress_bars(quiet) as progress:
+    with progress_bars(quiet) as progress, resumable():
         result = train_stage(resolved, out, progress)
     if not Ranks().main:
         return

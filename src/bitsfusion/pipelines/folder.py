@@ -10,7 +10,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from bitsfusion.architectures.registry import ARCHITECTURES, Architecture, class_name
+from bitsfusion.architectures.base import Architecture
+from bitsfusion.architectures.registry import ARCHITECTURES, class_name
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import read_json, sha256_file, sha256_folder, sha256_json
 from bitsfusion.pipelines.weight_files import WeightFiles, weight_files

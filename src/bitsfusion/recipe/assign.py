@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bitsfusion.architectures.unet import FIRST_LAST_BITS
+from bitsfusion.architectures.layers import FIRST_LAST_BITS
 from bitsfusion.errors import InputError
 from bitsfusion.numerics import MAX_BITS, MIN_BITS, check_bits
 from bitsfusion.packing.accounting import average_bits

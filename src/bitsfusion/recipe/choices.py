@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bitsfusion.architectures.unet import FIRST_LAST_BITS
+from bitsfusion.architectures.layers import FIRST_LAST_BITS
 from bitsfusion.numerics import MAX_BITS, MIN_BITS, level_bits
 from bitsfusion.packing.accounting import FEATURE_BITS
 from bitsfusion.sensitivity.table import MEASURED_BITS, SensitivityTable

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from bitsfusion.architectures.unet import EMBEDDING_ROLES, LayerInfo, LayerRole, layer_role
+from bitsfusion.architectures.layers import EMBEDDING_ROLES, LayerInfo, LayerRole
+from bitsfusion.architectures.registry import layer_role
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import read_json, sha256_json, write_json
 from bitsfusion.io.schema import named, parse
@@ -77,7 +78,7 @@ def write_recipe(path: Path, recipe: Recipe) -> None:
 
 
 def check_fits(recipe: Recipe, layers: Mapping[str, LayerInfo], where: str = "recipe") -> None:
-    """Passes if the recipe is for a UNet with these `layers` (`models.unet.unet_layers`), see `check_layers`."""
+    """Passes if the recipe is for a UNet with these `layers` (`models.unet.model_layers`), see `check_layers`."""
     check_layers(recipe.weights, recipe.removed, layers, where)
 
 

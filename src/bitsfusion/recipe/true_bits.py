@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bitsfusion.architectures.unet import FIRST_LAST_BITS
+from bitsfusion.architectures.layers import FIRST_LAST_BITS
 from bitsfusion.errors import InputError
 from bitsfusion.io.schema import named
 from bitsfusion.numerics import MAX_BITS

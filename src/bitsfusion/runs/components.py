@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from bitsfusion.architectures.registry import ARCHITECTURES, TEXT_ENCODERS, VAE, Architecture, model_layers
-from bitsfusion.architectures.unet import LayerInfo, LayerRole
+from bitsfusion.architectures.base import Architecture
+from bitsfusion.architectures.layers import LayerInfo, LayerRole
+from bitsfusion.architectures.registry import ARCHITECTURES, TEXT_ENCODERS, VAE, model_layers
 from bitsfusion.artifact.parts import ModelParts, parts_of_folder
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import sha256_file

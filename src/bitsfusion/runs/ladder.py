@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diffusers import DDPMScheduler
 
+from bitsfusion.diffusion.denoise import with_denoiser
 from bitsfusion.diffusion.samplers import cover
 from bitsfusion.diffusion.time_features.cache import cache_time_features
 from bitsfusion.evaluation.noise import make_probe, mean_squared, predict, time_step_curve
@@ -144,13 +144,12 @@ class Ladder:
 
     def _unet(self, model: RungModel) -> Any:
         if model.made_by is None:
-            return self.workspace.pipeline.unet
+            return self.workspace.denoiser
         folder = model.name if model.seed is None else stage_folder(model.name, model.seed)
         return load_student(self.workspace.path / folder)
 
     def _with_unet(self, unet: Any) -> Any:
-        components = {**self.workspace.pipeline.components, "unet": unet}
-        return type(self.workspace.pipeline)(**components, requires_safety_checker=False)
+        return with_denoiser(self.workspace.pipeline, unet)
 
     def _curves(self) -> dict[str, RungModel]:
         first: dict[str, RungModel] = {}
@@ -161,26 +160,17 @@ class Ladder:
 
     def _time_steps(self) -> None:
         """Eq. 9's curve of each quantized rung."""
-        text_encoder, noise_scheduler = self.workspace.pipeline.text_encoder, self._noise_scheduler
         curves = {
-            name: time_step_curve(
-                self._unet(model), self.workspace.pipeline.unet, self.workspace.held_out, text_encoder, noise_scheduler
-            )
+            name: time_step_curve(self._unet(model), self.workspace.pipeline, self.workspace.held_out)
             for name, model in self._curves().items()
         }
         write_json(self.workspace.path / "time_steps.json", {"schema_version": 1, "latent_error": curves})
 
     @functools.cached_property
-    def _noise_scheduler(self) -> Any:
-        return DDPMScheduler.from_config(self.workspace.pipeline.scheduler.config)
-
-    @functools.cached_property
     def _probe(self) -> Any:
         count = self.workspace.config.evaluation.probe_samples
-        return make_probe(
-            self.workspace.held_out, self.workspace.pipeline.text_encoder, self._noise_scheduler, count, PROBE_SEED
-        )
+        return make_probe(self.workspace.held_out, self.workspace.pipeline, count, PROBE_SEED)
 
     @functools.cached_property
     def _teacher_prediction(self) -> Any:
-        return predict(self.workspace.pipeline.unet, self._probe)
+        return predict(self.workspace.denoiser, self._probe)

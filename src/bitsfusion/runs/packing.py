@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
-from bitsfusion.architectures.unet import unet_layers
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.parts import ModelParts, parts_of_folder, parts_of_model
 from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.artifact.writer import PAPER_SAMPLERS, write_parts
@@ -79,10 +79,10 @@ def init_pipeline(
     coverage, notes = _coverage(unet.skeleton, source, samplers)
     if bits is not None:
         steps = 0 if coverage is None else len(coverage.steps)
-        chosen, made_by = by_weight_error(unet, unet_layers(unet.skeleton), bits, progress, steps)
+        chosen, made_by = by_weight_error(unet, model_layers(unet.skeleton), bits, progress, steps)
     else:
         assert recipe is not None
-        chosen = recipe_bits(recipe, unet_layers(unet.skeleton))
+        chosen = recipe_bits(recipe, model_layers(unet.skeleton))
         made_by = {"recipe": recipe, **({"recipe_sha256": sha256_file(Path(recipe))} if is_file(recipe) else {})}
     notes += [note for note in (left_out(unet),) if note is not None]
     provenance = {**made_by, "scale_init": method.value, **({"notes": notes} if notes else {})}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from bitsfusion.architectures.unet import layer_kind
+from bitsfusion.architectures.registry import layer_kind
 from bitsfusion.artifact.inspect import Inspection, inspect_folder
 from bitsfusion.evaluation.card.scores import ScoreTable, read_scores
 from bitsfusion.evaluation.report import write_report

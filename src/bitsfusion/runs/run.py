@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import ModelMixin
 
-from bitsfusion.architectures.unet import unet_layers
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.artifact.writer import write_pipeline
 from bitsfusion.errors import InputError
@@ -88,7 +88,7 @@ class Run:
         def work() -> None:
             table = read_table(self.path / "sensitivity.json")
             recipe = assign(table, section.target_bits, section.strategy, eta=section.eta)
-            check_fits(recipe, unet_layers(self.workspace.pipeline.unet))
+            check_fits(recipe, model_layers(self.workspace.denoiser))
             write_recipe(self.path / "recipe.json", recipe)
 
         self.workspace.step("assign", {"recipe": section, "made": self._made("analyze")}, ["recipe.json"], work)
@@ -98,7 +98,7 @@ class Run:
         method = self.config.scale_init
 
         def work() -> None:
-            student = copy.deepcopy(self.workspace.pipeline.unet)
+            student = copy.deepcopy(self.workspace.denoiser)
             fake_quantize_model(student, self.workspace.recipe().bits, method)
             save_student(self.path / "init", student, identity(student, {"scale_init": method.value}, "", 1))
 
@@ -119,7 +119,7 @@ class Run:
         """Full precision trained on as Stage II trains the student: what training alone is worth."""
         if self.config.control:
             for seed in self.config.seeds:
-                start = functools.partial(copy.deepcopy, self.workspace.pipeline.unet)
+                start = functools.partial(copy.deepcopy, self.workspace.denoiser)
                 self._train("control", seed, self.config.stage2, None, start)
 
     def pack(self) -> None:
@@ -163,7 +163,7 @@ class Run:
         seed: int,
         config: TrainingConfig,
         after: str | None,
-        start: Callable[[], UNet2DConditionModel],
+        start: Callable[[], ModelMixin],
     ) -> None:
         ours, name, folder = self.workspace, f"{stage}-{seed}", stage_folder(stage, seed)
         config = config.model_copy(update={"seed": seed})
@@ -174,18 +174,15 @@ class Run:
         def work() -> None:
             pipeline, teacher = ours.pipeline, None
             if config.stage == 1:
-                teacher = pipeline.unet if config.teacher_dtype == "float32" else copy.deepcopy(pipeline.unet)
+                teacher = ours.denoiser if config.teacher_dtype == "float32" else copy.deepcopy(ours.denoiser)
             train(
                 start(),
                 teacher,
-                pipeline.text_encoder,
-                pipeline.tokenizer,
-                DDPMScheduler.from_config(pipeline.scheduler.config),
+                pipeline,
                 ours.data,
                 config,
                 self.path / folder,
                 report,
-                pipeline.vae,
             )
             if ours.folder.ranks.main:
                 for checkpoint in (self.path / folder).glob("checkpoint-*"):

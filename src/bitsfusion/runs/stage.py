@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import torch
 import yaml
-from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from bitsfusion.architectures.unet import unet_layers
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import folder_lock, read_json
 from bitsfusion.io.schema import parse
@@ -116,22 +116,19 @@ def train_stage(config: StageConfig, out: Path, progress: ProgressSink | None = 
     ranks.wait()
     try:
         parts = _load(config.model)
-        data = training_data(config.data, parts.components, "train", sink)
         student = _student(config, parts, out)
+        data = training_data(config.data, parts.components, "train", sink, student)
         teacher = None
         if config.training.stage == 1:
             teacher = parts.unet(getattr(torch, config.training.teacher_dtype))
         return train(
             student,
             teacher,
-            parts.components.text_encoder,
-            parts.components.tokenizer,
-            DDPMScheduler.from_config(parts.components.scheduler.config),
+            parts.components,
             data,
             config.training,
             out,
             _reporter(sink, f"stage {config.training.stage}"),
-            parts.components.vae,
         )
     finally:
         if lock:
@@ -165,7 +162,7 @@ def _student(config: StageConfig, parts: _Parts, out: Path) -> UNet2DConditionMo
     if config.student is not None:
         return load_student(config.student)
     unet = parts.unet()
-    bits = recipe_bits(config.recipe or "", unet_layers(unet))
+    bits = recipe_bits(config.recipe or "", model_layers(unet))
     scales = None
     if (out / STUDENT_INFO).exists() or find_checkpoint(out, config.training.resume_from_checkpoint):
         # What is there brings its own scales: no need to look for them again.

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 
 from bitsfusion.data.batches import TrainingData
+from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.evaluation.noise import time_step_curve
 from bitsfusion.io.files import write_json
 from bitsfusion.pipelines.load import load_pipeline
@@ -18,14 +18,14 @@ CURVE_SCHEMA_VERSION = 1
 
 
 def load_quantized(folder: Path) -> Any:
-    """The UNet of a finished stage, a checkpoint or a packed pipeline folder, float32, in eval mode.
+    """The denoiser of a finished stage, a checkpoint or a packed pipeline folder, float32, in eval mode.
 
     Raises:
         InputError: it is none of them.
     """
     if (folder / STUDENT_INFO).is_file():
         return load_student(folder)
-    return load_pipeline(str(folder)).unet.eval()
+    return pipeline_denoiser(load_pipeline(str(folder))).eval()
 
 
 def measure_time_steps(
@@ -42,16 +42,8 @@ def measure_time_steps(
         each: samples at each.
     """
     student = load_quantized(folder)
-    steps = getattr(student.time_proj, "steps", None)
-    curve = time_step_curve(
-        student,
-        pipeline.unet,
-        data,
-        pipeline.text_encoder,
-        DDPMScheduler.from_config(pipeline.scheduler.config),
-        points,
-        each,
-        steps.tolist() if isinstance(steps, torch.Tensor) else None,
-    )
+    steps = getattr(getattr(student, "time_proj", None), "steps", None)
+    covered = steps.tolist() if isinstance(steps, torch.Tensor) else None
+    curve = time_step_curve(student, pipeline, data, points, each, covered)
     write_json(out, {"schema_version": CURVE_SCHEMA_VERSION, "latent_error": {folder.resolve().name: curve}})
     return curve

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bitsfusion.data.batches import TrainingData
+from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.io.files import sha256_folder
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.pipelines.load import load_pipeline, pipeline_folder
@@ -54,6 +55,11 @@ class Workspace:
     def pipeline(self) -> Any:
         """The full-precision pipeline."""
         return load_pipeline(self.config.model)
+
+    @property
+    def denoiser(self) -> Any:
+        """The pipeline's model that is called once a step."""
+        return pipeline_denoiser(self.pipeline)
 
     @functools.cached_property
     def data(self) -> TrainingData:

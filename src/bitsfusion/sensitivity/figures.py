@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitsfusion.architectures.unet import layer_kind
+from bitsfusion.architectures.registry import layer_kind
 from bitsfusion.sensitivity.skewness import NEARLY_SYMMETRIC, nearly_symmetric
 
 if TYPE_CHECKING:

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
-from bitsfusion.architectures.unet import LayerRole, feature_width, unet_layers
+from bitsfusion.architectures.layers import LayerRole
+from bitsfusion.architectures.registry import feature_width, model_layers
 from bitsfusion.data.batches import TrainingData
+from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.diffusion.samplers import cover
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import sha256_json
-from bitsfusion.sensitivity.journal import Journal, read_journal
+from bitsfusion.sensitivity.journal import only_writer, row_journal
 from bitsfusion.sensitivity.methods import alone
 from bitsfusion.sensitivity.paper import ImageDistance, TextImageScorer
 from bitsfusion.sensitivity.settings import Settings
@@ -76,15 +78,16 @@ def analyze(
         _report(progress, len(wanted), len(wanted))
         return finished
 
-    with Journal(journal_path(out_path), table.sha256()) as journal:
-        rows = {Candidate(row.layer, row.bits): row for row in journal.rows if (row.layer, row.bits) in set(wanted)}
+    journal = row_journal(out_path, table.sha256())
+    with only_writer(out_path):
+        rows = {Candidate(row.layer, row.bits): row for row in journal.open() if (row.layer, row.bits) in set(wanted)}
         _report(progress, len(rows), len(wanted))
         missing = [candidate for candidate in wanted if candidate not in rows]
         if missing:
             workers = workers or alone(pipeline, settings, data, scorer, lpips)
             with contextlib.closing(workers.rows(missing)) as measured:
                 for row in measured:
-                    journal.append(row)
+                    journal.append([row])
                     rows[Candidate(row.layer, row.bits)] = row
                     _report(progress, len(rows), len(wanted))
         table = table.model_copy(update={"rows": [rows[candidate] for candidate in wanted]})
@@ -105,11 +108,12 @@ def empty_table(
     lpips: bool = False,
 ) -> SensitivityTable:
     """What is to be measured, without rows; its hash names the measurement. Arguments and errors as `analyze`."""
-    layers = unet_layers(pipeline.unet)
+    denoiser = pipeline_denoiser(pipeline)
+    layers = model_layers(denoiser)
     by_role = {role: {n: info.numel for n, info in layers.items() if info.role is role} for role in LayerRole}
     if not by_role[LayerRole.QUANTIZED]:
-        raise InputError(f"{model}: got a UNet without layers to quantize, wanted Linear or Conv2d layers")
-    for name, parameter in pipeline.unet.named_parameters():
+        raise InputError(f"{model}: got a model without layers to quantize, wanted Linear or Conv2d layers")
+    for name, parameter in denoiser.named_parameters():
         if not torch.isfinite(parameter).all():
             raise InputError(f"{model}: got NaN or infinite values in {name}, wanted finite weights")
     return SensitivityTable(
@@ -126,7 +130,7 @@ def empty_table(
         layers=by_role[LayerRole.QUANTIZED],
         removed=by_role[LayerRole.TIME],
         first_last=by_role[LayerRole.FIRST_LAST] | by_role[LayerRole.CONDITION],
-        feature_values=feature_width(pipeline.unet) * len(cover(samplers, pipeline.scheduler.config).steps),
+        feature_values=feature_width(denoiser) * len(cover(samplers, pipeline.scheduler.config).steps),
         rows=[],
     )
 
@@ -140,12 +144,7 @@ def rows_done(out_path: Path, table: SensitivityTable) -> int:
     """How many rows of the measurement `table` (without rows) there are already."""
     if _finished(out_path, table, candidates(table)) is not None:
         return len(candidates(table))
-    return len(read_journal(journal_path(out_path), table.sha256()))
-
-
-def journal_path(out_path: Path) -> Path:
-    """Where the rows of an unfinished measurement are."""
-    return out_path.with_name(out_path.name + ".journal")
+    return len(row_journal(out_path, table.sha256()).read())
 
 
 def _finished(path: Path, empty: SensitivityTable, wanted: list[Candidate]) -> SensitivityTable | None:

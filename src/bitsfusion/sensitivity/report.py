@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from bitsfusion.architectures.unet import layer_kind
+from bitsfusion.architectures.registry import layer_kind
 from bitsfusion.io.files import atomic_path, write_json, write_text
 from bitsfusion.sensitivity.correlation import Correlation, Metric, correlate_bits, correlate_tables
 from bitsfusion.sensitivity.figures import error_figure, skewness_figure

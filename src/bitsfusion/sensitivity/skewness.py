@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from bitsfusion.architectures.unet import layers_to_assign
+from bitsfusion.architectures.registry import layers_to_assign
 
 NEARLY_SYMMETRIC = 0.5
 """The paper finds 97 % of SD-v1.5's layers within this magnitude, hence levels that are symmetric around zero."""

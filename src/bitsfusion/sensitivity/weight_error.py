@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from bitsfusion.architectures.unet import LayerInfo, LayerRole
+from bitsfusion.architectures.layers import LayerInfo, LayerRole
 from bitsfusion.nn.scale import layer_scale
 from bitsfusion.numerics import ScaleInit, dequantize, quantize
 from bitsfusion.sensitivity.table import MEASURED_BITS, SensitivityRow, SensitivityTable
@@ -51,7 +51,7 @@ def weight_error_table(
     """
     by_role = {role: {n: info.numel for n, info in layers.items() if info.role is role} for role in LayerRole}
     chosen = by_role[LayerRole.QUANTIZED]
-    width = sum(info.out_channels for name, info in layers.items() if name.endswith(".time_emb_proj"))
+    width = sum(info.feature_values for info in layers.values())
     rows = []
     for done, name in enumerate(chosen, start=1):
         part = weight(name)

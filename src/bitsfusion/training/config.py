@@ -16,13 +16,16 @@ def _no_as_text(value: Any) -> Any:
 
 
 class TimeStepConfig(BaseModel):
-    """How time steps are drawn: Beta(alpha, beta) over all steps (section 4.2), uniformly, or as a curve says."""
+    """How time steps are drawn: Beta(alpha, beta) (section 4.2), uniform, logit-normal, or as a measured curve says."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["beta", "uniform", "measured"] = "beta"
+    kind: Literal["beta", "uniform", "logit_normal", "measured"] = "beta"
     alpha: float = Field(3.0, gt=0)
     beta: float = Field(1.0, gt=0)
+    mean: float = 0.0
+    std: float = Field(1.0, gt=0)
+    """Of the normal variable of `logit_normal`."""
     curve: Path | None = None
     """Of `measured`: the file that `bitsfusion timesteps` wrote; a step is drawn in proportion to its error."""
 

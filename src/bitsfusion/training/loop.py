@@ -14,11 +14,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from bitsfusion.data.batches import TrainingData, tokenize
+from bitsfusion.data.batches import TrainingData
+from bitsfusion.diffusion.conditioning import conditioner_of
+from bitsfusion.diffusion.process import process_of
 from bitsfusion.errors import BitsFusionError, InputError
 from bitsfusion.nn.replace import fake_quantized_layers
 from bitsfusion.training.checkpoint import (
@@ -56,7 +58,7 @@ class TrainingResult:
     resumed_from: the step this session began at, 0 for a fresh start.
     """
 
-    student: UNet2DConditionModel
+    student: ModelMixin
     folder: Path
     steps: int
     loss: float
@@ -65,16 +67,13 @@ class TrainingResult:
 
 
 def train(
-    student: UNet2DConditionModel,
-    teacher: UNet2DConditionModel | None,
-    text_encoder: nn.Module,
-    tokenizer: Any,
-    noise_scheduler: Any,
+    student: ModelMixin,
+    teacher: ModelMixin | None,
+    pipeline: Any,
     data: TrainingData,
     config: TrainingConfig,
     out_dir: Path,
     progress: Progress | None = None,
-    vae: Any = None,
 ) -> TrainingResult:
     """Trains one stage and writes checkpoints, log.jsonl and the final student to `out_dir`.
 
@@ -84,18 +83,16 @@ def train(
     the end it loads the result. Several processes give what one gives at the same samples a step, within rounding.
 
     Args:
-        student: a fake-quantized UNet, trained in place; a full-precision one in Stage II is the control, what
+        student: a fake-quantized denoiser, trained in place; a full-precision one in Stage II is the control, what
             training on is worth without quantization.
-        teacher: the full-precision UNet, sharing no parameter with the student; Stage I only. Gets frozen, and cast
-            to config.teacher_dtype in place.
-        text_encoder: gives [n, tokens, width] hidden states as its first output. Gets frozen.
-        tokenizer: the text encoder's.
-        noise_scheduler: gives add_noise, alphas_cumprod and config.
+        teacher: the full-precision denoiser, sharing no parameter with the student; Stage I only. Gets frozen, and
+            cast to config.teacher_dtype in place.
+        pipeline: gives the text encoders, which get frozen, their tokenizers, the scheduler's config, and what
+            config.validation_prompts are drawn with; its own denoiser is not used and may be None.
         data: where batches come from.
         config: options; Stage I distils (Eqs. 6, 7), Stage II predicts the noise.
         out_dir: is made; one stage per folder.
         progress: see `Progress`.
-        vae: draws config.validation_prompts, as PNG files in validation/step-{step}; not needed without them.
 
     Raises:
         InputError: models, data and config that do not go together, or a checkpoint of another run.
@@ -103,10 +100,11 @@ def train(
             failed step is kept.
     """
     _check(student, teacher, config)
+    conditioner, process = conditioner_of(pipeline, student), process_of(pipeline.scheduler.config)
     out_dir = Path(out_dir)
     accelerator = _accelerator(config, out_dir)
     accumulation = config.accumulation(accelerator.num_processes)
-    validation = Validation(student, text_encoder, tokenizer, noise_scheduler, vae, config)
+    validation = Validation(student, pipeline, config)
     info = identity(student, config.deciding(accelerator.num_processes), data.fingerprint, accelerator.num_processes)
     checkpoint = find_checkpoint(out_dir, config.resume_from_checkpoint)
     if (out_dir / STUDENT_INFO).exists() and config.resume_from_checkpoint == "latest":
@@ -114,10 +112,10 @@ def train(
         load_finished(out_dir, student)
         return _result(student.eval(), out_dir, config.max_train_steps)
 
-    for frozen in (text_encoder, teacher):
-        if frozen is not None:
-            frozen.requires_grad_(False).eval().to(accelerator.device)
+    for encoder in conditioner.encoders:
+        encoder.requires_grad_(False).eval().to(accelerator.device)
     if teacher is not None:
+        teacher.requires_grad_(False).eval().to(accelerator.device)
         teacher.to(getattr(torch, config.teacher_dtype))
     student.requires_grad_(True).eval().to(accelerator.device)
     if config.gradient_checkpointing:
@@ -146,17 +144,15 @@ def train(
         accelerator.init_trackers("bitsfusion", {key: str(value) for key, value in config.deciding().items()})
     factor = learning_rate_factor(config)
     base_rates = [group["lr"] for group in optimizer.param_groups]
-    null_ids = tokenize(tokenizer, [""])[0]
-    total_time_steps = int(noise_scheduler.config.num_train_timesteps)
     size = config.train_batch_size * accumulation
     first = accelerator.process_index * size
     began = time.monotonic() - state.seconds
 
     with contextlib.ExitStack() as stack:
-        objective = Objective(student, teacher, text_encoder, noise_scheduler, config, accelerator, stack)
+        objective = Objective(student, teacher, conditioner, process, config, accelerator, stack)
         while state.step < config.max_train_steps:
             batch = data.batch(state.step, accelerator.process_index, accelerator.num_processes, size)
-            sample = draw_sample(batch, null_ids, config, first, state.step, total_time_steps)
+            sample = draw_sample(batch, config, process, first, state.step)
             for group, base in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = base * factor(state.step)
             metrics, errors = _accumulate(accelerator, model, objective, sample.split(config.train_batch_size))
@@ -196,17 +192,12 @@ def train(
     return _result(student, out_dir, state.step, state.seconds, resumed_from)
 
 
-def _check(student: UNet2DConditionModel, teacher: UNet2DConditionModel | None, config: TrainingConfig) -> None:
+def _check(student: ModelMixin, teacher: ModelMixin | None, config: TrainingConfig) -> None:
     if config.stage == 1 and not fake_quantized_layers(student):
-        raise InputError("student: got a UNet without fake-quantized layers, wanted one after fake_quantize_model")
-    if student.config.get("addition_embed_type") is not None:
-        raise InputError(
-            f"student: got addition_embed_type {student.config['addition_embed_type']!r}, "
-            "wanted a UNet conditioned on one text encoder alone"
-        )
+        raise InputError("student: got a model without fake-quantized layers, wanted one after fake_quantize_model")
     if config.stage == 1:
         if teacher is None:
-            raise InputError("teacher: got none, wanted the full-precision UNet in Stage I")
+            raise InputError("teacher: got none, wanted the full-precision model in Stage I")
         own = {parameter.data_ptr() for parameter in student.parameters()}
         if any(parameter.data_ptr() in own for parameter in teacher.parameters()):
             raise InputError("teacher: shares weights with the student, wanted a deep copy taken before quantizing")
@@ -271,7 +262,7 @@ def _not_finite(step: int, rank: int, metrics: dict[str, float], errors: Tensor,
     finite = errors.isfinite().tolist()
     bad = [
         f"{name!r} at t={int(t)}"
-        for name, t, fine in zip(sample.names or ("?",) * len(finite), sample.timesteps, finite, strict=True)
+        for name, t, fine in zip(sample.batch.names or ("?",) * len(finite), sample.timesteps, finite, strict=True)
         if not fine
     ]
     where = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "") if bad else "no single sample"
@@ -300,7 +291,7 @@ def _after_step(
 
 
 def _result(
-    student: UNet2DConditionModel,
+    student: ModelMixin,
     out_dir: Path,
     steps: int,
     seconds: float | None = None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitsfusion.architectures.unet import unet_layers
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.reader import open_folder
 from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.artifact.skeleton import empty_model
@@ -58,7 +58,7 @@ def find_subject(folder: Path, model: str) -> Subject:
         model_config = json.loads((dense / "config.json").read_text(encoding="utf-8"))
         if "quantization_config" in model_config:
             raise InputError(f"{model}: got a quantized UNet, wanted the dense one")
-        layers = unet_layers(empty_model(model_config))
+        layers = model_layers(empty_model(model_config))
     except (OSError, ValueError, AttributeError, ArtifactError) as error:
         raise InputError(f"{model}: could not be read as a UNet of diffusers: {error}") from None
     wanted = {name: layer.shape for name, layer in layers.items()}

@@ -8,9 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDPMScheduler
-
-from bitsfusion.architectures.unet import feature_width, unet_layers
+from bitsfusion.architectures.registry import feature_width, model_layers
+from bitsfusion.diffusion.denoise import with_denoiser
 from bitsfusion.diffusion.samplers import cover
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.noise import NoiseProbe, make_probe, mean_squared, predict
@@ -63,17 +62,12 @@ class Frame:
     @property
     def unet(self) -> Any:
         """Full precision's; not to be changed."""
-        return self.workspace.pipeline.unet
+        return self.workspace.denoiser
 
     @functools.cached_property
     def weights(self) -> int:
         """Of all Linear and Conv2d layers: what bits a weight are counted over."""
-        return sum(layer.numel for layer in unet_layers(self.unet).values())
-
-    @functools.cached_property
-    def noise_scheduler(self) -> Any:
-        """Training's."""
-        return DDPMScheduler.from_config(self.workspace.pipeline.scheduler.config)
+        return sum(layer.numel for layer in model_layers(self.unet).values())
 
     def recipe(self, strategy: Strategy, eta: float, target: float) -> tuple[str, Recipe]:
         """The step that made it, and the recipe; the analysis is made first where it is not there."""
@@ -88,7 +82,7 @@ class Frame:
 
         def work() -> None:
             recipe = assign(read_table(table_path), target, strategy, eta=eta)
-            check_fits(recipe, unet_layers(self.unet))
+            check_fits(recipe, model_layers(self.unet))
             write_recipe(self.path / output, recipe)
 
         options = {"strategy": strategy.value, "eta": eta, "target_bits": target}
@@ -160,9 +154,8 @@ class Frame:
 
         def work() -> None:
             started, model = time.monotonic(), unet()
-            components = {**self.workspace.pipeline.components, "unet": model}
             images = generate_images(
-                type(self.workspace.pipeline)(**components, requires_safety_checker=False),
+                with_denoiser(self.workspace.pipeline, model),
                 self.prompts.texts,
                 self.prompts.seeds,
                 steps=section["steps"],
@@ -194,9 +187,7 @@ class Frame:
     @functools.cached_property
     def _probe(self) -> NoiseProbe:
         count = self.pipeline_config.evaluation.probe_samples
-        return make_probe(
-            self.workspace.held_out, self.workspace.pipeline.text_encoder, self.noise_scheduler, count, PROBE_SEED
-        )
+        return make_probe(self.workspace.held_out, self.workspace.pipeline, count, PROBE_SEED)
 
     @functools.cached_property
     def _teacher_prediction(self) -> Any:

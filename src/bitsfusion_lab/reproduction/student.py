@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from bitsfusion.architectures.unet import FIRST_LAST_BITS, LayerRole, unet_layers
+from bitsfusion.architectures.layers import FIRST_LAST_BITS, LayerRole
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.writer import write_model
 from bitsfusion.diffusion.samplers import cover
 from bitsfusion.errors import InputError
@@ -88,7 +89,7 @@ class Student:
         """What the bits were made by, and the bits of every layer that is quantized."""
         if self.strategy is None:
             ends = {LayerRole.FIRST_LAST: FIRST_LAST_BITS}
-            return {}, {n: ends.get(layer.role, UNIFORM_BITS) for n, layer in unet_layers(frame.unet).items()}
+            return {}, {n: ends.get(layer.role, UNIFORM_BITS) for n, layer in model_layers(frame.unet).items()}
         step, recipe = frame.recipe(self.strategy, self.eta, frame.settings.target_bits)
         return frame.made(step), dict(recipe.bits)
 
@@ -112,9 +113,7 @@ class Student:
             train(
                 student,
                 pipeline.unet if config.stage == 1 else None,
-                pipeline.text_encoder,
-                pipeline.tokenizer,
-                frame.noise_scheduler,
+                pipeline,
                 ours.data,
                 config,
                 frame.path / folder,
@@ -159,7 +158,7 @@ class Student:
 
     def _plain_bits(self, frame: Frame) -> float:
         """b averaged over all weights."""
-        layers, bits = unet_layers(frame.unet), self.bits(frame)[1]
+        layers, bits = model_layers(frame.unet), self.bits(frame)[1]
         return sum(bits[name] * layer.numel for name, layer in layers.items()) / frame.weights
 
     def _folder(self, seed: int) -> str:

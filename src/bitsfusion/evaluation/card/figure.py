@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bitsfusion.architectures.unet import layer_kind
+from bitsfusion.architectures.registry import layer_kind
 from bitsfusion.artifact.inspect import Inspection
 
 if TYPE_CHECKING:

@@ -1,0 +1,44 @@
+"""`bitsfusion generate`: images of a packed folder, or of any pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitsfusion.cli.console import progress_bars
+from bitsfusion.cli.options import Quiet
+from bitsfusion.diffusion.samplers import Sampler
+from bitsfusion.runs.singles import generate_to_folder
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command()(generate)
+
+
+def generate(
+    folder: Annotated[str, typer.Argument(help="A packed folder, or any diffusers pipeline.")],
+    prompts: Annotated[list[str], typer.Argument(help="One image each.")],
+    out: Annotated[Path, typer.Option(help="Folder for the PNG files and metadata.jsonl.")] = Path("images"),
+    sampler: Annotated[Sampler, typer.Option()] = Sampler.PNDM,
+    steps: Annotated[int, typer.Option(min=1)] = 50,
+    guidance: Annotated[float, typer.Option()] = 7.5,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next ones count on.")] = 1024,
+    quiet: Quiet = False,
+) -> None:
+    """Draws images with a packed model."""
+    with progress_bars(quiet) as progress:
+        paths = generate_to_folder(
+            folder,
+            prompts,
+            out,
+            sampler=sampler.value,
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+            progress=lambda done, total: progress.update("generate", done, total),
+        )
+    for path in paths:
+        print(path)
