@@ -83,11 +83,16 @@ def initial_latents(pipeline: StableDiffusionPipeline, seeds: Sequence[int]) -> 
 @contextlib.contextmanager
 def _prepared(pipeline: StableDiffusionPipeline, scheduler: Any) -> Iterator[None]:
     """The pipeline with another scheduler, no safety checker and no progress bar, as it was again afterwards."""
-    before = (pipeline.scheduler, pipeline.safety_checker, getattr(pipeline, "_progress_bar_config", None))
-    pipeline.scheduler, pipeline.safety_checker = scheduler, None
+    before = (pipeline.scheduler, getattr(pipeline, "_progress_bar_config", None))
+    checker = getattr(pipeline, "safety_checker", None)  # SDXL's pipelines know none
+    pipeline.scheduler = scheduler
+    if checker is not None:
+        pipeline.safety_checker = None
     pipeline.set_progress_bar_config(disable=True)
     try:
         yield
     finally:
-        pipeline.scheduler, pipeline.safety_checker, progress = before
+        pipeline.scheduler, progress = before
+        if checker is not None:
+            pipeline.safety_checker = checker
         pipeline.set_progress_bar_config(**(progress or {}))
