@@ -142,10 +142,14 @@ def test_changed_bias(copied: Path) -> None:
         (lambda c: c["removed"].pop("time_embedding.linear_1"), "^time_embedding.linear_1: got no bits"),
         (lambda c: c.update(new_key=1), "new_key: Extra inputs"),
         (lambda c: c.update({"self": 1}), "self: Extra inputs"),
-        (lambda c: c.update(format_version=2), "got format_version 2, wanted 1"),
+        (lambda c: c.update(format_version=3), "got format_version 3, wanted 1 or 2"),
+        (lambda c: c.update(format_version=2), "got cached time features in format_version 2, wanted 1"),
+        (lambda c: c["time_features"]["steps"].__setitem__(0, 980.5), "in format_version 1, wanted 2"),
+        (lambda c: c["time_features"]["steps"].__setitem__(0, 0.1), "wanted a whole number, or a fraction in float32"),
         (lambda c: c["time_features"].update(channels=3), "^time_proj: .*wanted"),
-        (lambda c: c["time_features"].update(steps=[]), "time_features: .*belong to cached"),
-        (lambda c: c["time_features"].update(kind="basis"), "time_features.kind"),
+        (lambda c: c["time_features"].update(steps=[]), "time_features.cached: .*belong to cached"),
+        (lambda c: c["time_features"].update(kind="basis"), "time_features.basis.rank: Field required"),
+        (lambda c: c["time_features"].update(kind="spline"), "time_features: .*spline.* does not match"),
     ],
 )
 def test_broken_config(copied: Path, change: Callable[[dict[str, Any]], None], says: str) -> None:

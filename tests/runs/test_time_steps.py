@@ -53,6 +53,6 @@ def test_a_students_curve_can_be_trained_by(pipeline, data, student, tmp_path):
 def test_a_packed_folder_is_measured_at_the_steps_it_covers(pipeline, data, student, tmp_path):
     write_pipeline(pipeline, copy.deepcopy(student), tmp_path / "packed", [("pndm", 5)])
     curve = measure_time_steps(pipeline, tmp_path / "packed", data, tmp_path / "curve.json", points=3, each=2)
-    covered = load_pipeline(str(tmp_path / "packed")).unet.time_proj.steps.tolist()
+    covered = load_pipeline(str(tmp_path / "packed")).unet.time_proj.coverage.steps
     assert len(curve) == 3 and all(step in covered for step, _ in curve)
     assert curve[-1][0] == max(covered)

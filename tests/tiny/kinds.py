@@ -1,4 +1,4 @@
-"""One tiny pipeline of random weights for each kind that people bring, of 8x8 latents or less: 16x16 images.
+"""One tiny pipeline of random weights for each kind that people bring, for pictures of 8x8 or so.
 
 for name, build in KINDS.items():
     build().save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The weights of a diffusers pipeline under the names of the original LDM and SDXL code, as single files have them."""
+"""A diffusers pipeline's weights under the names of the original LDM and SDXL code, in one file."""
 
 from __future__ import annotations
 

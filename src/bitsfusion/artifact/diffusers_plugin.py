@@ -170,7 +170,7 @@ class BitsFusionQuantizer(DiffusersQuantizer):
     def dequantize(self, model: nn.Module) -> nn.Module:
         """See `dense.make_dense`. With cached time features the quantizer stays with the model and refuses to save."""
         made: nn.Module = super().dequantize(model)
-        if self.content.time_features.kind == "cached":
+        if self.content.stores_features:
             made.hf_quantizer = self
             guard_cached(made)
         return made
@@ -191,13 +191,13 @@ class BitsFusionQuantizer(DiffusersQuantizer):
     @property
     def is_serializable(self) -> bool:
         """Yes; but a dense model with cached time features (InputError) is no plain UNet any more."""
-        from bitsfusion.artifact.skeleton import coverage_of
+        from bitsfusion.artifact.skeleton import covered_steps
 
         if self.dequantized:
             raise InputError(
-                "save_pretrained: got a dense UNet whose time layers were replaced by cached rows for "
-                f"{coverage_of(self.content)}, wanted a packed one or one packed with the time layers kept: "
-                "no plain UNet folder can hold the rows, and the layers cannot be had back from them"
+                "save_pretrained: got a dense UNet whose time layers were replaced by stored features of "
+                f"{covered_steps(self.content)}, wanted a packed one or one packed with the time layers kept "
+                "(--cover any): no plain UNet folder can hold the features, nor can the layers be had back from them"
             )
         return True
 

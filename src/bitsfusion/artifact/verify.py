@@ -14,7 +14,7 @@ from bitsfusion.artifact.hashes import read_hashes
 from bitsfusion.artifact.limits import check_memory
 from bitsfusion.artifact.payload import check_others
 from bitsfusion.artifact.reader import PackedFolder, Tensors, component_named, open_components
-from bitsfusion.artifact.schema import PACKED_SUFFIX, ROWS_TENSOR, PackedConfig
+from bitsfusion.artifact.schema import PACKED_SUFFIX, TIME_TENSORS, PackedConfig
 from bitsfusion.errors import ArtifactError, BitsFusionError, InputError
 from bitsfusion.io.files import sha256_file
 from bitsfusion.pipelines.folder import INDEX, read_folder
@@ -220,7 +220,7 @@ def check_stored(expected: Mapping[str, Tensor], tensors: Tensors) -> None:
                 layer = name.removesuffix(PACKED_SUFFIX)
                 raise ArtifactError(f"{layer}: got {stored.dtype} {list(stored.shape)}, wanted one-dimensional U8")
             continue
-        dtype = "F16" if name == ROWS_TENSOR else "F32"
+        dtype = "F16" if name in TIME_TENSORS else "F32"
         if stored.dtype != dtype or list(stored.shape) != shape:
             raise ArtifactError(f"{name}: got {stored.dtype} {list(stored.shape)}, wanted {dtype} {shape}")
     decoded = sum(tensor.numel() * tensor.element_size() for tensor in expected.values())

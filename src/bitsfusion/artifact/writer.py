@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bitsfusion.artifact.hashes import write_hashes
-from bitsfusion.artifact.parts import ModelParts, parts_of_model
+from bitsfusion.artifact.parts import Features, ModelParts, parts_of_model
 from bitsfusion.artifact.payload import buffer_hash, check_scales, encode_layer, others_hash
 from bitsfusion.artifact.schema import (
     CONFIG_FILE,
@@ -24,11 +24,13 @@ from bitsfusion.artifact.schema import (
     PackedConfig,
     PackedEntry,
     SamplerEntry,
+    TimeBasisEntry,
+    TimeFeatures,
     TimeFeaturesEntry,
 )
 from bitsfusion.artifact.target import check_target
 from bitsfusion.artifact.weight_file import write_weights
-from bitsfusion.diffusion.time_features import Coverage, SamplerSteps, cover
+from bitsfusion.diffusion.time_features import Cover, SamplerSteps, TimeBasis, choose_features
 from bitsfusion.errors import ArtifactError, InputError
 from bitsfusion.io.files import atomic_folder
 from bitsfusion.packing.accounting import SCALE_BYTES
@@ -46,7 +48,7 @@ def write_pipeline(
     pipeline: Any,
     unet: nn.Module,
     folder: Path | str,
-    samplers: Iterable[SamplerSteps | tuple[str, int]] | None = PAPER_SAMPLERS,
+    samplers: Cover = PAPER_SAMPLERS,
     *,
     source_sha256: str | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -57,8 +59,7 @@ def write_pipeline(
         pipeline: a diffusers pipeline with a component `unet`. Neither it nor `unet` is changed.
         unet: the same UNet with every Linear and Conv2d fake-quantized; its time layers need not be.
         folder: taken over as a whole when everything is written; an older packed folder there is replaced.
-        samplers: what to cache the time features for, on the pipeline's own noise schedule; None keeps the time
-            layers at 8 bits instead, for any sampler.
+        samplers: what to store of the time features, see `Cover`, on the pipeline's own noise schedule.
         source_sha256: of what the model was made from.
         provenance: plain JSON to keep with it.
 
@@ -71,8 +72,10 @@ def write_pipeline(
     """
     if "unet" not in pipeline.components:
         raise InputError(f"pipeline: got a {type(pipeline).__name__} without a unet, wanted one with it")
-    coverage = None if samplers is None else cover(samplers, pipeline.scheduler.config)
-    parts = parts_of_model(unet, coverage)
+    choice = choose_features(unet, samplers, pipeline.scheduler.config)
+    if choice.note is not None:
+        provenance = {**(provenance or {}), "notes": [*(provenance or {}).get("notes", []), choice.note]}
+    parts = parts_of_model(unet, choice.features)
     with _new_folder(folder) as temporary:
         pipeline.save_config(temporary)
         for name, component in pipeline.components.items():
@@ -88,7 +91,7 @@ def write_pipeline(
 def write_model(
     unet: nn.Module,
     folder: Path | str,
-    coverage: Coverage | None,
+    features: Features,
     *,
     source_sha256: str | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -96,9 +99,9 @@ def write_model(
     """Writes the UNet alone as a diffusers model folder; see `write_pipeline`.
 
     Args:
-        coverage: the time steps to cache (`bitsfusion.diffusion.samplers.cover`); None keeps the time layers at 8 bits.
+        features: see `Features`; `choose_features` finds them.
     """
-    parts = parts_of_model(unet, coverage)
+    parts = parts_of_model(unet, features)
     with _new_folder(folder) as temporary:
         return _write(temporary, parts, source_sha256, provenance)
 
@@ -165,12 +168,8 @@ def _write(
     """config.json and the weight file of one model."""
     layers: dict[str, PackedEntry] = {}
     others = dict(parts.others)
-    features = TimeFeaturesEntry(kind="layers_8bit" if parts.architecture.timed else "none")
-    if parts.rows is not None:
-        rows, coverage = parts.rows
-        others[ROWS_TENSOR] = rows
-        samplers = tuple(SamplerEntry(name=s.name, steps=s.steps) for s in coverage.samplers)
-        features = TimeFeaturesEntry(kind="cached", steps=coverage.steps, samplers=samplers, channels=rows.shape[1])
+    features, stored = _time_features(parts)
+    others |= stored
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for name, entry, payload in _packed_layers(parts):
@@ -182,6 +181,7 @@ def _write(
 
     write_weights(folder / parts.architecture.weights, tensors())
     config = PackedConfig(
+        format_version=features.version,
         layers=layers,
         removed=dict(parts.removed),
         time_features=features,
@@ -192,6 +192,28 @@ def _write(
     model_config = {**parts.config, "quantization_config": config.model_dump(mode="json")}
     (folder / CONFIG_FILE).write_text(_readable_json(model_config) + "\n", encoding="utf-8")
     return config
+
+
+def _time_features(parts: ModelParts) -> tuple[TimeFeatures, dict[str, Tensor]]:
+    """What the config says of the time features, and their tensors."""
+    if isinstance(parts.features, TimeBasis):
+        made, knots = parts.features, parts.features.knots
+        entry = TimeBasisEntry(
+            kind="basis",
+            channels=made.channels,
+            rank=made.rank,
+            points=knots.points,
+            start=knots.start,
+            spacing=knots.spacing,
+            error=made.error,
+        )
+        return entry, {f"time_proj.{name}": tensor.cpu() for name, tensor in made.tensors().items()}
+    if parts.features is not None:
+        rows, coverage = parts.features
+        samplers = tuple(SamplerEntry(name=s.name, steps=s.steps) for s in coverage.samplers)
+        rows_entry = TimeFeaturesEntry(kind="cached", steps=coverage.steps, samplers=samplers, channels=rows.shape[1])
+        return rows_entry, {ROWS_TENSOR: rows}
+    return TimeFeaturesEntry(kind="layers_8bit" if parts.architecture.timed else "none"), {}
 
 
 def _packed_layers(parts: ModelParts) -> Iterator[tuple[str, PackedEntry, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -107,6 +107,7 @@ def _print_inspection(inspection: Inspection) -> None:
     print(f"average bits (Appendix H)   {inspection.average_bits:.4f}")
     print(f"entropy, bits a weight      {inspection.entropy_bits:.4f}")
     print(f"on disk, bits a weight      {inspection.true_bits:.4f}")
+    print(f"time features               {_time_features(inspection.time_features)}")
     kept = ", ".join(inspection.fallbacks) or "none"
     print(f"layers kept dense           {kept}")
 
@@ -135,3 +136,18 @@ def verify(folder: Folder, json: Json = False) -> None:
 def _local(folder: str) -> Path:
     """The folder itself, or the local copy of a hub id; a broken folder is for the command to judge."""
     return Path(folder) if Path(folder).is_dir() else resolve(folder).path
+
+
+def _time_features(features: Mapping[str, Any]) -> str:
+    """What is stored of them, in words."""
+    if features["kind"] == "basis":
+        return (
+            f"every step: a basis of rank {features['rank']} within {features['error']:g}, "
+            f"{features['values']:,} values"
+        )
+    if features["kind"] == "cached":
+        samplers = ", ".join(f"{each['name']} {each['steps']} steps" for each in features["samplers"])
+        return (
+            f"{len(features['steps'])} steps exactly ({samplers or 'no sampler named'}), {features['values']:,} values"
+        )
+    return "every step: time layers at 8 bits" if features["kind"] == "layers_8bit" else "none"

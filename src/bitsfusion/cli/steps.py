@@ -12,21 +12,11 @@ from bitsfusion.artifact.inspect import folder_sizes
 from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.cli import analysis
 from bitsfusion.cli.console import print_json, progress_bars
-from bitsfusion.cli.options import Json, Model, Quiet, samplers_to_cover
+from bitsfusion.cli.options import Covered, Json, Model, Quiet, time_cover
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.load import EMBEDDED
-from bitsfusion.runs import packing
 from bitsfusion.runs.components import UNET_ALONE, WHOLE, OtherBits
 from bitsfusion.runs.packing import init_pipeline, pack_checkpoint
-
-Covered = Annotated[
-    list[str],
-    typer.Option(
-        "--cover",
-        help="Samplers whose time steps are cached, as NAME:STEPS; repeat for more. `any` keeps the time layers at "
-        "8 bits, for every sampler. `auto`: pndm:50, or any where the UNet allows no cache.",
-    ),
-]
 
 OtherRecipe = Annotated[
     str | None,
@@ -73,7 +63,7 @@ def init(
     scale_init: Annotated[
         ScaleInit, typer.Option(help="How scales are found; compact: as exact, a little coarser.")
     ] = ScaleInit.COMPACT,
-    cover: Covered = ["auto"],  # noqa: B006
+    cover: Covered = ["basis"],  # noqa: B006
     whole: Whole = False,
     text_encoder: OtherRecipe = None,
     vae: OtherRecipe = None,
@@ -91,7 +81,7 @@ def init(
             recipe=recipe,
             bits=bits,
             method=scale_init,
-            samplers=_samplers(cover),
+            samplers=time_cover(cover),
             others=_others(whole, text_encoder, vae, token_embedding),
             config=config,
             without=without,
@@ -104,7 +94,7 @@ def pack(
     checkpoint: Annotated[Path, typer.Argument(help="A finished stage's folder, or a checkpoint of it.")],
     out: Annotated[Path, typer.Option(help="Packed folder to write.")],
     model: Annotated[str, typer.Option(help="The pipeline it was trained from.")] = EMBEDDED,
-    cover: Covered = ["auto"],  # noqa: B006
+    cover: Covered = ["basis"],  # noqa: B006
     whole: Whole = False,
     text_encoder: OtherRecipe = None,
     vae: OtherRecipe = None,
@@ -115,17 +105,13 @@ def pack(
     """Turns a trained student into real bits."""
     others = _others(whole, text_encoder, vae, token_embedding)
     with progress_bars(quiet or json) as progress:
-        config = pack_checkpoint(checkpoint, model, out, _samplers(cover), progress, others)
-    _report({"": config}, out, json)
+        config = pack_checkpoint(checkpoint, model, out, time_cover(cover), progress, others)
+    _report({"unet": config}, out, json)
 
 
 def _others(whole: bool, text_encoder: str | None, vae: str | None, token_embedding: int) -> OtherBits:
     base = WHOLE if whole else UNET_ALONE
     return OtherBits(text_encoder or base.text_encoder, vae or base.vae, token_embedding, base.all_there_are)
-
-
-def _samplers(cover: list[str]) -> packing.Cover:
-    return packing.AUTO if cover == [packing.AUTO] else samplers_to_cover(cover)
 
 
 def _report(configs: Mapping[str, PackedConfig], out: Path, json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from bitsfusion.diffusion.samplers import Sampler, build_scheduler
+from bitsfusion.diffusion.samplers import OWN, Sampler, build_scheduler
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import atomic_path
 
@@ -24,7 +25,7 @@ def generate_images(
     seeds: Sequence[int],
     steps: int = 50,
     guidance: float = 7.5,
-    sampler: str | Sampler = Sampler.PNDM,
+    sampler: str = Sampler.PNDM,
     batch_size: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> npt.NDArray[np.uint8]:
@@ -35,6 +36,7 @@ def generate_images(
     The safety checker is left out: a blackened image has no score.
 
     Args:
+        sampler: any scheduler of diffusers by name, or `own` for the pipeline's; see `build_scheduler`.
         guidance: classifier-free guidance scale; at 1 and below there is none.
         progress: called with the images done and the images in all, after each batch.
 
@@ -46,7 +48,7 @@ def generate_images(
     if steps < 1 or batch_size < 1:
         raise InputError(f"generate: got {steps} steps and batch size {batch_size}, wanted at least 1 of each")
     images = []
-    with torch.no_grad(), _prepared(pipeline, build_scheduler(sampler, pipeline.scheduler.config)):
+    with torch.no_grad(), _prepared(pipeline, _built(sampler, pipeline.scheduler)):
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
             output = pipeline(
@@ -78,6 +80,11 @@ def initial_latents(pipeline: StableDiffusionPipeline, seeds: Sequence[int]) -> 
     shape = (pipeline.unet.config.in_channels, height, width)
     latents = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
     return torch.stack(latents).to(pipeline.device, pipeline.unet.dtype)
+
+
+def _built(sampler: str, own: Any) -> Any:
+    """A scheduler of the run's own, with which the pipeline's is not changed."""
+    return copy.deepcopy(own) if sampler == OWN else build_scheduler(sampler, own.config)
 
 
 @contextlib.contextmanager

@@ -45,7 +45,8 @@ def check_component(component: Component) -> None:
     names = {file.name for file in component.files}
     if not names & set(wanted):
         raise InputError(
-            f"{component.folder}: got no {' or '.join(wanted[:2])}, wanted the whole component: download again"
+            f"{component.folder}: got no {' or '.join(wanted[:2])}, wanted a whole {component.class_name}: "
+            "download it again"
         )
     if is_model(component):
         if component.weights is None:

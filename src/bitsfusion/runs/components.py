@@ -55,7 +55,7 @@ class OtherBits:
 UNET_ALONE = OtherBits()
 
 WHOLE = OtherBits(text_encoder="4", vae="5", token_embedding=5, all_there_are=True)
-"""The least error below 320 MB on SD-v1.5, with the published recipe for its UNet: see docs/components.md."""
+"""The least error below 320 MB on SD-v1.5, with the published recipe for its UNet: see docs/measured/components.md."""
 
 Made = tuple[ModelParts, dict[str, Any]]
 
@@ -118,22 +118,22 @@ def _average(recipe: str) -> float | None:
 
 
 def by_weight_error(
-    folder: ModelFolder, layers: Mapping[str, LayerInfo], bits: float, progress: ProgressSink, steps: int = 0
+    folder: ModelFolder, layers: Mapping[str, LayerInfo], bits: float, progress: ProgressSink, values: int | None = None
 ) -> tuple[dict[str, int], dict[str, Any]]:
     """Bits for every layer by the weights alone, and where they come from.
 
     Args:
         layers: the layers that share the average.
-        steps: time steps to cache; 0 keeps time layers.
+        values: of time features that are stored; None keeps time layers.
     """
     started = time.monotonic()
     table = weight_error_table(
         layers,
         lambda name: folder.tensor(f"{name}.weight"),
         model=folder.path.parent.name,
-        steps=steps,
+        feature_values=values or 0,
         progress=lambda done, total: progress.update("weight error", done, total),
     )
-    recipe = assign(table, bits, keep_time_layers=steps == 0)
+    recipe = assign(table, bits, keep_time_layers=values is None)
     progress.finish("weight error", time.monotonic() - started)
     return dict(recipe.bits), {"recipe": table.method, "target_bits": bits}

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from bitsfusion.diffusion.denoise import with_denoiser
-from bitsfusion.diffusion.samplers import cover
-from bitsfusion.diffusion.time_features.cache import cache_time_features
+from bitsfusion.diffusion.time_features import cache_time_features, choose_features
 from bitsfusion.evaluation.noise import make_probe, mean_squared, predict, time_step_curve
 from bitsfusion.evaluation.prompts import PromptSet, file_prompts, world_prompts
 from bitsfusion.evaluation.rungs import SCHEMA_VERSION, RungScores, load_images, score_images
@@ -109,7 +108,9 @@ class Ladder:
             pipeline = load_pipeline(str(self.workspace.path / "packed"))
             images = self._draw(pipeline, self.prompts, model)
             trained = copy.deepcopy(unet)
-            cache_time_features(trained, cover(self.workspace.samplers, self.workspace.pipeline.scheduler.config))
+            choice = choose_features(trained, self.workspace.covers, self.workspace.pipeline.scheduler.config)
+            if choice.features is not None:
+                cache_time_features(trained, choice.features)
             few = PromptSet(self.prompts.texts[:RELOAD_CHECK], self.prompts.seeds[:RELOAD_CHECK])
             again = self._draw(self._with_unet(trained), few, model)
             reload_difference = int(np.abs(images[: len(again)].astype(int) - again.astype(int)).max())

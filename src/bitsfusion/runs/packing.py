@@ -5,16 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
-
-from torch import nn
+from typing import Any
 
 from bitsfusion.architectures.registry import model_layers
-from bitsfusion.artifact.parts import ModelParts, parts_of_folder, parts_of_model
+from bitsfusion.artifact.parts import ModelParts, parts_of_folder, parts_of_model, timed_model
 from bitsfusion.artifact.schema import PackedConfig
-from bitsfusion.artifact.writer import PAPER_SAMPLERS, write_parts
-from bitsfusion.diffusion.time_features import Coverage, SamplerSteps, cover
-from bitsfusion.diffusion.time_features.cache import uncacheable
+from bitsfusion.artifact.writer import write_parts
+from bitsfusion.diffusion.time_features import BASIS, Cover, choose_features
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import read_json, sha256_file
 from bitsfusion.numerics import ScaleInit
@@ -27,12 +24,6 @@ from bitsfusion.runs.components import UNET_ALONE, OtherBits, by_weight_error, o
 from bitsfusion.runs.progress import ProgressSink
 from bitsfusion.training.checkpoint import load_student
 
-AUTO: Literal["auto"] = "auto"
-"""Cache what the paper caches (PNDM, 50 steps) where the UNet allows it; otherwise keep the time layers and say so."""
-
-Cover: TypeAlias = Sequence[SamplerSteps] | Literal["auto"] | None
-"""Samplers whose time features are cached; None keeps the time layers at 8 bits; or `AUTO`."""
-
 
 def init_pipeline(
     model: str,
@@ -41,7 +32,7 @@ def init_pipeline(
     recipe: str | None = None,
     bits: float | None = None,
     method: ScaleInit = ScaleInit.EXACT,
-    samplers: Cover = AUTO,
+    samplers: Cover = BASIS,
     others: OtherBits = UNET_ALONE,
     config: str | None = None,
     without: Sequence[str] = (),
@@ -76,17 +67,19 @@ def init_pipeline(
     progress = progress or ProgressSink()
     source, unet = _open(model, config, tuple(without))
     name = source.denoiser.name
-    coverage, notes = _coverage(unet.skeleton, source, samplers)
+    choice = choose_features(
+        timed_model(unet) if samplers == BASIS else unet.skeleton, samplers, _scheduler_config(source, samplers)
+    )
     if bits is not None:
-        steps = 0 if coverage is None else len(coverage.steps)
-        chosen, made_by = by_weight_error(unet, model_layers(unet.skeleton), bits, progress, steps)
+        values = None if choice.features is None else choice.values
+        chosen, made_by = by_weight_error(unet, model_layers(unet.skeleton), bits, progress, values)
     else:
         assert recipe is not None
         chosen = recipe_bits(recipe, model_layers(unet.skeleton))
         made_by = {"recipe": recipe, **({"recipe_sha256": sha256_file(Path(recipe))} if is_file(recipe) else {})}
-    notes += [note for note in (left_out(unet),) if note is not None]
+    notes = [note for note in (choice.note, left_out(unet)) if note is not None]
     provenance = {**made_by, "scale_init": method.value, **({"notes": notes} if notes else {})}
-    parts = {name: parts_of_folder(unet, chosen, method, coverage)}
+    parts = {name: parts_of_folder(unet, chosen, method, choice.features)}
     notes_of = {name: provenance}
     for other, (part, made) in other_parts(source, others, method, progress).items():
         parts[other], notes_of[other] = part, made
@@ -102,7 +95,7 @@ def pack_checkpoint(
     checkpoint: Path,
     model: str,
     out: Path,
-    samplers: Cover = AUTO,
+    samplers: Cover = BASIS,
     progress: ProgressSink | None = None,
     others: OtherBits = UNET_ALONE,
 ) -> PackedConfig:
@@ -122,9 +115,9 @@ def pack_checkpoint(
     source, progress = _source(model), progress or ProgressSink()
     name = source.denoiser.name
     student = load_student(checkpoint)
-    coverage, notes = _coverage(student, source, samplers)
-    provenance = {"checkpoint": checkpoint.name, **({"notes": notes} if notes else {})}
-    parts, notes_of = {name: parts_of_model(student, coverage)}, {name: provenance}
+    choice = choose_features(student, samplers, _scheduler_config(source, samplers))
+    provenance = {"checkpoint": checkpoint.name, **({"notes": [choice.note]} if choice.note else {})}
+    parts, notes_of = {name: parts_of_model(student, choice.features)}, {name: provenance}
     for other, (part, made) in other_parts(source, others, ScaleInit.COMPACT, progress).items():
         parts[other], notes_of[other] = part, made
     return _write(parts, source, out, notes_of, progress)[name]
@@ -145,20 +138,15 @@ def _open(model: str, config: str | None, without: tuple[str, ...]) -> tuple[Pip
     return source, open_model(source.denoiser.folder, architecture)
 
 
-def _coverage(unet: nn.Module, source: PipelineFolder, samplers: Cover) -> tuple[Coverage | None, list[str]]:
-    """The steps to cache, if any, and what is to be said about it."""
-    if samplers is None:
-        return None, []
-    reason = uncacheable(unet) if samplers == AUTO else None
-    if reason is not None:
-        return None, [f"time layers stay, at 8 bits and for any sampler: the UNet has {reason}, no features to cache"]
+def _scheduler_config(source: PipelineFolder, samplers: Cover) -> dict[str, Any]:
+    """What samplers' steps are found by; nothing where a component stands alone and no sampler is named."""
     scheduler = source.component("scheduler")
     if scheduler is None:
-        if samplers == AUTO:
-            return None, ["time layers stay, at 8 bits and for any sampler: there is no scheduler beside the model"]
-        raise InputError(f"cover: got {source.path} without a scheduler, wanted its pipeline, with --config FOLDER")
-    config = read_json(scheduler.folder / "scheduler_config.json")
-    return cover(PAPER_SAMPLERS if samplers == AUTO else samplers, config), []
+        if samplers not in (BASIS, None):
+            raise InputError(f"cover: got {source.path} without a scheduler, wanted its pipeline, with --config FOLDER")
+        return {}
+    config: dict[str, Any] = read_json(scheduler.folder / "scheduler_config.json")
+    return config
 
 
 def _write(

@@ -73,12 +73,12 @@ class Run:
                 ours.data,
                 model=self.config.model,
                 source_sha256=ours.source_sha256,
-                samplers=ours.samplers,
+                samplers=ours.counted,
                 scorer=ours.scorer,
                 progress=lambda done, total: ours.progress.update("analyze", done, total),
             )
 
-        inputs = {"analysis": settings, "data": self.config.data, "serve": self.config.serve}
+        inputs = {"analysis": settings, "data": self.config.data, "serve": self.config.serve.deciding()}
         ours.step("analyze", inputs, ["sensitivity.json"], work)
 
     def assign(self) -> None:
@@ -131,13 +131,15 @@ class Run:
                 ours.pipeline,
                 load_student(self.path / stage_folder("stage2", seed)),
                 self.path / "packed",
-                ours.samplers,
+                ours.covers,
                 source_sha256=ours.source_sha256,
                 provenance={"recipe_sha256": ours.recipe().sha256(), "seed": seed},
             )
             verify_folder(self.path / "packed")
 
-        ours.step("pack", {"serve": self.config.serve, "made": self._made(f"stage2-{seed}")}, ["packed"], work)
+        ours.step(
+            "pack", {"serve": self.config.serve.deciding(), "made": self._made(f"stage2-{seed}")}, ["packed"], work
+        )
 
     def evaluate(self) -> None:
         """Section 5: every rung on the same prompts and seeds."""

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bitsfusion.architectures.registry import feature_width, model_layers
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.diffusion.denoise import with_denoiser
-from bitsfusion.diffusion.samplers import cover
+from bitsfusion.diffusion.time_features import choose_features
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.noise import NoiseProbe, make_probe, mean_squared, predict
 from bitsfusion.evaluation.prompts import PromptSet, world_prompts
@@ -105,14 +105,14 @@ class Frame:
                 ours.data,
                 model=ours.config.model,
                 source_sha256=ours.source_sha256,
-                samplers=ours.samplers,
+                samplers=ours.counted,
                 progress=lambda done, total: ours.progress.update("analyze", done, total),
             )
 
         source: dict[str, Any] = {"analysis": NoiseErrorSettings()}
         if given is not None:
             source = {"file": sha256_file(given)}
-        common = {"data": ours.config.data, "serve": ours.config.serve}
+        common = {"data": ours.config.data, "serve": ours.config.serve.deciding()}
         self.step("analyze", {**source, **common}, [table_path.name], measure)
         return table_path
 
@@ -120,11 +120,11 @@ class Frame:
         table = read_table(given)
         if table.source_sha256 != self.workspace.source_sha256:
             raise InputError(f"sensitivity: {given} is of another model, wanted one of {self.workspace.config.model}")
-        covered = cover(self.workspace.samplers, self.workspace.pipeline.scheduler.config)
-        wanted = len(covered.steps) * feature_width(self.unet)
-        if table.feature_values != wanted:
+        wanted = choose_features(self.unet, self.workspace.covers, self.workspace.pipeline.scheduler.config)
+        if table.feature_values != wanted.values:
             raise InputError(
-                f"sensitivity: {given} counts {table.feature_values} time features, wanted {wanted}: {covered}"
+                f"sensitivity: {given} counts {table.feature_values} time features, wanted {wanted.values}: "
+                f"{wanted.features}"
             )
 
     def score(self, name: str, seed: int | None, unet: Any, made: dict[str, str]) -> list[RungScores]:

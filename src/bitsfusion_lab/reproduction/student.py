@@ -13,7 +13,7 @@ import torch
 from bitsfusion.architectures.layers import FIRST_LAST_BITS, LayerRole
 from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.writer import write_model
-from bitsfusion.diffusion.samplers import cover
+from bitsfusion.diffusion.time_features import choose_features
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import read_json, write_json
 from bitsfusion.nn.replace import fake_quantize_model
@@ -147,8 +147,9 @@ class Student:
                 counted = self._plain_bits(frame)
                 size = write_rival(target / weights, student, rival.stored_weights(student))
             else:
-                coverage = cover(frame.workspace.samplers, frame.workspace.pipeline.scheduler.config)
-                made = write_model(student, target, None if self.strategy is None else coverage)
+                asked = None if self.strategy is None else frame.workspace.covers
+                features = choose_features(student, asked, frame.workspace.pipeline.scheduler.config).features
+                made = write_model(student, target, features)
                 counted, size = made.average_bits, (target / weights).stat().st_size
             write_json(info, {"schema_version": 1, "bits": counted, "bytes": size})
 
