@@ -170,6 +170,7 @@ class BitsFusionQuantizer(DiffusersQuantizer):
     def dequantize(self, model: nn.Module) -> nn.Module:
         """See `dense.make_dense`. With cached time features the quantizer stays with the model and refuses to save."""
         made: nn.Module = super().dequantize(model)
+        vars(made).pop("is_quantized", None)
         if self.content.stores_features:
             made.hf_quantizer = self
             guard_cached(made)
