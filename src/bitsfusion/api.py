@@ -13,12 +13,12 @@ from bitsfusion.architectures.registry import DENOISERS
 from bitsfusion.artifact.inspect import inspect_folder as inspect
 from bitsfusion.artifact.verify import verify_folder as verify
 from bitsfusion.errors import InputError
+from bitsfusion.evaluation.drawing import generate_to_folder as generate
 from bitsfusion.evaluation.evaluate import evaluate
 from bitsfusion.recipe.assign import assign
 from bitsfusion.recipe.schema import Recipe, write_recipe
 from bitsfusion.runs.packing import init_pipeline
 from bitsfusion.runs.packing import pack_checkpoint as pack
-from bitsfusion.runs.singles import generate_to_folder as generate
 from bitsfusion.runs.stage import train_stage as train
 from bitsfusion.sensitivity.measure import analyze
 

@@ -112,9 +112,11 @@ def parts_of_folder(
         done = (rounded or {}).get(owner)
         return done.bias if done is not None and done.bias is not None and leaf == "bias" else folder.tensor(name)
 
-    stored = features
+    stored: tuple[Tensor, Coverage] | TimeBasis | None
     if isinstance(features, Coverage):
         stored = time_feature_rows(timed_model(folder), features.steps), features
+    else:
+        stored = features
     config = _plain_config(folder.skeleton) if architecture.library == "diffusers" else _text_config(folder)
     return _parts(architecture, config, folder.skeleton, layer, tensor, stored)
 

@@ -86,7 +86,8 @@ class Inputs:
 
     def run(self, module: nn.Module) -> Tree:
         """Calls it once more, on copies: a module may write to its inputs."""
-        args, kwargs = map_tensors((self.args, self.kwargs), torch.clone)  # type: ignore[misc]
+        copied: Any = map_tensors((self.args, self.kwargs), torch.clone)
+        args, kwargs = copied
         result: Tree = module(*args, **kwargs)
         return result
 

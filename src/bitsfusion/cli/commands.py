@@ -114,7 +114,8 @@ def load_command(name: str) -> TyperCommand:
 def summary(name: str, module: str) -> str:
     """The first paragraph of a command's docstring, read from the module's source; empty where there is no source."""
     spec = importlib.util.find_spec(module)
-    source = spec.loader.get_source(module) if spec is not None and hasattr(spec.loader, "get_source") else None
+    loader: Any = None if spec is None else spec.loader
+    source = loader.get_source(module) if hasattr(loader, "get_source") else None
     for node in () if source is None else ast.parse(source).body:
         if isinstance(node, ast.FunctionDef) and node.name.replace("_", "-") == name:
             return (ast.get_docstring(node) or "").split("\n\n")[0]

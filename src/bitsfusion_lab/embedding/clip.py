@@ -6,6 +6,8 @@ import random
 from pathlib import Path
 
 import numpy as np
+from typing import Any
+
 import torch
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
@@ -41,7 +43,7 @@ def build_clip(tokenizer: CLIPTokenizer, image_size: int, patch_size: int, width
 
 
 def train_clip(
-    world: World,  # type: ignore[type-arg]
+    world: World,
     out: Path,
     *,
     steps: int,
@@ -86,5 +88,6 @@ def train_clip(
         state.update(loss)
         state.log(50, loss=loss.item(), top1=(logits.argmax(1) == target).float().mean().item())
     state.save()
-    state.averaged["clip"].save_pretrained(out / "model")
+    averaged: Any = state.averaged["clip"]
+    averaged.save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")
