@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-
-import numpy as np
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
