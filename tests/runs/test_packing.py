@@ -204,7 +204,7 @@ def test_a_pipeline_without_a_unet(tmp_path):
     (tmp_path / "transformer").mkdir()
     index = {"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(InputError, match="got a FluxPipeline without a UNet"):
+    with pytest.raises(InputError, match="got a FluxPipeline whose transformer is a FluxTransformer2DModel, wanted"):
         init_model(str(tmp_path), tmp_path / "out", recipe="uniform:2")
 
 

@@ -5,8 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from bitsfusion.architectures.registry import model_layers
-from bitsfusion.architectures.unet import UNET
+from bitsfusion.architectures.registry import UNET, model_layers
 from bitsfusion.numerics import ScaleInit, initial_scale, quantize
 from bitsfusion.sensitivity import entropy
 from bitsfusion.sensitivity.entropy import level_entropies

@@ -11,7 +11,8 @@ import typer
 
 from bitsfusion.cli.console import print_json, progress_bars
 from bitsfusion.cli.interruption import resumable
-from bitsfusion.cli.options import Cover, Json, Model, Quiet, samplers_to_cover
+from bitsfusion.cli.options import Covered, Json, Model, Quiet, time_cover
+from bitsfusion.diffusion.time_features import BASIS, SamplerSteps
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import file_prompts, world_prompts
 from bitsfusion.pipelines.load import EMBEDDED, load_pipeline
@@ -21,6 +22,7 @@ from bitsfusion.recipe.schema import write_recipe
 from bitsfusion.runs.analysis import AnalysisJob
 from bitsfusion.runs.config import FolderSource, RunConfig, WorldSource
 from bitsfusion.sensitivity.entropy import level_entropies
+from bitsfusion.sensitivity.measure import Counted
 from bitsfusion.sensitivity.plan import Plan
 from bitsfusion.sensitivity.report import write_report
 from bitsfusion.sensitivity.settings import JacobianSettings, NoiseErrorSettings, PaperSettings, Settings
@@ -68,7 +70,7 @@ def analyze(
     steps: Annotated[int, typer.Option(min=1, help="Sampler steps of the paper's method.")] = 50,
     clip: Annotated[str | None, typer.Option(help="CLIP model for the drop of CLIP score: a folder or hub id.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    cover: Cover = ["pndm:50"],  # noqa: B006 (typer reads it, nobody changes it)
+    cover: Covered = ["basis"],  # noqa: B006 (typer reads it, nobody changes it)
     device: Annotated[str, typer.Option(help="cpu, cuda and so on.")] = "cpu",
     workers: Annotated[int, typer.Option(min=0, help="Processes that measure, by Ray; 0: this one, without Ray.")] = 0,
     ray_address: Annotated[
@@ -108,7 +110,7 @@ def analyze(
         data=_source(
             model, data, resolution, iterations * train_batch_size if method is AnalysisMethod.PAPER else samples
         ),
-        samplers=_samplers(cover),
+        samplers=_counted(cover),
         clip=clip or (RunConfig().scorer if model == EMBEDDED else None),
         device=device,
     )
@@ -138,11 +140,11 @@ def _source(model: str, data: Path | None, resolution: int, samples: int) -> Fol
     return WorldSource()
 
 
-def _samplers(cover: list[str]) -> tuple[tuple[str, int], ...]:
-    covered = samplers_to_cover(cover)
-    if covered is None:
-        raise InputError("cover: got any, wanted the samplers whose time features the recipe shall count")
-    return tuple((sampler.name, sampler.steps) for sampler in covered)
+def _counted(cover: list[str]) -> Counted:
+    covered = time_cover(cover)
+    if covered is None or covered == BASIS:
+        return BASIS if covered else None
+    return tuple((each.name, each.steps) for each in covered if isinstance(each, SamplerSteps))
 
 
 def _print_plan(plan: Plan, workers: int, json: bool) -> None:

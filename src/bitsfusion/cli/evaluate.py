@@ -28,6 +28,7 @@ from bitsfusion.evaluation.measures import (
 from bitsfusion.evaluation.official import geneval_measure, tifa_measure
 from bitsfusion.evaluation.prompts import PromptSet, file_prompts, picture_prompts, world_prompts
 from bitsfusion.evaluation.setting import Evaluation
+from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.metrics.geneval.colors import OFFICIAL_CLIP, ClipColors
 from bitsfusion.metrics.geneval.detector import Mask2FormerDetector
 from bitsfusion.metrics.geneval.evaluator import Evaluator
@@ -65,7 +66,7 @@ def evaluate(
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(help='.txt, .jsonl (GenEval), .tsv (PartiPrompts), .json (TIFA); pictures, "embedded" need none.'),
+        typer.Option(help=".txt, .jsonl (GenEval), .tsv (PartiPrompts), .json (TIFA); else of pictures, embedded."),
     ] = None,
     per_task: Annotated[int, typer.Option(min=1, help="Of each task of the drawn world's prompts.")] = 100,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first that many prompts of the file.")] = None,
@@ -129,7 +130,8 @@ def evaluate(
         if metric is Metric.CLIP:
             own = EMBEDDED in (model, against) and clip is None
             source = str(SCORER_FOLDER) if own else clip or CLIP
-            measures.append(clip_measure(source, repeated, device, "the embedded model's scorer" if own else source))
+            scorer = ClipScorer.from_pretrained(source, device)
+            measures.append(clip_measure(scorer, repeated, "the embedded model's scorer" if own else source))
         elif metric in PAIRED:
             measures.append(pair_measure(metric, lpips, device))
         elif metric is Metric.FID:

@@ -9,8 +9,8 @@ import typer
 
 from bitsfusion.cli.console import progress_bars
 from bitsfusion.cli.options import Quiet
-from bitsfusion.diffusion.samplers import Sampler
-from bitsfusion.runs.singles import generate_to_folder
+from bitsfusion.diffusion.samplers import OWN, sampler_name
+from bitsfusion.evaluation.drawing import generate_to_folder
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +22,9 @@ def generate(
     folder: Annotated[str, typer.Argument(help="A packed folder, or any diffusers pipeline.")],
     prompts: Annotated[list[str], typer.Argument(help="One image each.")],
     out: Annotated[Path, typer.Option(help="Folder for the PNG files and metadata.jsonl.")] = Path("images"),
-    sampler: Annotated[Sampler, typer.Option()] = Sampler.PNDM,
+    sampler: Annotated[
+        str, typer.Option(help="The folder's own scheduler (own), or any scheduler of diffusers by name.")
+    ] = OWN,
     steps: Annotated[int, typer.Option(min=1)] = 50,
     guidance: Annotated[float, typer.Option()] = 7.5,
     seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next ones count on.")] = 1024,
@@ -34,7 +36,7 @@ def generate(
             folder,
             prompts,
             out,
-            sampler=sampler.value,
+            sampler=sampler_name(sampler),
             steps=steps,
             guidance=guidance,
             seed=seed,

@@ -13,8 +13,8 @@ from bitsfusion.cli.interruption import resumable
 from bitsfusion.cli.options import Json, Model, Quiet
 from bitsfusion.cli.run import execute
 from bitsfusion.errors import InputError
-from bitsfusion.evaluation.time_step_figure import draw_time_steps
 from bitsfusion.pipelines.load import EMBEDDED, load_pipeline
+from bitsfusion.report.time_steps import draw_time_steps
 from bitsfusion.runs.config import FolderSource, WorldSource
 from bitsfusion.runs.sources import training_data
 from bitsfusion.runs.stage import StageConfig, plan_training, read_training_config, train_stage

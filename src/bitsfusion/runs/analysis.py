@@ -16,7 +16,7 @@ from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.pipelines.load import load_pipeline, pipeline_folder
 from bitsfusion.runs.config import FolderSource, WorldSource
 from bitsfusion.runs.sources import training_data
-from bitsfusion.sensitivity.measure import analyze, candidates, empty_table, rows_done
+from bitsfusion.sensitivity.measure import Counted, analyze, candidates, empty_table, rows_done
 from bitsfusion.sensitivity.methods import build_method
 from bitsfusion.sensitivity.plan import Plan, plan
 from bitsfusion.sensitivity.ray_workers import RayWorkers
@@ -33,7 +33,7 @@ class AnalysisJob:
         model: see `models.pipeline.load_pipeline`; on a cluster, a path that every machine has.
         settings: of the method.
         data: what candidates are measured or trained on; paths as for the model.
-        samplers: (name, steps) whose time features a recipe is to count.
+        samplers: whose time features a recipe is to count.
         clip: CLIP model of the score's drop, a folder or hub id.
         device: where the pipeline is put, such as "cuda".
     """
@@ -41,7 +41,7 @@ class AnalysisJob:
     model: str
     settings: Settings
     data: FolderSource | WorldSource
-    samplers: tuple[tuple[str, int], ...]
+    samplers: Counted
     clip: str | None = None
     device: str = "cpu"
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bitsfusion.data.batches import TrainingData
 from bitsfusion.diffusion.denoise import pipeline_denoiser
+from bitsfusion.diffusion.time_features import Coverage
 from bitsfusion.evaluation.noise import time_step_curve
 from bitsfusion.io.files import write_json
 from bitsfusion.pipelines.load import load_pipeline
@@ -35,15 +34,15 @@ def measure_time_steps(
 
     Args:
         pipeline: the full-precision one.
-        folder: see `load_quantized`; a packed one with cached time features is measured at the steps it covers.
+        folder: see `load_quantized`; a packed one with exact rows is measured at the steps it covers.
         data: latents and captions.
         out: a JSON file, which `timesteps: {kind: measured, curve: FILE}` reads.
         points: time steps.
         each: samples at each.
     """
     student = load_quantized(folder)
-    steps = getattr(getattr(student, "time_proj", None), "steps", None)
-    covered = steps.tolist() if isinstance(steps, torch.Tensor) else None
-    curve = time_step_curve(student, pipeline, data, points, each, covered)
+    coverage = getattr(getattr(student, "time_proj", None), "coverage", None)
+    rows = [int(step) for step in coverage.steps if step == int(step)] if isinstance(coverage, Coverage) else None
+    curve = time_step_curve(student, pipeline, data, points, each, rows)
     write_json(out, {"schema_version": CURVE_SCHEMA_VERSION, "latent_error": {folder.resolve().name: curve}})
     return curve

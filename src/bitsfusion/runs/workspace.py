@@ -9,6 +9,7 @@ from typing import Any
 
 from bitsfusion.data.batches import TrainingData
 from bitsfusion.diffusion.denoise import pipeline_denoiser
+from bitsfusion.diffusion.time_features import BASIS, Cover
 from bitsfusion.io.files import sha256_folder
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.pipelines.load import load_pipeline, pipeline_folder
@@ -17,6 +18,7 @@ from bitsfusion.runs.config import ImageSection, RunConfig
 from bitsfusion.runs.folder import RunFolder
 from bitsfusion.runs.progress import ProgressSink
 from bitsfusion.runs.sources import training_data
+from bitsfusion.sensitivity.measure import Counted
 
 
 class Workspace:
@@ -47,9 +49,15 @@ class Workspace:
         self.progress.finish(name, self.folder.seconds(name) if ran else None)
 
     @property
-    def samplers(self) -> list[tuple[str, int]]:
-        """(name, steps) of the samplers that the packed model covers."""
-        return [(name.value, steps) for name, steps in self.config.serve.samplers.items()]
+    def covers(self) -> Cover:
+        """What the packed model stores of the time features."""
+        return self.config.serve.covers
+
+    @property
+    def counted(self) -> Counted:
+        """The same, as a measurement records it."""
+        serve = self.config.serve
+        return tuple(serve.samplers.items()) if serve.samplers is not None else BASIS if serve.covers else None
 
     @functools.cached_property
     def pipeline(self) -> Any:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 
 from bitsfusion.architectures.layers import LayerRole
-from bitsfusion.architectures.registry import feature_width, model_layers
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.data.batches import TrainingData
 from bitsfusion.diffusion.denoise import pipeline_denoiser
-from bitsfusion.diffusion.samplers import cover
+from bitsfusion.diffusion.time_features import BASIS, choose_features
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import sha256_json
 from bitsfusion.sensitivity.journal import only_writer, row_journal
@@ -26,6 +26,9 @@ from bitsfusion.sensitivity.workers import Workers
 Progress = Callable[[int, int], None]
 """Called with the rows done and the rows in all."""
 
+Counted: TypeAlias = Sequence[tuple[str, int]] | Literal["basis"] | None
+"""What a recipe is to count for time features: rows of (name, steps), a basis for every step, or (None) the layers."""
+
 PNDM_50 = (("pndm", 50),)
 
 
@@ -37,7 +40,7 @@ def analyze(
     *,
     model: str,
     source_sha256: str | None,
-    samplers: Sequence[tuple[str, int]] = PNDM_50,
+    samplers: Counted = PNDM_50,
     scorer: TextImageScorer | None = None,
     lpips: ImageDistance | None = None,
     workers: Workers | None = None,
@@ -53,7 +56,7 @@ def analyze(
         settings: of the method wanted: `NoiseErrorSettings`, `JacobianSettings` or `PaperSettings`.
         data: latents and captions that the candidates are measured or trained on.
         model, source_sha256: name and hash of the pipeline, as the table records them.
-        samplers: (name, steps) whose time features a recipe is to count.
+        samplers: see `Counted`; where no basis is worth it, the time layers' own 8 bits are counted.
         scorer: for the CLIP drop, of the paper's method; none means null.
         lpips: of the paper's method; none means null.
         workers: who measures; by default this process. Rows are the same whoever does.
@@ -103,7 +106,7 @@ def empty_table(
     *,
     model: str,
     source_sha256: str | None,
-    samplers: Sequence[tuple[str, int]] = PNDM_50,
+    samplers: Counted = PNDM_50,
     clip_scorer: bool = False,
     lpips: bool = False,
 ) -> SensitivityTable:
@@ -122,7 +125,7 @@ def empty_table(
         method=settings.method,
         settings={
             **settings.model_dump(mode="json"),
-            "samplers": [list(sampler) for sampler in samplers],
+            "samplers": "any" if samplers is None else BASIS if samplers == BASIS else [list(s) for s in samplers],
             "data": data.fingerprint,
             "clip_scorer": clip_scorer,
             "lpips": lpips,
@@ -130,7 +133,7 @@ def empty_table(
         layers=by_role[LayerRole.QUANTIZED],
         removed=by_role[LayerRole.TIME],
         first_last=by_role[LayerRole.FIRST_LAST] | by_role[LayerRole.CONDITION],
-        feature_values=feature_width(denoiser) * len(cover(samplers, pipeline.scheduler.config).steps),
+        feature_values=choose_features(denoiser, samplers, pipeline.scheduler.config).values,
         rows=[],
     )
 

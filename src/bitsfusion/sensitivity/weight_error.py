@@ -32,6 +32,7 @@ def weight_error_table(
     model: str,
     source_sha256: str | None = None,
     steps: int = 50,
+    feature_values: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SensitivityTable:
     """The squared error that quantization leaves in each layer's weights, relative to their energy, times N^-0.25.
@@ -44,6 +45,7 @@ def weight_error_table(
         weight: a layer's weight by its name, [out, ...].
         model, source_sha256: as the table records them.
         steps: time steps to cache.
+        feature_values: instead of `steps`, how many values of time features are stored.
         progress: told the layers done and the layers in all.
 
     Raises:
@@ -70,7 +72,7 @@ def weight_error_table(
         layers=chosen,
         removed=by_role[LayerRole.TIME],
         first_last=by_role[LayerRole.FIRST_LAST] | by_role[LayerRole.CONDITION],
-        feature_values=steps * width,
+        feature_values=steps * width if feature_values is None else feature_values,
         rows=rows,
     )
 

@@ -33,8 +33,8 @@ class Subject:
     @property
     def step(self) -> int:
         """The middle one of the time steps that the packed model covers."""
-        steps = sorted(self.packed_config.time_features.steps)
-        return steps[len(steps) // 2] if steps else ANY_STEP
+        steps = sorted(step for step in self.packed_config.time_features.steps if step == int(step))
+        return int(steps[len(steps) // 2]) if steps else ANY_STEP
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of both folders."""

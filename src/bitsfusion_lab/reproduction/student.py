@@ -13,7 +13,7 @@ import torch
 from bitsfusion.architectures.layers import FIRST_LAST_BITS, LayerRole
 from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.writer import write_model
-from bitsfusion.diffusion.samplers import cover
+from bitsfusion.diffusion.time_features import choose_features
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import read_json, write_json
 from bitsfusion.nn.replace import fake_quantize_model
@@ -48,7 +48,7 @@ class Student:
         levels: see `Levels`.
         strategy: how bits are assigned; None: two in every layer, time layers included, but 8 in conv_in and
             conv_out. With a recipe the time layers are cached.
-        eta: of the paper's strategy.
+        eta, filled: of the paper's strategy: the exponent, and whether what Alg. 1 leaves of the budget is spent, too.
         scale_init: None: LSQ's own.
         feature_weight: lambda.
         timesteps: of Stage I and II.
@@ -59,6 +59,7 @@ class Student:
     levels: Levels = Levels.BALANCE
     strategy: Strategy | None = None
     eta: float = ETA
+    filled: bool = True
     scale_init: ScaleInit | None = ScaleInit.MINMAX
     feature_weight: float = 0.0
     timesteps: TimeStepConfig = UNIFORM_STEPS
@@ -70,6 +71,7 @@ class Student:
         """Of its folders; says every option."""
         bits = f"uniform{UNIFORM_BITS}" if self.strategy is None else self.strategy.value
         eta = f"_eta{self.eta:g}" if self.strategy is Strategy.PAPER else ""
+        eta += "" if self.filled else "_unfilled"
         init = "own" if self.scale_init is None else self.scale_init.value
         steps = f"beta{self.timesteps.alpha:g}" if self.timesteps.kind == "beta" else self.timesteps.kind
         last = "_tuned" if self.fine_tuned else "_joined" if self.joined else ""
@@ -90,7 +92,7 @@ class Student:
         if self.strategy is None:
             ends = {LayerRole.FIRST_LAST: FIRST_LAST_BITS}
             return {}, {n: ends.get(layer.role, UNIFORM_BITS) for n, layer in model_layers(frame.unet).items()}
-        step, recipe = frame.recipe(self.strategy, self.eta, frame.settings.target_bits)
+        step, recipe = frame.recipe(self.strategy, self.eta, frame.settings.target_bits, self.filled)
         return frame.made(step), dict(recipe.bits)
 
     def make(self, frame: Frame, seed: int) -> None:
@@ -147,8 +149,9 @@ class Student:
                 counted = self._plain_bits(frame)
                 size = write_rival(target / weights, student, rival.stored_weights(student))
             else:
-                coverage = cover(frame.workspace.samplers, frame.workspace.pipeline.scheduler.config)
-                made = write_model(student, target, None if self.strategy is None else coverage)
+                asked = None if self.strategy is None else frame.workspace.covers
+                features = choose_features(student, asked, frame.workspace.pipeline.scheduler.config).features
+                made = write_model(student, target, features)
                 counted, size = made.average_bits, (target / weights).stat().st_size
             write_json(info, {"schema_version": 1, "bits": counted, "bytes": size})
 
