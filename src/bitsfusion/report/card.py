@@ -86,8 +86,9 @@ class Card:
             license=self.license,
             base_model=self.base_model,
             tags=["bitsfusion", "quantization", "low-bit", "diffusers", "text-to-image"],
-            **({"base_model_relation": "quantized"} if self.base_model else {}),
-            **({"model_name": self.name, "eval_results": list(self.scores.results)} if self.scores else {}),
+            base_model_relation="quantized" if self.base_model else None,
+            model_name=self.name if self.scores else None,
+            eval_results=list(self.scores.results) if self.scores else None,
         )
         body = rendered(
             "card.md",
@@ -257,4 +258,7 @@ def _draw(
     files = [f"sample-{index:02d}.png" for index in range(len(prompts))]
     for file, image in zip(files, images, strict=True):
         write_png(pictures / file, image)
-    return [Sample(*one, f"{PICTURES}/{file}") for *one, file in zip(asked.texts, asked.seeds, files, strict=True)]
+    return [
+        Sample(text, own_seed, f"{PICTURES}/{file}")
+        for text, own_seed, file in zip(asked.texts, asked.seeds, files, strict=True)
+    ]
