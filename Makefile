@@ -11,7 +11,7 @@ PYTEST_ARGS    ?=
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 MPLBACKEND=agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint check format bench
+.PHONY: help install demo test lint docs check format bench wheel
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,7 +19,7 @@ help: ## list the targets
 $(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "bitsfusion needs Python 3.11 or newer, got %d.%d; name another with make PYTHON=..." % v[:2])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
 	@touch $@
 
 install: $(STAMP) ## make .venv and install the package with exact pins
@@ -30,17 +30,24 @@ demo: install ## the whole method on the embedded model; writes runs/demo/report
 test: install ## tests, without those marked slow, gpu or network
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(PYTEST_WORKERS) $(PYTEST_ARGS)
 
-lint: install ## lint, format, types, import direction
+lint: install ## lint, format, types, import direction, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory docs
+
+docs: install ## the documentation site, into site/; a broken link or reference is an error
+	NO_MKDOCS_2_WARNING=1 HF_HUB_OFFLINE=1 $(BIN)/mkdocs build --quiet
 
 check: lint test ## lint, then test: what CI runs
 
 format: install ## rewrite the files in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+wheel: ## build the wheel, install it into an empty environment and run the demo's first steps there
+	PYTHON=$(PYTHON) tools/check_wheel.sh
 
 bench: install ## measured speeds of unpacking and of the scale search; benchmarks/ has two more that take data or 12 GB
 	@set -e; for name in unpack scale forward; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py; done

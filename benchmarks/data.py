@@ -34,6 +34,7 @@ from bitsfusion.data.latent_cache import LatentCache
 from bitsfusion.data.pixels import decode_image
 from bitsfusion.data.records import ImageSource, Record
 from bitsfusion.data.tar_shards import TarShards
+from bitsfusion.diffusion.conditioning import conditioner_of
 from bitsfusion.pipelines.load import load_pipeline
 
 
@@ -111,7 +112,7 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=40, help="of 512 samples, in the random cache")
     chosen = parser.parse_args()
     pipeline = load_pipeline(chosen.model)
-    encoder = Encoder(pipeline.vae, pipeline.tokenizer, chosen.resolution, "float16")
+    encoder = Encoder(pipeline.vae, conditioner_of(pipeline), chosen.resolution, "float16")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sources = write_images(folder, chosen.images, (chosen.width, chosen.height))
@@ -131,7 +132,7 @@ def main() -> None:
         began = time.perf_counter()
         LatentCache(folder / "cache", {"random": True}).chunks(0)
         print(f"opening a cache of {data.count} samples: {time.perf_counter() - began:.3f} s")
-        ids, encode = data.batch(0, 0, 1, 1).input_ids, pipeline.text_encoder
+        ids, encode = data.batch(0, 0, 1, 1).prompts["input_ids"], pipeline.text_encoder
         with torch.no_grad():
             encode(ids)
             print(f"text encoder: {1 / rate(lambda: len(encode(ids)[0])):.3f} s a caption")

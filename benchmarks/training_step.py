@@ -27,7 +27,8 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bitsfusion.architectures.unet import LayerRole, unet_layers
+from bitsfusion.architectures.layers import LayerRole
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
 
@@ -66,7 +67,7 @@ def pair(meta: nn.Module, name: str, bits: int) -> tuple[nn.Module, nn.Module]:
         nn.init.normal_(parameter, std=0.02)
     holder = nn.ModuleDict({"block": copy.deepcopy(meta.get_submodule(name))})
     holder.block.load_state_dict(full.state_dict(keep_vars=True), assign=True)
-    time_layers = {name for name, layer in unet_layers(meta).items() if layer.role is LayerRole.TIME}
+    time_layers = {name for name, layer in model_layers(meta).items() if layer.role is LayerRole.TIME}
     layers = {
         f"block{'.' if inner else ''}{inner}": 8 if name in ("conv_in", "conv_out") else bits
         for inner, module in full.named_modules()

@@ -9,7 +9,8 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
 
 import bitsfusion  # noqa: F401 (registers the format with diffusers)
-from bitsfusion.architectures.unet import LayerRole, unet_layers
+from bitsfusion.architectures.layers import LayerRole
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.writer import write_pipeline
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
@@ -17,7 +18,7 @@ from bitsfusion.pipelines.load import load_pipeline
 
 out = Path(sys.argv[1])
 teacher, student = load_pipeline("embedded"), load_pipeline("embedded")
-layers = unet_layers(student.unet).values()
+layers = model_layers(student.unet).values()
 bits = {
     layer.name: 8 if layer.role is LayerRole.FIRST_LAST else 2 for layer in layers if layer.role is not LayerRole.TIME
 }

@@ -33,6 +33,7 @@ from bitsfusion.metrics.geneval import GenEvalResult, geneval_summary
 from bitsfusion.metrics.image_error import mse
 from bitsfusion.metrics.intervals import bootstrap_mean_interval
 from bitsfusion.numerics import ScaleInit
+from bitsfusion.pipelines.folder import read_folder
 from bitsfusion.pipelines.load import load_pipeline, pipeline_folder
 from bitsfusion.runs.components import OtherBits, other_parts
 from bitsfusion.runs.packing import init_pipeline
@@ -123,8 +124,10 @@ def sizes_of(model: str) -> Sizes:
             (apart / "model_index.json").write_text(json.dumps(wanted))
             for name in wanted:
                 (apart / name).symlink_to(source / name)
-            made = other_parts(apart, OtherBits(f"{bits}", f"{bits}", bits), ScaleInit.COMPACT, ProgressSink())
-            write_parts({name: part for name, (part, _) in made.items()}, apart, out)
+            made = other_parts(
+                read_folder(apart), OtherBits(f"{bits}", f"{bits}", bits), ScaleInit.COMPACT, ProgressSink()
+            )
+            write_parts({name: part for name, (part, _) in made.items()}, read_folder(apart), out)
             parts = {part.name: part for part in inspect_pipeline(out)}
         layers = parts["text_encoder"].packed.layers if parts["text_encoder"].packed else ()
         tokens = sum(layer.bytes_on_disk for layer in layers if layer.name.endswith("token_embedding"))

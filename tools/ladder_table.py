@@ -1,4 +1,4 @@
-"""A run's summary.json as the Markdown tables of README and docs/reproduce.md.
+"""A run's summary.json as the Markdown tables of docs/measured/embedded.md.
 
 python tools/ladder_table.py runs/embedded_full/summary.json
 """

@@ -14,9 +14,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bitsfusion.architectures.unet import layers_to_assign
+from bitsfusion.architectures.registry import denoiser_of, layers_to_assign
+from bitsfusion.diffusion.samples import NoisySamples
 from bitsfusion.io.files import read_json
-from bitsfusion.sensitivity.noise import NoisyLatents
 from bitsfusion.sensitivity.replay import Replay
 
 TOKENS = 77
@@ -45,8 +45,8 @@ def gain(folder: Path) -> str:
     size = config["sample_size"]
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
-        latents, text = (1, config["in_channels"], size, size), (1, TOKENS, config["cross_attention_dim"])
-        asked = NoisyLatents(torch.empty(latents), torch.empty(1, dtype=torch.int64), torch.empty(text))
+        sample, conditioning = denoiser_of(unet).example(config, 1, size, TOKENS)
+        asked = NoisySamples(sample, torch.empty(1, dtype=torch.int64), conditioning)
     replay = Replay(unet)
     whole, (_, recording) = flops(lambda: replay.record(lambda: asked.predict(unet)))
     rerun = []

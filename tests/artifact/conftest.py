@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
-from bitsfusion.architectures.unet import LayerRole, unet_layers
+from bitsfusion.architectures.layers import LayerRole
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.writer import write_pipeline
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
@@ -23,7 +24,7 @@ SAMPLERS = (("pndm", 4), ("dpm", 3))
 
 def mixed_bits(unet: UNet2DConditionModel) -> dict[str, int]:
     """All of b = 1..8 in turn for every layer but the time layers; first and last at 8."""
-    kept = [layer for layer in unet_layers(unet).values() if layer.role is not LayerRole.TIME]
+    kept = [layer for layer in model_layers(unet).values() if layer.role is not LayerRole.TIME]
     return {layer.name: 8 if layer.role is LayerRole.FIRST_LAST else 1 + index % 8 for index, layer in enumerate(kept)}
 
 

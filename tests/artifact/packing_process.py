@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
-import bitsfusion.io.files
+import bitsfusion.io.atomic
 from bitsfusion.artifact.writer import write_model, write_pipeline
 from bitsfusion.diffusion.time_features import Coverage
 from bitsfusion.errors import BitsFusionError
@@ -65,7 +65,7 @@ def die_at(event: int, folder: Path) -> None:
 def child(job: dict[str, Any], pipeline: StableDiffusionPipeline, unet: UNet2DConditionModel) -> str | None:
     target = Path(job["target"])
     if job.get("two_steps"):
-        bitsfusion.io.files._exchange = lambda one, other: False
+        bitsfusion.io.atomic._exchange = lambda one, other: False
     if "file_bytes" in job:
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_bytes"], resource.RLIM_INFINITY))
     if "kill_at" in job:

@@ -10,7 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 import bitsfusion  # noqa: F401  registers with diffusers
-from bitsfusion.architectures.unet import unet_layers
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.artifact.writer import write_model
 from bitsfusion.diffusion.time_features import Coverage, cache_time_features
@@ -36,7 +36,7 @@ def build(options: dict[str, Any]) -> UNet2DConditionModel:
 
 def quantized(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """Every layer of `unet`, the time layers too: 8 bits for those, all of b = 1..8 in turn for the others."""
-    bits = {name: 8 if "time_emb" in name else 1 + index % 8 for index, name in enumerate(unet_layers(unet))}
+    bits = {name: 8 if "time_emb" in name else 1 + index % 8 for index, name in enumerate(model_layers(unet))}
     fake_quantize_model(unet, bits, ScaleInit.MINMAX)
     return unet.eval()
 
@@ -53,7 +53,7 @@ def test_with_time_layers(kind: str, tmp_path: Path) -> None:
     options, extra = KINDS[kind]
     unet = quantized(build(options))
     config = write_model(unet, tmp_path / "unet", None)
-    assert set(config.bits) == set(unet_layers(unet)) and set(config.bits.values()) == set(range(1, 9))
+    assert set(config.bits) == set(model_layers(unet)) and set(config.bits.values()) == set(range(1, 9))
     verify_folder(tmp_path / "unet")
     loaded = UNet2DConditionModel.from_pretrained(tmp_path / "unet")
     for step in (981, 321):

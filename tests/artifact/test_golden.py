@@ -21,6 +21,7 @@ import bitsfusion  # noqa: F401  registers with diffusers
 from bitsfusion.artifact.inspect import inspect_folder
 from bitsfusion.artifact.payload import tensor_bytes
 from bitsfusion.artifact.verify import verify_folder
+from bitsfusion.errors import InputError
 from bitsfusion.nn.packed import PACKED_LAYERS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -41,7 +42,7 @@ def sha256(tensor: torch.Tensor) -> str:
 
 
 def test_there_are_old_folders() -> None:
-    assert FOLDERS == ["v1/cached", "v1/layers_8bit", "v1/text_encoder", "v1/vae"]
+    assert FOLDERS == ["v1/cached", "v1/layers_8bit", "v1/text_encoder", "v1/vae", "v2/basis", "v2/fractions"]
 
 
 def load(name: str, folder: Path | None = None) -> Any:
@@ -58,7 +59,7 @@ def test_decodes_to_what_was_packed(name: str) -> None:
     assert {module.bits for module in packed.values()} == set(range(1, 9))
     for key, tensor in model.state_dict().items():
         if not key.endswith(".packed"):
-            found[key] = sha256(tensor.half() if key == "time_proj.rows" else tensor)
+            found[key] = sha256(tensor.half() if key.startswith("time_proj.") else tensor)
     assert found == expected(name)
 
 
@@ -88,14 +89,26 @@ def test_a_second_reader_agrees(name: str) -> None:
         assert layer.entropy == pytest.approx(-(counts * np.log2(counts / counts.sum())).sum() / counts.sum())
 
 
-def test_the_second_reader_knows_where_the_columns_are() -> None:
-    second = SecondReader(GOLDEN / "v1/cached")
-    unet = UNet2DConditionModel.from_pretrained(GOLDEN / "v1/cached")
+@pytest.mark.parametrize("name", ["v1/cached", "v2/fractions"])
+def test_the_second_reader_knows_where_the_columns_are(name: str) -> None:
+    second = SecondReader(GOLDEN / name)
+    unet = UNet2DConditionModel.from_pretrained(GOLDEN / name)
     for index, step in enumerate(second.config["time_features"]["steps"]):
         rows = unet.time_proj(torch.tensor([step]))
         for name, (start, end) in second.columns().items():
             ours = unet.get_submodule(name)(rows)
             assert torch.equal(ours[0], torch.tensor(second.rows()[index, start:end]).float())
+
+
+def test_the_second_reader_comes_to_the_same_features_at_any_step() -> None:
+    second = SecondReader(GOLDEN / "v2/basis")
+    unet = UNet2DConditionModel.from_pretrained(GOLDEN / "v2/basis")
+    steps = [-2, -1.5, 0, 0.25, 61.5, 62, 500, 998.75, 999, 1000, 1022]
+    ours = unet.time_proj(torch.tensor(steps))
+    assert torch.allclose(ours, torch.from_numpy(second.features(steps)).float(), rtol=1e-4, atol=1e-4)
+    for step in (-2.25, 1022.5):
+        with pytest.raises(InputError, match=r"this model covers every step from -2 to 1022; .*--cover any"):
+            unet.time_proj(torch.tensor([step]))
 
 
 class SecondReader:
@@ -105,7 +118,7 @@ class SecondReader:
 
     def __init__(self, folder: Path) -> None:
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())["quantization_config"]
-        assert self.config["quant_method"] == "bitsfusion" and self.config["format_version"] == 1
+        assert self.config["quant_method"] == "bitsfusion" and self.config["format_version"] in (1, 2)
         self.layers: dict[str, Any] = self.config["layers"]
         text = (folder / "model.safetensors").exists()
         data = (folder / ("model.safetensors" if text else "diffusion_pytorch_model.safetensors")).read_bytes()
@@ -150,6 +163,21 @@ class SecondReader:
     def rows(self) -> np.ndarray:
         return self.stored("time_proj.rows")
 
+    def features(self, steps: list[float]) -> np.ndarray:
+        """[steps, channels] of a basis, in float64."""
+        entry = self.config["time_features"]
+        mean, basis, curve = (self.stored(f"time_proj.{name}").astype(float) for name in ("mean", "basis", "curve"))
+        assert basis.shape == (entry["rank"], entry["channels"]) and curve.shape == (entry["points"], entry["rank"])
+        rows = []
+        for step in steps:
+            x = (step - entry["start"]) / entry["spacing"]
+            i = min(math.floor(x), entry["points"] - 4)
+            u = x - i
+            v = 1 - u
+            taps = np.array([v**3, 3 * u**3 - 6 * u**2 + 4, 3 * v**3 - 6 * v**2 + 4, u**3]) / 6
+            rows.append(mean + taps @ curve[i : i + 4] @ basis)
+        return np.stack(rows)
+
     def columns(self) -> dict[str, tuple[int, int]]:
         """Projection -> its first column and the one after its last."""
         blocks = ("down_blocks", "up_blocks", "mid_block")
@@ -164,7 +192,11 @@ class SecondReader:
         total = sum(kept.values()) + sum(math.prod(shape) for shape in self.config["removed"].values())
         features = self.config["time_features"]
         counted = sum(math.log2(2 ** self.layers[name]["bits"] + 1) * count for name, count in kept.items())
-        return (counted + 16 * len(features["steps"]) * features["channels"]) / total
+        if features["kind"] == "basis":
+            stored = features["channels"] * (1 + features["rank"]) + features["points"] * features["rank"]
+        else:
+            stored = len(features["steps"]) * features["channels"]
+        return (counted + 16 * stored) / total
 
     def hashes(self) -> dict[str, str]:
         found = {f"{layer}.weight": hashlib.sha256(self.weight(layer).tobytes()).hexdigest() for layer in self.layers}

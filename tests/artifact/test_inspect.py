@@ -10,7 +10,7 @@ import pytest
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
-from bitsfusion.architectures.unet import unet_layers
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.inspect import inspect_folder
 from bitsfusion.nn.packed import PackedConv2d, PackedLinear
 from bitsfusion.packing.accounting import average_bits
@@ -39,7 +39,7 @@ def test_memory_is_what_the_model_holds(folder: Path) -> None:
 
 def test_average_bits_is_the_papers(folder: Path, student: UNet2DConditionModel) -> None:
     seen = inspect_folder(folder / "unet")
-    dense = {name: layer.numel for name, layer in unet_layers(student).items()}
+    dense = {name: layer.numel for name, layer in model_layers(student).items()}
     bits = {layer.name: layer.bits for layer in seen.layers}
     rows = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")["time_proj.rows"]
     assert seen.average_bits == pytest.approx(average_bits(dense, bits, rows.numel()))

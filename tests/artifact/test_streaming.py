@@ -13,7 +13,6 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from bitsfusion.artifact.components import copy_components
 from bitsfusion.artifact.parts import parts_of_folder
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.artifact.writer import write_model, write_parts
@@ -22,6 +21,8 @@ from bitsfusion.errors import InputError
 from bitsfusion.io.files import sha256_folder
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
+from bitsfusion.pipelines.copying import copy_components
+from bitsfusion.pipelines.folder import read_folder
 from bitsfusion.pipelines.model_folder import left_out, open_unet
 
 from ..tiny.unet import build_unet
@@ -59,7 +60,9 @@ def damaged(dense: Path, tmp_path: Path) -> Callable[[Edit], Path]:
 
 def streamed(dense: Path, unet: Path, out: Path, coverage: Coverage | None, method: ScaleInit) -> None:
     folder = open_unet(unet)
-    write_parts({"unet": parts_of_folder(folder, mixed_bits(folder.skeleton), method, coverage)}, dense, out)
+    write_parts(
+        {"unet": parts_of_folder(folder, mixed_bits(folder.skeleton), method, coverage)}, read_folder(dense), out
+    )
 
 
 def save_variant(unet: UNet2DConditionModel, folder: Path, kind: str) -> None:
@@ -226,11 +229,11 @@ def test_components_that_cannot_be_copied(dense: Path, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "a" / "vae")
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match="got no folder of component 'vae'"):
-        copy_components(tmp_path / "a", tmp_path / "out")
+        copy_components(read_folder(tmp_path / "a"), tmp_path / "out")
     edit_json(tmp_path / "a" / "model_index.json", vae=None, **{"../vae": ["diffusers", "AutoencoderKL"]})
     with pytest.raises(InputError, match=r"component '\.\./vae'"):
-        copy_components(tmp_path / "a", tmp_path / "out")
+        copy_components(read_folder(tmp_path / "a"), tmp_path / "out")
     shutil.copytree(dense, tmp_path / "b")
     (tmp_path / "b" / "text_encoder" / "model.safetensors").rename(tmp_path / "b" / "text_encoder" / "model.bin")
     with pytest.raises(InputError, match=r"text_encoder: got weights only as model\.bin"):
-        copy_components(tmp_path / "b", tmp_path / "out")
+        copy_components(read_folder(tmp_path / "b"), tmp_path / "out")

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from bitsfusion.architectures.registry import ARCHITECTURES, model_layers
-from bitsfusion.artifact.components import component_class
 from bitsfusion.artifact.parts import parts_of_folder
 from bitsfusion.artifact.writer import write_parts
 from bitsfusion.diffusion.time_features import Coverage
 from bitsfusion.nn.scale import layer_scale
 from bitsfusion.numerics import ScaleInit, dequantize, quantize
+from bitsfusion.pipelines.folder import read_folder
 from bitsfusion.pipelines.model_folder import open_model
 
 
@@ -24,14 +24,16 @@ def bits_of(layers: Any) -> dict[str, int]:
 
 def pack(source: Path, out: Path, names: tuple[str, ...]) -> None:
     """The pipeline in `source` with some components packed; time features for two steps."""
-    parts = {}
+    parts, pipeline = {}, read_folder(source)
     for name in names:
-        architecture = ARCHITECTURES[component_class(source, name) or ""]
+        component = pipeline.component(name)
+        assert component is not None and component.architecture is not None
+        architecture = component.architecture
         folder = open_model(source / name, architecture)
         bits = bits_of(model_layers(folder.skeleton, architecture))
         coverage = Coverage((751, 501, 251, 1)) if name == "unet" else None
         parts[name] = parts_of_folder(folder, bits, ScaleInit.EXACT, coverage)
-    write_parts(parts, source, out)
+    write_parts(parts, pipeline, out)
 
 
 def quantized(model: torch.nn.Module) -> dict[str, torch.Tensor]:

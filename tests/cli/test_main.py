@@ -10,7 +10,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
 
-from bitsfusion.architectures.unet import LayerRole, unet_layers
+from bitsfusion.architectures.layers import LayerRole
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.cli.main import main
 from bitsfusion.io.files import read_json, sha256_folder, write_json
 from bitsfusion.pipelines.load import load_pipeline
@@ -20,7 +21,7 @@ from bitsfusion.pipelines.load import load_pipeline
 def recipe(tmp_path_factory):
     """A sensitivity table with made-up errors of the embedded model's layers, and the recipe from it."""
     folder = tmp_path_factory.mktemp("recipe")
-    layers = unet_layers(load_pipeline("embedded").unet)
+    layers = model_layers(load_pipeline("embedded").unet)
     by_role = {role: {n: layer.numel for n, layer in layers.items() if layer.role is role} for role in LayerRole}
     rng = np.random.default_rng(0)
     rows = [

@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import CLIPTokenizer
 
 from bitsfusion.data.cached import cached_data
+from bitsfusion.diffusion.conditioning.clip import ClipConditioner
 
 from ..tiny.text import LETTERS, build_tokenizer
 from ..tiny.vae import build_vae
@@ -56,12 +57,17 @@ def write_folder(image_bytes):
     return write
 
 
+@pytest.fixture(scope="session")
+def conditioner(tokenizer) -> ClipConditioner:
+    return ClipConditioner({"": tokenizer}, {})
+
+
 @pytest.fixture
-def open_data(vae, tokenizer, tmp_path):
+def open_data(vae, conditioner, tmp_path):
     """`cached_data` of a source at resolution 32, in a cache of the test's own."""
 
     def open_source(source, **options):
-        return cached_data(source, vae, tokenizer, tmp_path / "cache", **{"resolution": 32, **options})
+        return cached_data(source, vae, conditioner, tmp_path / "cache", **{"resolution": 32, **options})
 
     return open_source
 

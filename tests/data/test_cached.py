@@ -21,6 +21,7 @@ from bitsfusion.data.image_folder import ImageFolder
 from bitsfusion.data.latent_cache import Claims
 from bitsfusion.data.pixels import decode_image, to_model_range
 from bitsfusion.data.records import Record
+from bitsfusion.diffusion.conditioning.clip import ClipConditioner
 from bitsfusion.errors import InputError
 
 
@@ -54,10 +55,10 @@ def test_samples_are_the_images_latents_and_captions(write_folder, open_data, va
     assert data.count == 7
     batch = data.samples([6, 0, 3, 0])
     assert batch.names == ("6.png", "0.png", "3.png", "0.png")
-    pixels = torch.stack([decode_image((folder / name).read_bytes(), 32) for name in batch.names])
+    pixels = torch.stack([decode_image((folder / name).read_bytes(), 32)[0] for name in batch.names])
     assert torch.allclose(batch.latents, encode_images(vae, to_model_range(pixels)), atol=1e-5)
-    assert batch.latents.dtype == torch.float32 and batch.input_ids.dtype == torch.int64
-    assert [row[:3].tolist() for row in batch.input_ids] == [tokenizer(text).input_ids for text in "gada"]
+    assert batch.latents.dtype == torch.float32 and batch.prompts["input_ids"].dtype == torch.int64
+    assert [row[:3].tolist() for row in batch.prompts["input_ids"]] == [tokenizer(text).input_ids for text in "gada"]
 
 
 def test_float16_keeps_three_digits(write_folder, open_data, tmp_path):
@@ -76,7 +77,7 @@ def test_a_batch_is_a_function_of_its_arguments(write_folder, open_data, tmp_pat
     assert whole.names == again.names and torch.equal(whole.latents, again.latents)
     halves = [fresh.batch(2, rank, 2, 2) for rank in range(2)]
     assert torch.equal(whole.latents, torch.cat([half.latents for half in halves]))
-    assert torch.equal(whole.input_ids, torch.cat([half.input_ids for half in halves]))
+    assert torch.equal(whole.prompts["input_ids"], torch.cat([half.prompts["input_ids"] for half in halves]))
     epoch = [name for step in range(7) for name in data.batch(step, 0, 1, 1).names]
     assert sorted(epoch) == [f"{index}.png" for index in range(7)]
 
@@ -122,7 +123,9 @@ def test_the_cache_follows_what_it_was_made_from(change, write_folder, open_data
         listing.write_text(listing.read_text().replace('"text": "a"', '"text": "z"'))
     else:
         options = {"resolution": {"resolution": 16}, "dtype": {"dtype": "float32"}, "seed": {"seed": 1}}[change]
-    second = cached_data(ImageFolder(folder), other, words, cache, **{"resolution": 32, **options})
+    second = cached_data(
+        ImageFolder(folder), other, ClipConditioner({"": words}, {}), cache, **{"resolution": 32, **options}
+    )
     folders = len({path.split("/")[0] for path in chunk_files(cache)})
     assert folders == (1 if change in ("decoder", "seed") else 2)
     assert (second.fingerprint == first.fingerprint) == (change == "decoder")
@@ -159,7 +162,7 @@ def test_bad_samples_are_left_out_and_counted(write_folder, open_data, tmp_path)
         assert (
             "; 3.png: image cannot be read: No such file or directory; 5.png: caption is empty; and 3 more" in left_out
         )
-        assert "1 of 12 captions cut to 12 tokens" in cut
+        assert "1 of 12 captions cut to what the text encoder takes" in cut
         good = [f"{index}.png" for index in range(12) if f"{index}.png" not in bad]
         assert data.count == 6 and list(data.samples(range(6)).names) == good
 
@@ -222,7 +225,7 @@ def test_a_damaged_chunk_is_made_again(write_folder, open_data, tmp_path):
 
 
 @pytest.fixture
-def filling(vae, tokenizer, tmp_path, monkeypatch):
+def filling(vae, conditioner, tmp_path, monkeypatch):
     """Starts a process that fills a cache from tmp_path/images, with a pause at every encoding."""
     fork, processes = multiprocessing.get_context("fork"), []
     encode = caching.Encoder.latents
@@ -234,7 +237,7 @@ def filling(vae, tokenizer, tmp_path, monkeypatch):
 
         def work():
             monkeypatch.setattr(caching.Encoder, "latents", slowly)
-            cached_data(ImageFolder(tmp_path / "images"), vae, tokenizer, cache, resolution=32)
+            cached_data(ImageFolder(tmp_path / "images"), vae, conditioner, cache, resolution=32)
 
         processes.append(fork.Process(target=work))
         processes[-1].start()
@@ -317,7 +320,6 @@ def test_a_claim_ends_with_its_process(tmp_path):
         other.kill()
         with claims.part(4, wait=True) as granted:
             assert granted
-        claims.close()
     finally:
         other.kill()
         other.join()

@@ -31,8 +31,8 @@ def test_epochs_and_seeds_differ():
     assert first != second and first != list(range(50)) and first != EpochOrder(50, 1).indices(0, 0, 1, 50)
 
 
-def test_the_world_is_drawn_by_place_too(vae, tokenizer):
-    data = WorldData(vae, tokenizer, seed=3, pool=40)
+def test_the_world_is_drawn_by_place_too(vae, conditioner):
+    data = WorldData(vae, conditioner, seed=3, pool=40)
     whole = data.batch(5, 0, 1, 12).names
     assert whole == data.batch(5, 0, 2, 6).names + data.batch(5, 1, 2, 6).names
     assert whole == sum((data.batch(5, rank, 4, 3).names for rank in range(4)), ())

@@ -1,9 +1,19 @@
 """Which steps a sampler visits."""
 
+import importlib.util
+
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+)
+from diffusers.schedulers import KarrasDiffusionSchedulers
 
+from bitsfusion.diffusion.samplers import sampler_name
 from bitsfusion.diffusion.time_features import Coverage, SamplerSteps, build_scheduler, cover, sampler_timesteps
 from bitsfusion.errors import InputError
 
@@ -56,8 +66,8 @@ def test_ddim_clips_no_latents_unless_the_config_says_so() -> None:
 
 
 def test_unknown_sampler() -> None:
-    with pytest.raises(InputError, match="got 'euler', wanted one of pndm, ddim, dpm, lcm"):
-        sampler_timesteps("euler", 20, CONFIG)
+    with pytest.raises(InputError, match=r"got 'oiler', wanted own, pndm, ddim, .*or a scheduler class of diffusers"):
+        sampler_timesteps("oiler", 20, CONFIG)
 
 
 def test_lcm_4_is_that_of_its_authors() -> None:
@@ -79,3 +89,70 @@ def test_impossible_count(steps: int) -> None:
 def test_coverage_needs_different_steps() -> None:
     with pytest.raises(InputError, match="none twice"):
         Coverage((1, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "file_name"),
+    [
+        ("euler", "euler"),
+        ("Euler", "euler"),
+        ("EulerDiscreteScheduler", "euler"),
+        ("euler_a", "euler-a"),
+        ("EulerAncestralDiscrete", "euler-a"),
+        ("UniPCMultistepScheduler", "unipc"),
+        ("sasolver", "SASolverScheduler"),
+        ("own", "own"),
+    ],
+)
+def test_names(name: str, file_name: str) -> None:
+    assert sampler_name(name) == file_name == sampler_name(file_name)
+
+
+@pytest.mark.parametrize("kind", [scheduler.name for scheduler in KarrasDiffusionSchedulers])
+def test_every_scheduler_of_stable_diffusion_by_its_class(kind: str) -> None:
+    if kind == "DPMSolverSDEScheduler" and importlib.util.find_spec("torchsde") is None:
+        with pytest.raises(InputError, match=r"dpm-sde: .*torchsde"):
+            build_scheduler("dpm-sde", CONFIG)
+        return
+    assert type(build_scheduler(kind, CONFIG)).__name__ == kind
+    assert len(sampler_timesteps(kind, 4, CONFIG)) >= 4
+
+
+def test_steps_with_fractions_are_the_float32_numbers_that_are_asked_for() -> None:
+    steps = sampler_timesteps("euler", 30, {**CONFIG, "timestep_spacing": "linspace"})
+    scheduler = EulerDiscreteScheduler.from_config(CONFIG, timestep_spacing="linspace")
+    scheduler.set_timesteps(30)
+    assert torch.equal(torch.tensor(steps, dtype=torch.float32), scheduler.timesteps)
+    assert any(step != int(step) for step in steps) and isinstance(steps[-1], int)
+
+
+def test_own_is_the_scheduler_of_the_config() -> None:
+    config = {**EulerAncestralDiscreteScheduler().config, "_class_name": "EulerAncestralDiscreteScheduler"}
+    assert isinstance(build_scheduler("own", config), EulerAncestralDiscreteScheduler)
+    assert cover([("own", 4)], config).samplers == (SamplerSteps("euler-a", 4),)
+    with pytest.raises(InputError, match="got 'Missing' in the scheduler's config"):
+        build_scheduler("own", {**config, "_class_name": "Missing"})
+
+
+ZERO_SNR = DDIMScheduler(
+    beta_schedule="scaled_linear",
+    beta_start=0.00085,
+    beta_end=0.012,
+    rescale_betas_zero_snr=True,
+    prediction_type="v_prediction",
+    timestep_spacing="trailing",
+)
+
+
+@pytest.mark.parametrize("name", ["pndm", "dpm", "dpm-single", "deis", "unipc", "euler", "euler-a", "heun", "lms"])
+def test_what_the_model_was_trained_on_holds_for_every_sampler(name: str) -> None:
+    """Zero terminal SNR where the class has no such option, too; and velocities are predicted."""
+    scheduler = build_scheduler(name, ZERO_SNR.config)
+    assert scheduler.config.prediction_type == "v_prediction" and scheduler.config.timestep_spacing == "trailing"
+    torch.testing.assert_close(scheduler.alphas_cumprod, ZERO_SNR.alphas_cumprod, rtol=0, atol=1e-6)
+    assert sampler_timesteps(name, 4, ZERO_SNR.config)[0] == 999
+
+
+def test_a_sampler_that_cannot_read_velocities_is_refused() -> None:
+    with pytest.raises(InputError, match="for a model that predicts v_prediction, wanted one"):
+        build_scheduler("FlowMatchEulerDiscreteScheduler", ZERO_SNR.config)

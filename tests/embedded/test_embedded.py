@@ -5,7 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from bitsfusion.architectures.unet import LayerRole, unet_layers
+from bitsfusion.architectures.layers import LayerRole
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.data.world.captions import TASKS, fits, sample_prompt, sample_scene
 from bitsfusion.data.world.scene import draw
 from bitsfusion.embedded import PIPELINE_FOLDER, SCORER_FOLDER
@@ -18,7 +19,7 @@ from bitsfusion.pipelines.load import load_pipeline
 
 def test_the_pipeline_is_small_and_has_every_kind_of_layer():
     assert sum(path.stat().st_size for path in PIPELINE_FOLDER.rglob("*") if path.is_file()) <= 12e6
-    layers = unet_layers(load_pipeline("embedded").unet)
+    layers = model_layers(load_pipeline("embedded").unet)
     for kind in (
         "time_emb_proj",
         "conv_shortcut",

@@ -4,8 +4,10 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from bitsfusion.architectures.unet import layers_to_assign
+from bitsfusion.architectures.registry import layers_to_assign
 from bitsfusion.data.world_training import WorldData
+from bitsfusion.diffusion.conditioning import conditioner_of
+from bitsfusion.diffusion.denoise import with_denoiser
 from bitsfusion.evaluation.noise import make_probe, mean_squared, predict, time_step_curve
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.pipelines.load import load_pipeline
@@ -18,31 +20,35 @@ def pipeline():
 
 @pytest.fixture(scope="module")
 def data(pipeline):
-    return WorldData(pipeline.vae, pipeline.tokenizer, pool=64)
+    return WorldData(pipeline.vae, conditioner_of(pipeline), pool=64)
 
 
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
-def noise_scheduler(request, pipeline):
-    return DDPMScheduler.from_config(pipeline.scheduler.config, prediction_type=request.param)
+def predicting(request, pipeline):
+    """The pipeline as one that predicts the noise, and as one that predicts v."""
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config, prediction_type=request.param)
+    made = with_denoiser(pipeline, pipeline.unet)
+    made.scheduler = scheduler
+    return made
 
 
-def test_the_target_leads_back_to_the_latents(pipeline, data, noise_scheduler):
-    probe = make_probe(data, pipeline.text_encoder, noise_scheduler, 8, seed=3)
+def test_the_target_leads_back_to_the_latents(predicting, data):
+    probe = make_probe(data, predicting, 8, seed=3)
     latents = data.batch(3, 0, 1, 8).latents
-    signal = noise_scheduler.alphas_cumprod[probe.timesteps][:, None, None, None]
-    if noise_scheduler.config.prediction_type == "epsilon":
-        restored = (probe.noisy - (1 - signal).sqrt() * probe.target) / signal.sqrt()
+    signal = predicting.scheduler.alphas_cumprod[probe.samples.timesteps][:, None, None, None]
+    if predicting.scheduler.config.prediction_type == "epsilon":
+        restored = (probe.samples.noisy - (1 - signal).sqrt() * probe.target) / signal.sqrt()
     else:
-        restored = signal.sqrt() * probe.noisy - (1 - signal).sqrt() * probe.target
+        restored = signal.sqrt() * probe.samples.noisy - (1 - signal).sqrt() * probe.target
     assert torch.allclose(restored, latents, atol=1e-3)
 
 
-def test_latent_weight_is_the_error_of_the_latents(pipeline, data, noise_scheduler):
+def test_latent_weight_is_the_error_of_the_latents(predicting, data):
     """Equation 9: an error of the prediction, and the error of the latents that it causes."""
-    probe = make_probe(data, pipeline.text_encoder, noise_scheduler, 8, seed=3)
-    signal = noise_scheduler.alphas_cumprod[probe.timesteps][:, None, None, None]
+    probe = make_probe(data, predicting, 8, seed=3)
+    signal = predicting.scheduler.alphas_cumprod[probe.samples.timesteps][:, None, None, None]
     error = torch.randn_like(probe.target) * 0.1
-    if noise_scheduler.config.prediction_type == "epsilon":
+    if predicting.scheduler.config.prediction_type == "epsilon":
         caused = -(1 - signal).sqrt() * error / signal.sqrt()
     else:
         caused = -(1 - signal).sqrt() * error
@@ -51,20 +57,19 @@ def test_latent_weight_is_the_error_of_the_latents(pipeline, data, noise_schedul
 
 
 def test_fewer_bits_err_more_at_every_noise_level(pipeline, data):
-    noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     curves = []
     for bits in (2, 5):
         student = copy.deepcopy(pipeline.unet)
         fake_quantize_model(student, dict.fromkeys(layers_to_assign(student), bits))
-        curve = time_step_curve(student, pipeline.unet, data, pipeline.text_encoder, noise_scheduler, points=4)
+        curve = time_step_curve(student, pipeline, data, points=4)
         assert [step for step, _ in curve] == [249, 499, 749, 999]
         curves.append([error for _, error in curve])
     assert all(two > five > 0 for two, five in zip(*curves, strict=True))
 
 
-def test_a_model_agrees_with_itself(pipeline, data, noise_scheduler):
-    probe = make_probe(data, pipeline.text_encoder, noise_scheduler, 70, seed=1)
-    predicted = predict(pipeline.unet, probe)
+def test_a_model_agrees_with_itself(predicting, data):
+    probe = make_probe(data, predicting, 70, seed=1)
+    predicted = predict(predicting.unet, probe)
     assert predicted.shape == probe.target.shape
-    assert mean_squared(predicted, predict(copy.deepcopy(pipeline.unet), probe)) == 0
-    assert len(set(probe.timesteps.tolist())) == 70
+    assert mean_squared(predicted, predict(copy.deepcopy(predicting.unet), probe)) == 0
+    assert len(set(probe.samples.timesteps.tolist())) == 70

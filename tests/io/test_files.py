@@ -1,10 +1,15 @@
 import errno
+import multiprocessing
 import os
+import subprocess
+import sys
 
 import pytest
 
 from bitsfusion.errors import BitsFusionError, InputError
-from bitsfusion.io.files import atomic_folder, atomic_path, read_json, sha256_folder, write_json
+from bitsfusion.io.atomic import remove_leftovers
+from bitsfusion.io.files import atomic_folder, atomic_path, folder_lock, read_json, sha256_folder, write_json
+from bitsfusion.io.locks import wait_for_lock
 
 
 def fill(path, error):
@@ -104,7 +109,7 @@ def test_an_old_folder_left_without_a_new_one_is_brought_back(tmp_path):
 def test_names_change_places(tmp_path, monkeypatch, exchange):
     """Also on a file system that cannot exchange two names in one step."""
     if not exchange:
-        monkeypatch.setattr("bitsfusion.io.files._exchange", lambda one, other: False)
+        monkeypatch.setattr("bitsfusion.io.atomic._exchange", lambda one, other: False)
     write(tmp_path / "model", "old")
     inode = (tmp_path / "model").stat().st_ino
     write(tmp_path / "model", "new")
@@ -131,3 +136,76 @@ def test_a_file_in_the_place_of_the_folder(tmp_path):
         write(tmp_path / "model")
     assert (tmp_path / "model").read_text() == "mine"
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_only_the_leftovers_of_one_file_are_removed(tmp_path):
+    for name in (".a.json.abcd1234.partial", ".b.json.abcd1234.partial", "a.json"):
+        (tmp_path / name).write_text("old")
+    remove_leftovers(tmp_path / "a.json")
+    assert sorted(os.listdir(tmp_path)) == [".b.json.abcd1234.partial", "a.json"]
+
+
+def test_a_work_folder_is_cleared_of_what_killed_processes_left(tmp_path):
+    (tmp_path / "stage").mkdir()
+    for name in ("stage/.log.jsonl.abcd1234.partial", ".model.abcd1234.partial.lock", "stage/mine.partial"):
+        (tmp_path / name).write_text("half")
+    leave(tmp_path, ".model.abcd1234.partial")
+    with folder_lock(tmp_path, tmp_path / "steps" / "lock"):
+        assert sorted(file.name for file in tmp_path.rglob("*")) == ["lock", "mine.partial", "stage", "steps"]
+        with pytest.raises(InputError, match="another process is working"):
+            folder_lock(tmp_path, tmp_path / "steps" / "lock")
+    assert not (tmp_path / "steps" / "lock").exists()
+
+
+def wait_and_count(path, counter):
+    for _ in range(40):
+        with wait_for_lock(path):
+            number = int(counter.read_text())
+            counter.write_text(str(number + 1))
+
+
+def test_a_lock_lets_one_process_in_at_a_time(tmp_path):
+    """Its file comes and goes all the time, which must not let two in."""
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=wait_and_count, args=(tmp_path / "lock", counter)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert counter.read_text() == "120"
+    assert os.listdir(tmp_path) == ["counter"]
+
+
+WITHOUT_FCNTL = """
+import sys
+sys.modules["fcntl"] = None
+import warnings
+warnings.simplefilter("ignore")
+from pathlib import Path
+import bitsfusion
+from bitsfusion.io.files import atomic_folder, folder_lock, read_json
+from bitsfusion.io.locks import try_lock
+folder = Path(sys.argv[1])
+for content in ("one", "two"):
+    with atomic_folder(folder / "model") as temporary:
+        (temporary / "weights").write_text(content)
+with folder_lock(folder / "run", folder / "run" / "lock"):
+    assert try_lock(folder / "run" / "lock") is None
+from diffusers import StableDiffusionPipeline
+from bitsfusion.embedded import PIPELINE_FOLDER
+StableDiffusionPipeline.from_pretrained(PIPELINE_FOLDER)
+print("loaded")
+"""
+
+
+def test_a_system_without_fcntl(tmp_path):
+    """Windows has none: nothing may need it, and locks still hold."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_FCNTL, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip().endswith("loaded"), done.stderr
+    assert (tmp_path / "model" / "weights").read_text() == "two"
+    assert sorted(os.listdir(tmp_path)) == ["model", "run"] and os.listdir(tmp_path / "run") == []

@@ -4,7 +4,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from bitsfusion.architectures.unet import LayerRole, unet_layers
+from bitsfusion.architectures.layers import LayerRole
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.errors import InputError
 from bitsfusion.recipe.named import recipe_bits
 from bitsfusion.recipe.published import published_recipe, published_weights
@@ -20,7 +21,7 @@ SD21 = {
 
 def layers_of(**config):
     with torch.device("meta"):
-        return unet_layers(UNet2DConditionModel(**config))
+        return model_layers(UNet2DConditionModel(**config))
 
 
 def test_the_weights_beside_the_published_bits():

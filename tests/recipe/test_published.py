@@ -2,14 +2,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from bitsfusion.architectures.unet import (
-    FIRST_LAST_BITS,
-    LayerRole,
-    feature_width,
-    layer_kind,
-    layers_to_assign,
-    unet_layers,
-)
+from bitsfusion.architectures.layers import FIRST_LAST_BITS, LayerRole
+from bitsfusion.architectures.registry import feature_width, layer_kind, layers_to_assign, model_layers
 from bitsfusion.errors import InputError
 from bitsfusion.packing.accounting import average_bits
 from bitsfusion.recipe.published import published_recipe
@@ -22,7 +16,7 @@ def sd15_unet():
 
 
 def test_the_published_recipe_averages_1_99_bits(sd15_unet):
-    layers = unet_layers(sd15_unet)
+    layers = model_layers(sd15_unet)
     weights = {name: layer.numel for name, layer in layers.items()}
     average = average_bits(weights, published_recipe("sd15"), feature_values=50 * feature_width(sd15_unet))
     assert round(average, 5) == 1.98847
@@ -30,13 +24,13 @@ def test_the_published_recipe_averages_1_99_bits(sd15_unet):
 
 def test_the_published_recipe_names_every_layer_that_stays(sd15_unet):
     recipe = published_recipe("sd15")
-    stays = [name for name, layer in unet_layers(sd15_unet).items() if layer.role is not LayerRole.TIME]
+    stays = [name for name, layer in model_layers(sd15_unet).items() if layer.role is not LayerRole.TIME]
     assert sorted(recipe) == sorted(stays)
     assert recipe["conv_in"] == recipe["conv_out"] == FIRST_LAST_BITS
 
 
 def test_roles_in_sd15(sd15_unet):
-    roles = [layer.role for layer in unet_layers(sd15_unet).values()]
+    roles = [layer.role for layer in model_layers(sd15_unet).values()]
     assert len(layers_to_assign(sd15_unet)) == 256
     assert roles.count(LayerRole.TIME) == 24  # 22 projections and the two layers of the time embedding
     assert roles.count(LayerRole.FIRST_LAST) == 2

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from bitsfusion.architectures.unet import LayerRole, unet_layers
+from bitsfusion.architectures.layers import LayerRole
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.errors import InputError
 from bitsfusion.packing.accounting import average_bits
 from bitsfusion.recipe.schema import Recipe, check_fits, read_recipe, write_recipe
@@ -14,7 +15,7 @@ from ..tiny.unet import build_unet
 
 @pytest.fixture(scope="module")
 def layers():
-    return unet_layers(build_unet())
+    return model_layers(build_unet())
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 from diffusers import StableDiffusionPipeline
 
 import bitsfusion  # noqa: F401  registers with diffusers and transformers
+from bitsfusion.architectures.layers import LayerRole
 from bitsfusion.architectures.registry import ARCHITECTURES, TEXT_ENCODERS, VAE, model_layers
-from bitsfusion.architectures.unet import LayerRole
 from bitsfusion.artifact.inspect import folder_sizes, inspect_pipeline
 from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.artifact.verify import verify_folder
@@ -21,6 +21,7 @@ from bitsfusion.embedded import PIPELINE_FOLDER
 from bitsfusion.errors import InputError
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.packing.accounting import average_bits
+from bitsfusion.pipelines.folder import read_folder
 from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.pipelines.model_folder import open_model
 from bitsfusion.recipe.schema import Recipe, write_recipe
@@ -44,7 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Pac
 
 def chosen(others: OtherBits) -> dict[str, dict[str, int]]:
     """Component -> layer -> bits, of the embedded model; nothing is packed."""
-    made = other_parts(PIPELINE_FOLDER, others, ScaleInit.MINMAX, ProgressSink())
+    made = other_parts(read_folder(PIPELINE_FOLDER), others, ScaleInit.MINMAX, ProgressSink())
     return {name: {layer: parts.layer(layer)[0] for layer in parts.kept} for name, (parts, _) in made.items()}
 
 
@@ -128,8 +129,8 @@ def test_components_that_there_are_not(tmp_path: Path) -> None:
     index["vae"] = ["diffusers", "AutoencoderTiny"]
     (tmp_path / "x" / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(InputError, match="got bits for a VAE, wanted a pipeline that has one"):
-        other_parts(tmp_path / "x", OtherBits(vae="4"), ScaleInit.EXACT, ProgressSink())
-    assert list(other_parts(tmp_path / "x", WHOLE, ScaleInit.EXACT, ProgressSink())) == ["text_encoder"]
+        other_parts(read_folder(tmp_path / "x"), OtherBits(vae="4"), ScaleInit.EXACT, ProgressSink())
+    assert list(other_parts(read_folder(tmp_path / "x"), WHOLE, ScaleInit.EXACT, ProgressSink())) == ["text_encoder"]
 
 
 def test_a_tensor_that_is_missing_names_component_and_tensor(tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_a_tensor_that_is_missing_names_component_and_tensor(tmp_path: Path) -> 
     del tensors["final_layer_norm.bias"]
     save_file(tensors, file)
     with pytest.raises(InputError, match=r"^text_encoder: final_layer_norm\.bias: got no such tensor"):
-        other_parts(tmp_path / "x", WHOLE, ScaleInit.EXACT, ProgressSink())
+        other_parts(read_folder(tmp_path / "x"), WHOLE, ScaleInit.EXACT, ProgressSink())
 
 
 def test_commands(whole: tuple[Path, dict[str, PackedConfig]], capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,8 @@ from PIL import Image
 from transformers import CLIPTextModelWithProjection
 
 import bitsfusion  # noqa: F401  registers with diffusers
-from bitsfusion.architectures.unet import LayerRole, unet_layers
+from bitsfusion.architectures.layers import LayerRole
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.artifact.writer import write_pipeline
 from bitsfusion.diffusion.time_features import SamplerSteps
@@ -47,7 +48,7 @@ from ..tiny.vae import build_vae
 
 @pytest.fixture(scope="module")
 def layers():
-    return unet_layers(load_pipeline("embedded").unet)
+    return model_layers(load_pipeline("embedded").unet)
 
 
 def with_unet(folder: Path, **changes) -> Path:
@@ -120,7 +121,7 @@ def test_weight_error_sees_what_is_hard_to_round_and_what_is_small(layers):
 
 
 def test_the_recipe_of_the_base_serves_its_inpainting_fine_tune(tmp_path):
-    base = unet_layers(build_unet())
+    base = model_layers(build_unet())
     recipe = assign(weight_error_table(base, lambda name: torch.randn(base[name].shape), model="base"), 3.0)
     write_recipe(tmp_path / "recipe.json", recipe)
     model = build_pipeline(build_unet(in_channels=9), build_vae(), StableDiffusionInpaintPipeline)
@@ -203,7 +204,7 @@ def test_a_pipeline_without_a_unet(tmp_path):
     (tmp_path / "transformer").mkdir()
     index = {"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(InputError, match="got a FluxPipeline without a UNet"):
+    with pytest.raises(InputError, match="got a FluxPipeline whose transformer is a FluxTransformer2DModel, wanted"):
         init_model(str(tmp_path), tmp_path / "out", recipe="uniform:2")
 
 
@@ -211,7 +212,7 @@ def test_a_students_checkpoint(tmp_path):
     """The same UNet as from the loaded pipeline; the other components as files."""
     pipeline = load_pipeline("embedded")
     student = pipeline.unet
-    fake_quantize_model(student, recipe_bits("uniform:2", unet_layers(student)), ScaleInit.MINMAX)
+    fake_quantize_model(student, recipe_bits("uniform:2", model_layers(student)), ScaleInit.MINMAX)
     save_student(tmp_path / "stage", student, identity(student, {}, "", 1))
     config = pack_checkpoint(tmp_path / "stage", "embedded", tmp_path / "out")
     assert config.provenance == {"checkpoint": "stage"}

@@ -88,7 +88,9 @@ def test_all_sources_give_the_same_samples(pipeline, samples, tmp_path):
         assert not again.said, "nothing to encode"
     first = found[0].batch(1, 0, 1, 4)
     for other in (data.batch(1, 0, 1, 4) for data in found[1:]):
-        assert torch.equal(first.latents, other.latents) and torch.equal(first.input_ids, other.input_ids)
+        assert torch.equal(first.latents, other.latents) and torch.equal(
+            first.prompts["input_ids"], other.prompts["input_ids"]
+        )
 
 
 def test_a_source_that_is_not_there_is_one_line(pipeline, tmp_path):

@@ -6,9 +6,10 @@ import json
 import pytest
 from PIL import Image
 
-from bitsfusion.architectures.unet import unet_layers
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.writer import write_pipeline
 from bitsfusion.data.world_training import WorldData
+from bitsfusion.diffusion.conditioning import conditioner_of
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.recipe.named import recipe_bits
@@ -25,13 +26,13 @@ def pipeline():
 
 @pytest.fixture(scope="module")
 def data(pipeline):
-    return WorldData(pipeline.vae, pipeline.tokenizer, pool=16)
+    return WorldData(pipeline.vae, conditioner_of(pipeline), pool=16)
 
 
 @pytest.fixture(scope="module")
 def student(pipeline):
     unet = copy.deepcopy(pipeline.unet)
-    fake_quantize_model(unet, recipe_bits("uniform:2", unet_layers(unet)))
+    fake_quantize_model(unet, recipe_bits("uniform:2", model_layers(unet)))
     return unet
 
 
@@ -52,6 +53,6 @@ def test_a_students_curve_can_be_trained_by(pipeline, data, student, tmp_path):
 def test_a_packed_folder_is_measured_at_the_steps_it_covers(pipeline, data, student, tmp_path):
     write_pipeline(pipeline, copy.deepcopy(student), tmp_path / "packed", [("pndm", 5)])
     curve = measure_time_steps(pipeline, tmp_path / "packed", data, tmp_path / "curve.json", points=3, each=2)
-    covered = load_pipeline(str(tmp_path / "packed")).unet.time_proj.steps.tolist()
+    covered = load_pipeline(str(tmp_path / "packed")).unet.time_proj.coverage.steps
     assert len(curve) == 3 and all(step in covered for step, _ in curve)
     assert curve[-1][0] == max(covered)

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from bitsfusion.data.batches import Batch, tokenize
+from bitsfusion.data.batches import Batch
+from bitsfusion.diffusion.conditioning.tokens import tokenize
 
 from ..tiny.text import PROMPTS, build_tokenizer
 
@@ -19,4 +20,4 @@ class RandomData:
         rng = np.random.default_rng([rank, step])
         latents = torch.from_numpy(rng.standard_normal((size, 4, 4, 4), dtype=np.float32))
         captions = [str(rng.choice(PROMPTS)) for _ in range(size)]
-        return Batch(latents, tokenize(self.tokenizer, captions), tuple(captions))
+        return Batch(latents, {"input_ids": tokenize(self.tokenizer, captions)}, tuple(captions))

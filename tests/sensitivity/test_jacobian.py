@@ -9,7 +9,7 @@ import torch
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bitsfusion.architectures.unet import layers_to_assign
+from bitsfusion.architectures.registry import layers_to_assign
 from bitsfusion.errors import InputError
 from bitsfusion.numerics import ScaleInit, dequantize, initial_scale, quantize
 from bitsfusion.sensitivity.jacobian import Jacobian
@@ -34,9 +34,10 @@ def exact(pipeline, guided, layer, bits):
     scale = initial_scale(weight, bits, ScaleInit.EXACT)
     change = dequantize(quantize(weight, scale, bits), scale) - weight
     both = guided.both()
+    text = both.conditioning.tensors["encoder_hidden_states"]
 
     def answer(value):
-        output = functional_call(unet, {name: value}, (both.latents, both.timesteps, both.context)).sample
+        output = functional_call(unet, {name: value}, (both.noisy, both.timesteps, text)).sample
         return guided.combine(output)
 
     with sdpa_kernel(SDPBackend.MATH):  # the fused attention has no forward mode

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitsfusion.architectures.unet import feature_width, layers_to_assign, unet_layers
+from bitsfusion.architectures.registry import feature_width, layers_to_assign, model_layers
 from bitsfusion.errors import InputError
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
@@ -89,11 +89,12 @@ def test_calibration_is_fixed_and_spread(pipeline):
     inputs = noisy_latents(pipeline, data, 3, 5, 1, spread=True)
     assert inputs.timesteps.tolist() == [0, 200, 400, 600, 800]
     again = noisy_latents(pipeline, data, 3, 5, 1, spread=True)
-    assert torch.equal(inputs.latents, again.latents) and torch.equal(inputs.context, again.context)
-    assert not torch.equal(inputs.latents, noisy_latents(pipeline, data, 3, 5, 2, spread=True).latents)
+    assert torch.equal(inputs.noisy, again.noisy)
+    assert torch.equal(*(s.conditioning.tensors["encoder_hidden_states"] for s in (inputs, again)))
+    assert not torch.equal(inputs.noisy, noisy_latents(pipeline, data, 3, 5, 2, spread=True).noisy)
     # At t = 0 there is hardly any noise.
     clean = data.batch(3, 0, 1, 5).latents
-    assert (inputs.latents[0] - clean[0]).abs().max() < 0.2 < (inputs.latents[4] - clean[4]).abs().max()
+    assert (inputs.noisy[0] - clean[0]).abs().max() < 0.2 < (inputs.noisy[4] - clean[4]).abs().max()
 
 
 def test_resumes_with_the_same_rows(pipeline, cheap_table, tmp_path):
@@ -196,7 +197,7 @@ def test_paper_table_and_the_way_to_a_recipe(pipeline, paper, tmp_path):
     table = analyze(pipeline, settings, tmp_path / "s.json", RandomData(), **NAMES, scorer=build_scorer())
     assert table.method == "paper" and table.settings["prompts"] == list(paper.prompts)
     assert all(row.clip_drop is not None and row.psnr is not None and row.lpips is None for row in table.rows)
-    layers = unet_layers(pipeline.unet)
+    layers = model_layers(pipeline.unet)
     for strategy in ("paper", "optimal"):
         recipe = assign(table, 6.0, strategy)
         check_fits(recipe, layers)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bitsfusion.architectures.unet import layers_to_assign
+from bitsfusion.architectures.conditioning import Conditioning
+from bitsfusion.architectures.registry import layers_to_assign
+from bitsfusion.diffusion.samples import NoisySamples
 from bitsfusion.pipelines.load import load_pipeline
-from bitsfusion.sensitivity.guided import guided_latents
-from bitsfusion.sensitivity.noise import NoisyLatents, noisy_latents
+from bitsfusion.sensitivity.noise import guided_latents, noisy_latents
 from bitsfusion.sensitivity.noise_error import NoiseError
 from bitsfusion.sensitivity.replay import Replay
 from bitsfusion.sensitivity.settings import NoiseErrorSettings
@@ -25,10 +26,12 @@ def unet():
 def question(unet, seed=0):
     generator = torch.Generator().manual_seed(seed)
     size = unet.config.sample_size
-    return NoisyLatents(
+    return NoisySamples(
         torch.randn(2, unet.config.in_channels, size, size, generator=generator),
         torch.tensor([10, 900]),
-        torch.randn(2, 5, unet.config.cross_attention_dim, generator=generator),
+        Conditioning(
+            {"encoder_hidden_states": torch.randn(2, 5, unet.config.cross_attention_dim, generator=generator)}
+        ),
     )
 
 
@@ -96,7 +99,8 @@ def test_guidance_combines_two_predictions():
     pipeline = build_one_block_pipeline()
     inputs = noisy_latents(pipeline, RandomData(), 0, 3, 0, spread=True)
     null = pipeline.text_encoder(pipeline.tokenizer([""], padding="max_length", return_tensors="pt").input_ids)[0]
-    uncond = NoisyLatents(inputs.latents, inputs.timesteps, null.expand(3, -1, -1)).predict(pipeline.unet)
+    nothing = Conditioning({"encoder_hidden_states": null.expand(3, -1, -1)})
+    uncond = NoisySamples(inputs.noisy, inputs.timesteps, nothing).predict(pipeline.unet)
     cond = inputs.predict(pipeline.unet)
     guided = guided_latents(pipeline, inputs, 7.5)
     torch.testing.assert_close(guided.predict(pipeline.unet), 7.5 * cond - 6.5 * uncond, atol=1e-5, rtol=1e-4)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from bitsfusion.architectures.unet import layers_to_assign
+from bitsfusion.architectures.registry import layers_to_assign
 from bitsfusion.io.files import read_json
 from bitsfusion.sensitivity.report import measured, tables, write_report
 from bitsfusion.sensitivity.skewness import nearly_symmetric, skewness

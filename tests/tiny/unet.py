@@ -24,6 +24,16 @@ def build_unet(seed: int = 0, **changes: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**config | changes).eval()
 
 
+@torch.no_grad()
+def build_smooth_unet(seed: int = 0, **changes: Any) -> UNet2DConditionModel:
+    """The same with time features as a trained model's are: slow in time, for it learnt to pass over the fast waves."""
+    made = build_unet(seed, **changes)
+    weight = made.time_embedding.linear_1.weight  # over cosines, then sines, from the fastest wave to the slowest
+    waves = weight.shape[1] // 2
+    weight[:, (torch.arange(waves) < waves // 2).repeat(2)] = 0
+    return made
+
+
 def sdxl(pooled: int) -> dict[str, Any]:
     """The changes that make it one of SDXL's kind, with a pooled text embedding of `pooled` values."""
     return {

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from bitsfusion.architectures.unet import FIRST_LAST_BITS, layers_to_assign
+from bitsfusion.architectures.layers import FIRST_LAST_BITS
+from bitsfusion.architectures.registry import layers_to_assign
 from bitsfusion.data.batches import Batch
 from bitsfusion.nn.replace import fake_quantize_model
 
@@ -37,14 +39,11 @@ class RandomData:
         if step in self.broken:
             latents[1, 0, 0, 0] = torch.nan
         ids = torch.from_numpy(np.stack([rng.integers(2, 40, TOKENS) for rng in sources]))
-        return Batch(latents, ids, tuple(f"sample {step}.{index}" for index in range(size)))
+        return Batch(latents, {"input_ids": ids}, tuple(f"sample {step}.{index}" for index in range(size)))
 
 
-def run_parts() -> dict[str, object]:
+def run_parts(pipeline: object | None = None) -> dict[str, object]:
     """What `train` takes besides the UNets, the config and the folder."""
-    return {
-        "text_encoder": build_text_encoder(),
-        "tokenizer": build_tokenizer(),
-        "noise_scheduler": DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
-        "data": RandomData(),
-    }
+    schedule = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    texts = SimpleNamespace(text_encoder=build_text_encoder(), tokenizer=build_tokenizer(), scheduler=schedule)
+    return {"pipeline": pipeline or texts, "data": RandomData()}

@@ -15,6 +15,7 @@ from bitsfusion.training.config import TimeStepConfig, TrainingConfig
 from bitsfusion.training.loop import train
 from bitsfusion.training.losses import noise_distillation
 
+from ..tiny.pipeline import build_pipeline
 from ..tiny.unet import build_unet
 from ..tiny.vae import build_vae
 from .small_run import RandomData, build_student, run_parts
@@ -28,9 +29,9 @@ def distance(student, teacher, parts) -> float:
     batch = RandomData().batch(10_000, 0, 1, 32)
     timesteps = torch.arange(32) * 31
     noise = torch.randn(32, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    noisy = parts["noise_scheduler"].add_noise(batch.latents, noise, timesteps)
+    noisy = parts["pipeline"].scheduler.add_noise(batch.latents, noise, timesteps)
     with torch.no_grad():
-        states = parts["text_encoder"](batch.input_ids)[0]
+        states = parts["pipeline"].text_encoder(batch.prompts["input_ids"])[0]
         outputs = [unet(noisy, timesteps, states).sample for unet in (student, teacher)]
     return noise_distillation(*outputs).mean().item()
 
@@ -75,7 +76,7 @@ def test_the_final_folder_gives_the_same_student_from_its_files_alone(tmp_path):
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_stage_two_needs_no_teacher(tmp_path, prediction_type):
     parts = run_parts()
-    parts["noise_scheduler"].register_to_config(prediction_type=prediction_type)
+    parts["pipeline"].scheduler.register_to_config(prediction_type=prediction_type)
     config = SHORT.model_copy(update={"stage": 2, "gradient_checkpointing": True})
     result = train(build_student(build_unet()), None, config=config, out_dir=tmp_path, **parts)
     assert math.isfinite(result.loss) and result.steps == 3
@@ -183,14 +184,8 @@ def test_validation_images_are_drawn_and_change_nothing(tmp_path):
     prompts = {"validation_prompts": ("red circle", "blue"), "validation_steps": 2, "validation_inference_steps": 2}
     for name, changes in (("without", {}), ("with", prompts)):
         config = SHORT.model_copy(update={"ema_decay": 0.9, **changes})
-        result = train(
-            build_student(teacher),
-            teacher,
-            config=config,
-            out_dir=tmp_path / name,
-            vae=build_vae() if changes else None,
-            **run_parts(),
-        )
+        parts = run_parts(build_pipeline(teacher, build_vae())) if changes else run_parts()
+        result = train(build_student(teacher), teacher, config=config, out_dir=tmp_path / name, **parts)
         students.append(result.student.state_dict())
     drawn = sorted(path.relative_to(tmp_path / "with").as_posix() for path in tmp_path.rglob("*.png"))
     assert drawn == [f"validation/step-{step}/{number}.png" for step in (2, 3) for number in ("000", "001")]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,17 +11,24 @@ import torch
 import yaml
 
 from bitsfusion.data.batches import Batch
+from bitsfusion.diffusion.process import process_of
 from bitsfusion.errors import InputError
 from bitsfusion.io.schema import parse
 from bitsfusion.training.config import PAPER_STAGE1, PAPER_STAGE2, TimeStepConfig, TrainingConfig
 from bitsfusion.training.ema import ExponentialMovingAverage
 from bitsfusion.training.losses import BlockFeatures, feature_distillation, noise_prediction
-from bitsfusion.training.optimizer import build_optimizer, learning_rate_factor
+from bitsfusion.training.optimizer import RELATIVE, build_optimizer, learning_rate_factor, with_relative_steps
 from bitsfusion.training.samples import draw_sample
-from bitsfusion.training.time_steps import sample_time_steps
+from bitsfusion.training.time_steps import time_step_sampler
 
 from ..tiny.unet import build_unet
 from .small_run import build_student
+
+PROCESS = process_of({})
+
+
+def drawn_steps(config, count, rng, total=1000):
+    return time_step_sampler(config, process_of({"num_train_timesteps": total}))(count, rng)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +74,7 @@ def test_presets_are_the_papers():
 
 @pytest.mark.parametrize("alpha", [1.5, 2.0, 3.0])
 def test_beta_time_steps_follow_their_distribution(alpha):
-    t = sample_time_steps(TimeStepConfig(alpha=alpha), 100_000, np.random.default_rng(0))
+    t = drawn_steps(TimeStepConfig(alpha=alpha), 100_000, np.random.default_rng(0))
     assert t.dtype == torch.int64 and t.min() >= 0 and t.max() == 999
     seen = np.array([(t < edge).float().mean().item() for edge in range(100, 1000, 100)])
     wanted = (np.arange(100, 1000, 100) / 1000) ** alpha  # the distribution function of Beta(alpha, 1)
@@ -76,13 +82,13 @@ def test_beta_time_steps_follow_their_distribution(alpha):
 
 
 def test_uniform_time_steps_are_uniform():
-    t = sample_time_steps(TimeStepConfig(kind="uniform"), 100_000, np.random.default_rng(0), total=10)
+    t = drawn_steps(TimeStepConfig(kind="uniform"), 100_000, np.random.default_rng(0), total=10)
     counts = torch.bincount(t, minlength=10).numpy()
     assert ((counts - 10_000) ** 2 / 10_000).sum() < 21.7  # chi-squared, 9 degrees of freedom, 1 %
 
 
 def batch(n: int = 64) -> Batch:
-    return Batch(torch.zeros(n, 2, 2, 2), torch.ones(n, 5, dtype=torch.int64))
+    return Batch(torch.zeros(n, 2, 2, 2), {"input_ids": torch.ones(n, 5, dtype=torch.int64)})
 
 
 @pytest.mark.parametrize("alpha", [1.0, 4.0])
@@ -91,7 +97,7 @@ def test_measured_time_steps_follow_the_curve(tmp_path, alpha):
     path = tmp_path / "curve.json"
     curve = [(t, ((t + 0.5) / 1000) ** (alpha - 1)) for t in range(0, 1000, 37)]
     path.write_text(json.dumps({"schema_version": 1, "latent_error": {"student": curve}}))
-    t = sample_time_steps(TimeStepConfig(kind="measured", curve=path), 100_000, np.random.default_rng(0))
+    t = drawn_steps(TimeStepConfig(kind="measured", curve=path), 100_000, np.random.default_rng(0))
     assert t.dtype == torch.int64 and t.min() >= 0 and t.max() <= 999
     seen = np.array([(t < edge).float().mean().item() for edge in range(100, 1000, 100)])
     assert np.abs(seen - (np.arange(100, 1000, 100) / 1000) ** alpha).max() < 1.63 / math.sqrt(100_000) + 2e-3
@@ -112,7 +118,7 @@ def test_a_file_that_is_no_curve_is_refused(tmp_path, content):
     path = tmp_path / "curve.json"
     path.write_text(content)
     with pytest.raises(InputError, match=r"curve\.json: wanted"):
-        sample_time_steps(TimeStepConfig(kind="measured", curve=path), 1, np.random.default_rng(0))
+        drawn_steps(TimeStepConfig(kind="measured", curve=path), 1, np.random.default_rng(0))
 
 
 def test_another_curve_is_another_run(tmp_path):
@@ -127,33 +133,30 @@ def test_another_curve_is_another_run(tmp_path):
 
 def test_a_sample_does_not_depend_on_who_trains_on_it():
     """Noise, time steps and dropped prompts of a step's samples, drawn at once and in two halves."""
-    config, null = TrainingConfig(), torch.zeros(5, dtype=torch.int64)
-    whole = draw_sample(batch(64), null, config, 0, 7, 1000)
-    halves = [draw_sample(batch(32), null, config, first, 7, 1000) for first in (0, 32)]
-    for field in ("noise", "timesteps", "input_ids"):
+    config = TrainingConfig()
+    whole = draw_sample(batch(64), config, PROCESS, 0, 7)
+    halves = [draw_sample(batch(32), config, PROCESS, first, 7) for first in (0, 32)]
+    for field in ("noise", "timesteps", "dropped"):
         assert torch.equal(getattr(whole, field), torch.cat([getattr(half, field) for half in halves])), field
 
 
 def test_samples_depend_on_seed_stage_step_and_place_alone():
-    config, null = TrainingConfig(), torch.zeros(5, dtype=torch.int64)
-    first = draw_sample(batch(), null, config, 0, 7, 1000)
-    again = draw_sample(batch(), null, config, 0, 7, 1000)
+    config = TrainingConfig()
+    first = draw_sample(batch(), config, PROCESS, 0, 7)
+    again = draw_sample(batch(), config, PROCESS, 0, 7)
     assert torch.equal(first.noise, again.noise) and torch.equal(first.timesteps, again.timesteps)
     others = [
-        draw_sample(batch(), null, config, 64, 7, 1000),
-        draw_sample(batch(), null, config, 0, 8, 1000),
-        draw_sample(batch(), null, config.model_copy(update={"seed": 1}), 0, 7, 1000),
-        draw_sample(batch(), null, config.model_copy(update={"stage": 2}), 0, 7, 1000),
+        draw_sample(batch(), config, PROCESS, 64, 7),
+        draw_sample(batch(), config, PROCESS, 0, 8),
+        draw_sample(batch(), config.model_copy(update={"seed": 1}), PROCESS, 0, 7),
+        draw_sample(batch(), config.model_copy(update={"stage": 2}), PROCESS, 0, 7),
     ]
     assert not any(torch.equal(first.noise, other.noise) for other in others)
 
 
 def test_a_tenth_of_the_prompts_is_dropped():
-    sample = draw_sample(batch(20_000), torch.zeros(5, dtype=torch.int64), TrainingConfig(), 0, 0, 1000)
-    rows = sample.input_ids.float()
-    assert set(rows.unique().tolist()) == {0.0, 1.0}
-    assert torch.equal(rows.mean(1), rows[:, 0]), "a prompt is dropped whole"
-    assert (rows[:, 0] == 0).float().mean().item() == pytest.approx(0.1, abs=0.008)
+    sample = draw_sample(batch(20_000), TrainingConfig(), PROCESS, 0, 0)
+    assert sample.dropped.float().mean().item() == pytest.approx(0.1, abs=0.008)
 
 
 def test_block_features_are_the_down_and_up_blocks_outputs():
@@ -173,20 +176,45 @@ def test_feature_distillation_is_the_mean_over_blocks_of_the_mean_squared_error(
     assert feature_distillation(ours, theirs).item() == pytest.approx((9 + 1) / 2)
 
 
-def test_noise_prediction_by_prediction_type():
-    latents, noise, t = torch.randn(4, 2, 2, 2), torch.randn(4, 2, 2, 2), torch.tensor([0, 1, 2, 1])
-    abar = torch.tensor([0.9, 0.5, 0.1])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_the_target_is_what_leads_back_to_the_latents(kind):
+    process = process_of({"prediction_type": kind})
+    latents, noise = (torch.randn(4, 2, 2, 2, dtype=torch.float64) for _ in range(2))
+    t = torch.tensor([0, 300, 700, 998])
+    abar = process.signal(t).double()[:, None, None, None]
+    noisy, target = process.add_noise(latents, noise, t), process.target(latents, noise, t)
+    assert torch.allclose(noisy, abar.sqrt() * latents + (1 - abar).sqrt() * noise, atol=1e-6)
+    restored = (
+        (noisy - (1 - abar).sqrt() * target) / abar.sqrt()
+        if kind == "epsilon"
+        else abar.sqrt() * noisy - (1 - abar).sqrt() * target
+    )
+    assert torch.allclose(restored, latents, atol=1e-4)
+    assert noise_prediction(target, target).tolist() == [0, 0, 0, 0]
 
-    def scheduler(kind):
-        return SimpleNamespace(config=SimpleNamespace(prediction_type=kind), alphas_cumprod=abar)
 
-    assert noise_prediction(noise, latents, noise, t, scheduler("epsilon")).abs().max() == 0
-    a = abar[t][:, None, None, None]
-    v = a.sqrt() * noise - (1 - a).sqrt() * latents
-    assert noise_prediction(v, latents, noise, t, scheduler("v_prediction")).abs().max() < 1e-12
-    assert noise_prediction(v, latents, noise, t, scheduler("v_prediction")).shape == (4,)
-    with pytest.raises(InputError, match="'sample', wanted epsilon or v_prediction"):
-        noise_prediction(noise, latents, noise, t, scheduler("sample"))
+def test_a_flow_goes_straight_from_latents_to_noise():
+    process = process_of({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0})
+    latents, noise = torch.randn(3, 2, 2, 2), torch.randn(3, 2, 2, 2)
+    t = torch.tensor([0.0, 250.5, 1000.0])
+    noisy, velocity = process.add_noise(latents, noise, t), process.target(latents, noise, t)
+    assert torch.equal(noisy[0], latents[0]) and torch.equal(noisy[2], noise[2])
+    level = (t / 1000)[:, None, None, None]
+    assert torch.allclose(noisy - level * velocity, latents, atol=1e-6)
+    assert torch.allclose(process.latent_weight(t), level.flatten() ** 2)
+    assert process.time_steps(torch.tensor([0.0, 0.25, 1.0])).tolist() == pytest.approx([0.0, 500.0, 1000.0])
+
+
+def test_an_unknown_prediction_type_is_refused():
+    with pytest.raises(InputError, match="'sample', wanted epsilon, v_prediction or a flow"):
+        process_of({"prediction_type": "sample"})
+
+
+def test_logit_normal_times_are_shifted_towards_noise():
+    flow = process_of({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0})
+    t = time_step_sampler(TimeStepConfig(kind="logit_normal"), flow)(100_000, np.random.default_rng(0))
+    assert t.dtype == torch.float32
+    assert t.median().item() == pytest.approx(750, abs=5), "the median of the normal is 0: half, shifted"
 
 
 @pytest.mark.parametrize(
@@ -211,6 +239,45 @@ def test_scales_have_their_own_rate_and_no_decay():
     assert (weights["lr"], scales["lr"], weights["weight_decay"], scales["weight_decay"]) == (1e-4, 1e-5, 1e-2, 0.0)
     assert len(weights["params"]) + len(scales["params"]) == len(names) == len(list(student.parameters()))
     assert all(name.endswith(".scale") for name in names[len(weights["params"]) :])
+
+
+def relative_and_plain(rate: float, steps: int, device: str = "cpu"):
+    """Scales of very different sizes after some steps of `build_optimizer`'s kind, and log s by torch's own AdamW."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.tensor([3.0, 0.03, 0.0003, -0.02, 0.0])
+    scale = torch.nn.Parameter(start.clone())
+    logs = torch.nn.Parameter(torch.zeros(5))
+    options = {"lr": rate, "weight_decay": 0.0, "eps": 1e-30}
+    ours = with_relative_steps(torch.optim.AdamW)([{"params": []}, {"params": [scale], RELATIVE: True}], **options)
+    theirs = torch.optim.AdamW([logs], **options)
+    for _ in range(steps):
+        scale.grad = torch.randn(5, generator=generator)
+        logs.grad = scale.grad * torch.where(start < 0, -1, 1)
+        ours.step()
+        theirs.step()
+    return start, scale.detach(), logs.detach()
+
+
+def test_scales_step_in_proportion():
+    """AdamW on log |s|: the same ratio for scales of all sizes; a scale of zero stays."""
+    start, scale, logs = relative_and_plain(0.01, 20)
+    signed = torch.where(start < 0, -logs, logs)
+    torch.testing.assert_close(scale, start * signed.exp(), rtol=1e-5, atol=0)
+    assert scale[4] == 0 and (scale[:4] != start[:4]).all()
+
+
+def test_scales_of_a_step_that_overflowed_stay():
+    """What torch's GradScaler tells an optimizer that divides by itself, as the fused AdamW does."""
+    scale = torch.nn.Parameter(torch.ones(2))
+    optimizer = with_relative_steps(torch.optim.AdamW)([{"params": [scale], RELATIVE: True}], lr=0.1)
+    scale.grad = torch.full((2,), 8.0)
+    optimizer.found_inf, optimizer.grad_scale = torch.tensor(1.0), torch.tensor(8.0)
+    optimizer.step()
+    assert scale.tolist() == [1, 1]
+    optimizer.found_inf = torch.tensor(0.0)
+    optimizer.step()
+    assert optimizer.state[scale]["exp_avg"].tolist() == pytest.approx([0.1, 0.1])
+    assert scale.tolist() == pytest.approx([math.exp(-0.1)] * 2)
 
 
 def test_the_averages_stand_in_for_the_parameters_for_a_while():

@@ -1,106 +1,24 @@
-"""The classes of models that are packed: who builds them, which of their layers are packed, and at how many bits."""
+"""The families that are known: by class name, of a model in memory, of a config.json."""
 
 from __future__ import annotations
 
-import importlib
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
-import torch
 from torch import nn
 
-from bitsfusion.architectures.unet import LayerInfo, LayerRole, layer_info, layer_role
-
-_VAE_ENDS = re.compile(r"^((encoder|decoder)\.conv_(in|out)|(post_)?quant_conv)$")
-_TEXT_ENDS = re.compile(r"(^|\.)(embeddings\.position_embedding|text_projection)$")
-_TEXT_PREFIX = "text_model."
-
-STEERING = ("transformers_weights", "auto_map", "attn_implementation", "experts_implementation", "fusion_config")
-"""Keys (and all with a leading _) by which a config.json makes transformers take other files or code than its own."""
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """One class of model.
-
-    Fields:
-        name: of the class in its library.
-        noun: what messages call such a model.
-        library: whose `from_pretrained` loads it.
-        weights: the name of its one safetensors file.
-        layers: the kinds of layers that are packed, all of them: none is kept dense.
-        role: the part that a layer of a name plays.
-        timed: whether it has layers of the time step.
-    """
-
-    name: str
-    noun: str
-    library: Literal["diffusers", "transformers"]
-    weights: str
-    layers: tuple[type[nn.Module], ...]
-    role: Callable[[str], LayerRole]
-    timed: bool = False
-
-    def build(self, config: Mapping[str, Any]) -> nn.Module:
-        """The dense model of a config.json, on meta, for inference; raises whatever the class meets."""
-        made: Any = getattr(importlib.import_module(self.library), self.name)
-        with torch.device("meta"):
-            if self.library == "diffusers":
-                model: nn.Module = made.from_config(dict(config))
-            else:
-                model = made(made.config_class.from_dict(without_steering(config)))
-        return model.eval()
-
-    def stored_names(self, model: Any, stored: Mapping[str, object]) -> dict[str, str]:
-        """The names in files of older versions of the library: parameter of `model` -> its name in `stored`.
-
-        Names of `stored` that are of no parameter stand for themselves.
-        """
-        if self.library == "diffusers":  # old attention blocks have other names; diffusers says which stand for which
-            names: dict[str, str] = model._fix_state_dict_keys_on_load({name: name for name in stored})
-            return names
-        known = model.state_dict().keys()
-        return {_text_name(name, known): name for name in stored}
-
-
-def _text_name(name: str, known: Any) -> str:
-    """transformers 5 has left the prefix out of CLIPTextModel; published files have it."""
-    ways = (name, name.removeprefix(_TEXT_PREFIX), _TEXT_PREFIX + name)
-    return next((way for way in ways if way in known), name)
-
-
-def without_steering(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A transformers config with nothing in it but the model."""
-    return {key: value for key, value in config.items() if key not in STEERING and not key.startswith("_")}
-
-
-def vae_role(name: str) -> LayerRole:
-    """First and last convolutions and the two small ones at the latents are kept at 8 bits, as in the UNet."""
-    return LayerRole.FIRST_LAST if _VAE_ENDS.search(name) else LayerRole.QUANTIZED
-
-
-def text_role(name: str) -> LayerRole:
-    """Position embedding and final projection, both small, are kept at 8 bits."""
-    return LayerRole.FIRST_LAST if _TEXT_ENDS.search(name) else LayerRole.QUANTIZED
-
-
-_DIFFUSERS_FILE, _TRANSFORMERS_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
-_CONVOLUTIONAL = (nn.Linear, nn.Conv2d)
-_TEXT = (nn.Linear, nn.Embedding)
-
-UNET = Architecture(
-    "UNet2DConditionModel", "UNet", "diffusers", _DIFFUSERS_FILE, _CONVOLUTIONAL, layer_role, timed=True
-)
-VAE = Architecture("AutoencoderKL", "VAE", "diffusers", _DIFFUSERS_FILE, _CONVOLUTIONAL, vae_role)
-TEXT_ENCODERS = tuple(
-    Architecture(name, "text encoder", "transformers", _TRANSFORMERS_FILE, _TEXT, text_role)
-    for name in ("CLIPTextModel", "CLIPTextModelWithProjection")
-)
+from bitsfusion.architectures.base import Architecture, Denoiser
+from bitsfusion.architectures.layers import LayerInfo, LayerRole
+from bitsfusion.architectures.text import TEXT_ENCODERS
+from bitsfusion.architectures.unet import UNET
+from bitsfusion.architectures.vae import VAE
+from bitsfusion.errors import InputError
 
 ARCHITECTURES: Mapping[str, Architecture] = {made.name: made for made in (UNET, VAE, *TEXT_ENCODERS)}
 """By class name: the only classes that a reader builds."""
+
+DENOISERS: Mapping[str, Denoiser] = {name: made for name, made in ARCHITECTURES.items() if isinstance(made, Denoiser)}
+"""Those that a pipeline calls once a step."""
 
 
 def class_name(config: Mapping[str, Any]) -> Any:
@@ -112,17 +30,68 @@ def class_name(config: Mapping[str, Any]) -> Any:
 
 
 def architecture_of(model: nn.Module) -> Architecture | None:
-    """Of a model in memory, a subclass included."""
+    """The family of a model in memory, a subclass's or a wrapped one's included; None if it is not known."""
+    model = getattr(model, "module", model)  # as DistributedDataParallel wraps it
     names = (kind.__name__ for kind in type(model).__mro__)
     return next((ARCHITECTURES[name] for name in names if name in ARCHITECTURES), None)
 
 
+def denoiser_of(model: nn.Module) -> Denoiser:
+    """The same of a model that is called once a step.
+
+    Raises:
+        InputError: it is none that is known.
+    """
+    found = architecture_of(model)
+    if not isinstance(found, Denoiser):
+        raise InputError(f"model: got a {type(model).__name__}, wanted one of {', '.join(DENOISERS)}")
+    return found
+
+
+def denoiser_called(config: Mapping[str, Any]) -> Denoiser:
+    """The family that a config.json names; a UNet where it names none.
+
+    Raises:
+        InputError: no denoiser that is known.
+    """
+    name = config.get("_class_name", UNET.name)
+    if name not in DENOISERS:
+        raise InputError(f"config.json: got _class_name {name!r}, wanted one of {', '.join(DENOISERS)}")
+    return DENOISERS[name]
+
+
 def packed_modules(model: nn.Module, architecture: Architecture) -> dict[str, Any]:
     """The layers that are packed, or are to be, by name in module order; on meta too."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, architecture.layers)}
+    return architecture.modules(model)
 
 
-def model_layers(model: nn.Module, architecture: Architecture) -> dict[str, LayerInfo]:
-    """Name, role and shape of the same."""
-    modules = packed_modules(model, architecture)
-    return {name: layer_info(name, module, architecture.role(name)) for name, module in modules.items()}
+def model_layers(model: nn.Module, architecture: Architecture | None = None) -> dict[str, LayerInfo]:
+    """Name, role and shape of every layer that is packed, in module order; on meta too.
+
+    Args:
+        architecture: the model's; found by its class where not given.
+
+    Raises:
+        InputError: no class that is known.
+    """
+    return (architecture or denoiser_of(model)).layer_infos(model)
+
+
+def layer_kind(name: str, model_class: str = UNET.name) -> str:
+    """What a layer is there for, in words: shortcut, cross-attention, feed-forward and so on."""
+    return ARCHITECTURES[model_class].kind(name)
+
+
+def layer_role(name: str, model_class: str = UNET.name) -> LayerRole:
+    """The part that the layer of this name plays in a model of a class."""
+    return ARCHITECTURES[model_class].role(name)
+
+
+def layers_to_assign(model: nn.Module) -> dict[str, LayerInfo]:
+    """The layers that a recipe chooses bits for: all but ends, time and conditioning layers."""
+    return {name: layer for name, layer in model_layers(model).items() if layer.role is LayerRole.QUANTIZED}
+
+
+def feature_width(model: nn.Module) -> int:
+    """Values to cache per time step: the summed widths of all time projections (Appendix C)."""
+    return sum(layer.feature_values for layer in model_layers(model).values())

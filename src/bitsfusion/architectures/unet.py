@@ -1,79 +1,23 @@
-"""The layers of a diffusers UNet2DConditionModel and the part each plays (sections 3.2 and 4.1)."""
+"""diffusers' UNet2DConditionModel: Stable Diffusion 1 and 2, SDXL and their fine-tunes (sections 3.2 and 4.1)."""
 
 from __future__ import annotations
 
-import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-FIRST_LAST_BITS = 8
-"""The first and the last convolution are 8-bit (section 4.1)."""
+from bitsfusion.architectures.base import Denoiser
+from bitsfusion.architectures.conditioning import Conditioning
+from bitsfusion.architectures.layers import LayerRole
+from bitsfusion.errors import InputError
 
-FIXED_BITS = 8
-"""Of conditioning layers, and of time layers where they stay: small, and all blocks depend on them."""
-
+_ENDS = ("conv_in", "conv_out")
 _TIME = re.compile(r"(^time_embedding\.)|(\.time_emb_proj$)")
 _CONDITION = re.compile(r"^(add_embedding|class_embedding|encoder_hid_proj)(\.|$)")
-
-
-class LayerRole(str, Enum):
-    """What happens to a layer."""
-
-    QUANTIZED = "quantized"  # gets its bits from the recipe
-    FIRST_LAST = "first_last"  # conv_in, conv_out
-    TIME = "time"  # depends on the time step alone: cached and removed
-    CONDITION = "condition"  # embeds sizes, classes or pooled text (SDXL's add_embedding): 8 bits
-
-
-EMBEDDING_ROLES = (LayerRole.TIME, LayerRole.CONDITION)
-"""Of layers that a recipe need not name: removed, or kept at `FIXED_BITS`."""
-
-
-@dataclass(frozen=True)
-class LayerInfo:
-    """A Linear or Conv2d layer: its name, role and the shape of its weight."""
-
-    name: str
-    role: LayerRole
-    shape: tuple[int, ...]
-
-    @property
-    def numel(self) -> int:
-        """The number of weights, the bias not counted."""
-        return math.prod(self.shape)
-
-    @property
-    def out_channels(self) -> int:
-        return self.shape[0]
-
-
-def unet_layers(unet: nn.Module) -> dict[str, LayerInfo]:
-    """Every Linear and Conv2d of `unet`, in module order; works on meta tensors too."""
-    return {
-        name: layer_info(name, module, layer_role(name))
-        for name, module in unet.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d))
-    }
-
-
-def layer_info(name: str, module: Any, role: LayerRole) -> LayerInfo:
-    """Of a layer, dense or packed; works on meta tensors too."""
-    return LayerInfo(name, role, getattr(module, "weight_shape", None) or tuple(module.weight.shape))
-
-
-def layer_role(name: str) -> LayerRole:
-    """The part that the layer of this name plays."""
-    if name in ("conv_in", "conv_out"):
-        return LayerRole.FIRST_LAST
-    if _CONDITION.search(name):
-        return LayerRole.CONDITION
-    return LayerRole.TIME if _TIME.search(name) else LayerRole.QUANTIZED
-
-
 _KINDS = (
     (re.compile(r"^conv_(in|out)$"), "first and last"),
     (re.compile(r"\.conv_shortcut$"), "shortcut"),
@@ -85,18 +29,86 @@ _KINDS = (
     (_TIME, "time"),
     (_CONDITION, "conditioning"),
 )
+_PARTS = ("down_blocks", "mid_block", "up_blocks")
+_UNITS = ("ResnetBlock2D", "BasicTransformerBlock")
+_OTHER_CONDITIONS = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "time_cond_proj_dim")
 
 
-def layer_kind(name: str) -> str:
-    """What a layer is there for, in words: shortcut, cross-attention, feed-forward and so on."""
-    return next((kind for pattern, kind in _KINDS if pattern.search(name)), "projection")
+@dataclass(frozen=True)
+class UNet(Denoiser):
+    """Convolutional blocks down and up, with cross-attention to the text."""
+
+    @property
+    def timed(self) -> bool:
+        return True
+
+    def role(self, name: str) -> LayerRole:
+        if name in _ENDS:
+            return LayerRole.FIRST_LAST
+        if _CONDITION.search(name):
+            return LayerRole.CONDITION
+        return LayerRole.TIME if _TIME.search(name) else LayerRole.QUANTIZED
+
+    def kind(self, name: str) -> str:
+        return next((kind for pattern, kind in _KINDS if pattern.search(name)), "projection")
+
+    def feature_values(self, name: str, out_channels: int) -> int:
+        """Each ResBlock's projected time feature (Appendix C)."""
+        return out_channels if name.endswith(".time_emb_proj") else 0
+
+    def predict(self, model: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        output: Tensor = model(noisy, timesteps, **conditioning.keywords(), return_dict=False)[0]
+        return output
+
+    def feature_blocks(self, model: nn.Module) -> list[nn.Module]:
+        """The Down and Up blocks; a Down block returns its output and skip connections, an Up block its output."""
+        return [*model.down_blocks, *model.up_blocks]  # type: ignore[misc]
+
+    def stages(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Its blocks, and the ResBlocks, attentions and samplers in them."""
+        return {
+            name: module for name, module in model.named_modules() if name.startswith(_PARTS) and _is_stage(model, name)
+        }
+
+    def units(self, model: nn.Module) -> list[nn.Module]:
+        """ResBlocks and transformer blocks."""
+        return [module for module in model.modules() if type(module).__name__ in _UNITS]
+
+    def example(
+        self, config: Mapping[str, Any], batch: int, latent: int, tokens: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Conditioning]:
+        """With SDXL's pooled text and sizes where the config asks for them."""
+        asked = [name for name in _OTHER_CONDITIONS if config.get(name) is not None]
+        if config.get("addition_embed_type") not in (None, "text_time"):
+            asked.append("addition_embed_type")
+        if asked or not isinstance(config.get("cross_attention_dim"), int):
+            what = asked[0] if asked else "cross_attention_dim"
+            raise InputError(
+                f"unet: got {what} {config.get(what)!r}, wanted a UNet that is given a text, sizes and a step alone"
+            )
+        sample = torch.randn(batch, config["in_channels"], latent, latent, generator=generator)
+        text = torch.randn(batch, tokens, config["cross_attention_dim"], generator=generator)
+        tensors = {"encoder_hidden_states": text}
+        if config.get("addition_embed_type") == "text_time":
+            width = config["addition_time_embed_dim"]
+            given = config["projection_class_embeddings_input_dim"]
+            # The refiner has one text encoder, whose width is its pooled text's; it is told a score in place of a size.
+            numbers = 5 if given - 5 * width == config["cross_attention_dim"] else 6
+            pooled = given - numbers * width
+            side = 8.0 * latent
+            ids = [side, side, 0.0, 0.0, 6.0] if numbers == 5 else [side, side, 0.0, 0.0, side, side]
+            tensors["added_cond_kwargs.text_embeds"] = torch.randn(batch, pooled, generator=generator)
+            tensors["added_cond_kwargs.time_ids"] = torch.tensor([ids]).expand(batch, numbers).contiguous()
+        return sample, Conditioning(tensors)
 
 
-def layers_to_assign(unet: nn.Module) -> dict[str, LayerInfo]:
-    """The layers that a recipe chooses bits for: all but time and conditioning layers, conv_in and conv_out."""
-    return {name: layer for name, layer in unet_layers(unet).items() if layer.role is LayerRole.QUANTIZED}
+def _is_stage(model: nn.Module, name: str) -> bool:
+    """Whether `name` is a block, such as `up_blocks.1`, or an item of its lists, such as `up_blocks.1.resnets.0`."""
+    parts = name.split(".")
+    depth = len(parts) - (1 if parts[0] == "mid_block" else 2)
+    if depth == 0:
+        return True
+    return depth == 2 and isinstance(model.get_submodule(name.rpartition(".")[0]), nn.ModuleList)
 
 
-def feature_width(unet: nn.Module) -> int:
-    """Values to cache per time step: the summed widths of all time projections (Appendix C)."""
-    return sum(layer.out_channels for name, layer in unet_layers(unet).items() if name.endswith(".time_emb_proj"))
+UNET = UNet("UNet2DConditionModel", "UNet", "diffusers", "unet", (nn.Linear, nn.Conv2d))

@@ -88,15 +88,18 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             another size than its shape asks for, or that overlaps another or leaves a hole.
     """
     size = _regular_size(path)
-    with open(path, "rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 0 < length <= min(size - 8, JSON_BYTES):
-            raise ArtifactError(
-                f"{path}: got a header of {length} bytes in a file of {size} (at most {JSON_BYTES} are read), "
-                "wanted a safetensors file"
-            )
-        data = file.read(length)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            if not 0 < length <= min(size - 8, JSON_BYTES):
+                raise ArtifactError(
+                    f"{path}: got a header of {length} bytes in a file of {size} (at most {JSON_BYTES} are read), "
+                    "wanted a safetensors file"
+                )
+            data = file.read(length)
+    except OSError as error:
+        raise ArtifactError(f"{path}: got {error.strerror}, wanted a safetensors file") from None
     try:
         if data[:1] != b"{":
             raise ValueError("a header that is no JSON object")

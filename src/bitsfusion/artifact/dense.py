@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bitsfusion.artifact.guards import unguard
 from bitsfusion.errors import InputError
 from bitsfusion.nn.packed import PACKED_LAYERS, dense_layer
 from bitsfusion.nn.replace import replace_module
@@ -29,5 +30,6 @@ def make_dense(model: Any) -> None:
         name, layer = layers.popitem()
         replace_module(model, name, dense_layer(layer))
     del layer
-    for attribute in ("fuse_lora", "quantization_method"):
+    unguard(model)
+    for attribute in ("quantization_method", "is_quantized"):
         vars(model).pop(attribute, None)

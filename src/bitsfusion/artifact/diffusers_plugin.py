@@ -17,6 +17,8 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
+from bitsfusion.artifact.guards import guard, guard_cached
+from bitsfusion.artifact.limits import check_memory
 from bitsfusion.artifact.payload import check_others, decode_layers
 from bitsfusion.artifact.saving import saved_tensors
 from bitsfusion.artifact.schema import PACKED_SUFFIX, QUANT_METHOD, PackedConfig, parse_config
@@ -123,6 +125,10 @@ class BitsFusionQuantizer(DiffusersQuantizer):
                 # A view would keep the whole file mapped.
                 self._others[key] = state_dict[key] = state_dict[key].clone()
         names = [key.removesuffix(PACKED_SUFFIX) for key in state_dict if key.endswith(PACKED_SUFFIX)]
+        check_memory(
+            sum(self.content.layers[name].size.bytes_in_memory for name in names),
+            sum(state_dict[name + PACKED_SUFFIX].numel() for name in names),
+        )
         payloads = ((name, state_dict[name + PACKED_SUFFIX], self.content.layers[name]) for name in names)
         for name, buffer in decode_layers(payloads):
             state_dict[name + PACKED_SUFFIX] = buffer
@@ -142,7 +148,8 @@ class BitsFusionQuantizer(DiffusersQuantizer):
         check_others(self._others, self.content.others_sha256)
         # diffusers would refuse `.to(dtype)`, and with it `from_pipe`. Here only floating tensors change.
         model.is_quantized = False  # type: ignore[assignment]
-        model.fuse_lora = refuse_fusing  # type: ignore[assignment]
+        guard(model)
+        model.hf_quantizer = self  # diffusers sets it next; adapters ask for it
 
     def _refuse_missing(self, keys: Iterable[str]) -> None:
         for key in sorted(keys):
@@ -163,8 +170,10 @@ class BitsFusionQuantizer(DiffusersQuantizer):
     def dequantize(self, model: nn.Module) -> nn.Module:
         """See `dense.make_dense`. With cached time features the quantizer stays with the model and refuses to save."""
         made: nn.Module = super().dequantize(model)
-        if self.content.time_features.kind == "cached":
+        vars(made).pop("is_quantized", None)
+        if self.content.stores_features:
             made.hf_quantizer = self
+            guard_cached(made)
         return made
 
     def _dequantize(self, model: Any) -> nn.Module:
@@ -183,13 +192,13 @@ class BitsFusionQuantizer(DiffusersQuantizer):
     @property
     def is_serializable(self) -> bool:
         """Yes; but a dense model with cached time features (InputError) is no plain UNet any more."""
-        from bitsfusion.artifact.skeleton import coverage_of
+        from bitsfusion.artifact.skeleton import covered_steps
 
         if self.dequantized:
             raise InputError(
-                "save_pretrained: got a dense UNet whose time layers were replaced by cached rows for "
-                f"{coverage_of(self.content)}, wanted a packed one or one packed with the time layers kept: "
-                "no plain UNet folder can hold the rows, and the layers cannot be had back from them"
+                "save_pretrained: got a dense UNet whose time layers were replaced by stored features of "
+                f"{covered_steps(self.content)}, wanted a packed one or one packed with the time layers kept "
+                "(--cover any): no plain UNet folder can hold the features, nor can the layers be had back from them"
             )
         return True
 
@@ -202,18 +211,6 @@ class BitsFusionQuantizer(DiffusersQuantizer):
     def is_compileable(self) -> bool:
         """Whole, without a graph break: unpacking and the look-up of time features are operators of their own."""
         return True
-
-
-def refuse_fusing(*args: Any, **kwargs: Any) -> None:
-    """Stands in for the model's `fuse_lora`.
-
-    Raises:
-        InputError: always.
-    """
-    raise InputError(
-        "fuse_lora: got a packed model, wanted a dense one: an adapter cannot be fused into packed bits; leave it "
-        "unfused, or call dequantize() on the model first"
-    )
 
 
 auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = BitsFusionConfig

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitsfusion.artifact.payload import scale_frame_bytes
 from bitsfusion.artifact.reader import PackedFolder, component_named, open_components, open_folder
-from bitsfusion.artifact.schema import PACKED_SUFFIX, ROWS_TENSOR, PackedEntry
+from bitsfusion.artifact.schema import PACKED_SUFFIX, TIME_TENSORS, PackedEntry
 from bitsfusion.artifact.verify import check_stored
 from bitsfusion.numerics import level_count
 from bitsfusion.packing.accounting import FileBytes
@@ -59,7 +59,8 @@ class Inspection:
         bytes_on_disk: where every byte of the weight file, or of all its shards, is.
         bytes_in_memory: packed buffers, time features (16 bits) and other parameters (32 bits).
         bytes_fp16: what all weights and other parameters would take in 16 bits.
-        time_features: `cached`, `layers_8bit` or `none`, with steps, samplers and channels.
+        time_features: `basis` with rank, error and knots, `cached` with steps and samplers, `layers_8bit` or `none`;
+            and how many values are stored.
         fallbacks: tensors of two and more dimensions that are kept dense, by name and bytes; none is silent.
         layers: in module order.
     """
@@ -162,11 +163,11 @@ def _inspect(folder: PackedFolder) -> Inspection:
         for name, tensor in tensors.stored.items():
             if not name.endswith(PACKED_SUFFIX):
                 others[name] = tensor.nbytes
-                if len(tensor.shape) > 1 and name != ROWS_TENSOR:
+                if len(tensor.shape) > 1 and name not in TIME_TENSORS:
                     fallbacks[name] = tensor.nbytes
     size = sum(file.stat().st_size for file in folder.weight_files())
     in_order = [layers[name.removesuffix(PACKED_SUFFIX)] for name in expected if name.endswith(PACKED_SUFFIX)]
-    features = others.pop(ROWS_TENSOR, 0)
+    features = sum(others.pop(name, 0) for name in TIME_TENSORS)
     scales = sum(layer.scale_bytes_on_disk for layer in in_order)
     frames = sum(layer.bytes_on_disk for layer in in_order) - scales
     rest = sum(others.values())
@@ -184,7 +185,7 @@ def _inspect(folder: PackedFolder) -> Inspection:
         bytes_on_disk=on_disk,
         bytes_in_memory=sum(layer.bytes_in_memory for layer in in_order) + features + rest,
         bytes_fp16=2 * weights + rest // 2,
-        time_features=config.time_features.model_dump(mode="json"),
+        time_features={**config.time_features.model_dump(mode="json"), "values": config.feature_values},
         fallbacks=fallbacks,
         layers=tuple(in_order),
     )

@@ -16,8 +16,9 @@ JSON_BYTES = 4 << 20
 """config.json, an index of shards, a safetensors header: each at most that long."""
 
 JSON_DEPTH = 32
-LAYER_WEIGHTS = 1 << 30
-MODEL_WEIGHTS = 1 << 33
+MEMORY_FLOOR, MEMORY_RATIO = 1 << 30, 64
+"""What weight files decode to takes at most a GiB and 64 times their size: trained weights give 1 to 8 times."""
+
 MODEL_NUMBER = 1 << 20
 """No integer of a model's config is larger: widths, depths and counts are not."""
 
@@ -48,6 +49,23 @@ def check_model_config(value: Any, where: str = "config.json", depth: int = 0) -
     elif isinstance(value, (list, tuple)):
         for item in value:
             check_model_config(item, where, depth + 1)
+
+
+def check_memory(decoded: int, stored: int) -> None:
+    """Refuses files that ask for far more memory than such files are worth, before any is allocated.
+
+    Args:
+        decoded: bytes that the tensors take once decoded.
+        stored: bytes that they take in the files.
+
+    Raises:
+        ArtifactError: a config that lies, or a bomb.
+    """
+    allowed = MEMORY_FLOOR + MEMORY_RATIO * stored
+    if decoded > allowed:
+        raise ArtifactError(
+            f"weights: got {decoded} bytes in memory from {stored} in the files, wanted at most {allowed}"
+        )
 
 
 @contextmanager

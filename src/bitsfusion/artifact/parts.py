@@ -5,22 +5,33 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from bitsfusion.architectures.registry import UNET, Architecture, packed_modules, without_steering
-from bitsfusion.architectures.unet import EMBEDDING_ROLES, FIXED_BITS, layer_role
+from bitsfusion.architectures.base import Architecture, without_steering
+from bitsfusion.architectures.layers import EMBEDDING_ROLES, FIXED_BITS
+from bitsfusion.architectures.registry import denoiser_of, layer_role, packed_modules
 from bitsfusion.artifact.skeleton import empty_model
-from bitsfusion.diffusion.time_features import Coverage, time_feature_rows, time_layers
-from bitsfusion.diffusion.time_features.cache import TimeFeatureRows
+from bitsfusion.diffusion.time_features import (
+    Coverage,
+    TimeBasis,
+    TimeFeatureBasis,
+    TimeFeatureRows,
+    time_feature_rows,
+    time_layers,
+)
 from bitsfusion.errors import InputError
 from bitsfusion.nn.fake_quantized import FakeQuantizedConv2d, FakeQuantizedLinear
 from bitsfusion.nn.packed import PackedConv2d, PackedLinear, packed_buffer
+from bitsfusion.nn.rounded import RoundedLayer
 from bitsfusion.nn.scale import layer_scale
 from bitsfusion.numerics import ScaleInit, quantize
 from bitsfusion.pipelines.model_folder import ModelFolder
+
+Features: TypeAlias = Coverage | TimeBasis | None
+"""The steps whose rows are stored exactly, a basis for every step, or None: the time layers stay, at 8 bits."""
 
 _FIXED_SCALE = ScaleInit.ALTERNATING  # of layers at 8 bits that no recipe names: the exact search gains 0.1 dB there
 
@@ -33,10 +44,10 @@ class ModelParts:
         architecture: its class.
         config: its own config, plain JSON.
         kept: the shape of the weight of every layer that is packed, in module order.
-        removed: the same of the layers that cached rows stand for.
+        removed: the same of the layers that stored time features stand for.
         layer: b and the packed buffer of a kept layer; made when asked for, and by several threads.
         others: every other parameter, float32 and finite.
-        rows: cached time features, float16 [steps, channels], with the steps that they cover.
+        features: stored time features: float16 rows [steps, channels] with their steps, or a basis.
     """
 
     architecture: Architecture
@@ -45,33 +56,38 @@ class ModelParts:
     removed: Mapping[str, tuple[int, ...]]
     layer: Callable[[str], tuple[int, Tensor]]
     others: Mapping[str, Tensor]
-    rows: tuple[Tensor, Coverage] | None
+    features: tuple[Tensor, Coverage] | TimeBasis | None
 
 
-def parts_of_model(unet: nn.Module, coverage: Coverage | None) -> ModelParts:
+def parts_of_model(unet: nn.Module, features: Features) -> ModelParts:
     """A fake-quantized (or packed) UNet in memory, which is not changed.
 
     Args:
-        coverage: the time steps to cache; None keeps the time layers, at 8 bits where they are not quantized.
+        features: see `Features`; layers that are quantized already keep their bits. A basis is of this very UNet.
 
     Raises:
         InputError: names a layer that is not quantized (when asked for) or a tensor that is not finite.
     """
     config = json.loads(unet.to_json_string())  # type: ignore[operator]
-    dense, rows = empty_model(config), _rows_of_model(unet, coverage)
+    dense, stored = empty_model(config), _features_of_model(unet, features)
     layer, state = (lambda name: _buffer(name, unet.get_submodule(name))), unet.state_dict()
-    return _parts(UNET, _plain_config(dense), dense, layer, state.__getitem__, rows)
+    return _parts(denoiser_of(unet), _plain_config(dense), dense, layer, state.__getitem__, stored)
 
 
 def parts_of_folder(
-    folder: ModelFolder, bits: Mapping[str, int], method: ScaleInit, coverage: Coverage | None = None
+    folder: ModelFolder,
+    bits: Mapping[str, int],
+    method: ScaleInit,
+    features: Features = None,
+    rounded: Mapping[str, RoundedLayer] | None = None,
 ) -> ModelParts:
     """A full-precision component on disk; each layer is read, quantized and forgotten.
 
     Args:
         bits: layer name -> b; time and conditioning layers need none and get 8.
         method: how scales are found.
-        coverage: as `parts_of_model`; None for what is no UNet.
+        features: as `parts_of_model`; None for what is no UNet.
+        rounded: layers that were rounded otherwise; they need no bits, and their biases take the place of the file's.
 
     Raises:
         InputError: names a layer without bits or a tensor that is not finite (of a layer when asked for), or time
@@ -79,25 +95,44 @@ def parts_of_folder(
     """
     architecture = folder.architecture
     for name in packed_modules(folder.skeleton, architecture):
-        if name not in bits and architecture.role(name) not in EMBEDDING_ROLES:
+        if name not in bits and name not in (rounded or {}) and architecture.role(name) not in EMBEDDING_ROLES:
             raise InputError(f"{name}: got no bits for this layer, wanted 1 to 8")
 
     def layer(name: str) -> tuple[int, Tensor]:
+        if rounded is not None and name in rounded:
+            done = rounded[name]
+            return done.bits, packed_buffer(done.codes, done.scale, done.bits)
         weight = folder.tensor(f"{name}.weight")
         chosen = bits.get(name, FIXED_BITS)
         scale = layer_scale(name, weight, chosen, method if name in bits else _FIXED_SCALE)
         return chosen, packed_buffer(quantize(weight, scale, chosen), scale, chosen)
 
-    rows = None
-    if coverage is not None:
-        timed = architecture.build(folder.config)
-        for name in time_layers(timed):
-            part = timed.get_submodule(name)
-            tensors = {leaf: _finite(f"{name}.{leaf}", folder.tensor(f"{name}.{leaf}")) for leaf in part.state_dict()}
-            part.load_state_dict(tensors, assign=True)
-        rows = time_feature_rows(timed, coverage.steps), coverage
+    def tensor(name: str) -> Tensor:
+        owner, _, leaf = name.rpartition(".")
+        done = (rounded or {}).get(owner)
+        return done.bias if done is not None and done.bias is not None and leaf == "bias" else folder.tensor(name)
+
+    stored: tuple[Tensor, Coverage] | TimeBasis | None
+    if isinstance(features, Coverage):
+        stored = time_feature_rows(timed_model(folder), features.steps), features
+    else:
+        stored = features
     config = _plain_config(folder.skeleton) if architecture.library == "diffusers" else _text_config(folder)
-    return _parts(architecture, config, folder.skeleton, layer, folder.tensor, rows)
+    return _parts(architecture, config, folder.skeleton, layer, tensor, stored)
+
+
+def timed_model(folder: ModelFolder) -> nn.Module:
+    """The component on meta but for its time layers, which are read.
+
+    Raises:
+        InputError: names a tensor that is not finite.
+    """
+    timed = folder.architecture.build(folder.config)
+    for name in time_layers(timed):
+        part = timed.get_submodule(name)
+        tensors = {leaf: _finite(f"{name}.{leaf}", folder.tensor(f"{name}.{leaf}")) for leaf in part.state_dict()}
+        part.load_state_dict(tensors, assign=True)
+    return timed
 
 
 def _plain_config(model: Any) -> dict[str, Any]:
@@ -119,17 +154,17 @@ def _parts(
     dense: nn.Module,
     layer: Callable[[str], tuple[int, Tensor]],
     tensor: Callable[[str], Tensor],
-    rows: tuple[Tensor, Coverage] | None,
+    features: tuple[Tensor, Coverage] | TimeBasis | None,
 ) -> ModelParts:
     shapes = {name: tuple(module.weight.shape) for name, module in packed_modules(dense, architecture).items()}
-    removed = {} if rows is None else {name: shapes[name] for name in time_layers(dense)}
+    removed = {} if features is None else {name: shapes[name] for name in time_layers(dense)}
     others = {}
     for name in dense.state_dict():
         owner, _, leaf = name.rpartition(".")
         if owner not in removed and (owner not in shapes or leaf == "bias"):
             others[name] = _other(name, tensor(name))
     kept = {name: shape for name, shape in shapes.items() if name not in removed}
-    return ModelParts(architecture, config, kept, removed, layer, others, rows)
+    return ModelParts(architecture, config, kept, removed, layer, others, features)
 
 
 def _other(name: str, tensor: Tensor) -> Tensor:
@@ -140,21 +175,23 @@ def _other(name: str, tensor: Tensor) -> Tensor:
     return _finite(name, tensor.detach().to("cpu", torch.float32).contiguous())
 
 
-def _rows_of_model(unet: nn.Module, coverage: Coverage | None) -> tuple[Tensor, Coverage] | None:
-    """The float16 rows to store, of a UNet with its time layers or of one that is cached already."""
-    cached = getattr(unet, "time_proj", None)
-    if isinstance(cached, TimeFeatureRows):
-        missing = [] if coverage is None else [step for step in coverage.steps if step not in cached.coverage.steps]
-        if coverage is None or missing:
-            wanted = "time layers" if coverage is None else f"time step {missing[0]}"
-            raise InputError(
-                f"time features: got a UNet cached for {cached.coverage}, wanted its {wanted}: pack from before caching"
-            )
-        picked = [cached.coverage.steps.index(step) for step in coverage.steps]
-        return cached.rows[picked].to("cpu", torch.float16), coverage
-    if coverage is None:
-        return None
-    return time_feature_rows(unet, coverage.steps).cpu(), coverage
+def _features_of_model(unet: nn.Module, features: Features) -> tuple[Tensor, Coverage] | TimeBasis | None:
+    """What to store, of a UNet with its time layers or of one where they are replaced already."""
+    placed = getattr(unet, "time_proj", None)
+    if isinstance(placed, TimeFeatureBasis) and isinstance(features, TimeBasis):
+        return features
+    if isinstance(placed, (TimeFeatureRows, TimeFeatureBasis)):
+        wanted = "time layers" if features is None else f"features of {features}"
+        if isinstance(placed, TimeFeatureRows) and isinstance(features, Coverage):
+            missing = [step for step in features.steps if step not in placed.coverage.steps]
+            if not missing:
+                picked = [placed.coverage.steps.index(step) for step in features.steps]
+                return placed.rows[picked].to("cpu", torch.float16), features
+            wanted = f"time step {missing[0]:g}"
+        raise InputError(
+            f"time features: got a UNet cached for {placed.covered}, wanted its {wanted}: pack from before caching"
+        )
+    return (time_feature_rows(unet, features.steps).cpu(), features) if isinstance(features, Coverage) else features
 
 
 def _buffer(name: str, layer: nn.Module) -> tuple[int, Tensor]:

@@ -143,6 +143,22 @@ def decode_layers(layers: Iterable[tuple[str, Tensor, PackedEntry]]) -> Iterator
                 result.cancel()
 
 
+def check_scales(scales: Tensor, bits: int) -> None:
+    """Whether every weight that the scales can stand for is a finite float32.
+
+    Args:
+        scales: [out] float32.
+        bits: b; the largest level is 2^(b-1).
+
+    Raises:
+        ArtifactError: a scale that is not finite, or that overflows when it is multiplied by the largest level.
+    """
+    if not bool(torch.isfinite(scales).all()):
+        raise ArtifactError("got a scale that is NaN or infinite, wanted finite scales")
+    if not bool(torch.isfinite(scales * 2 ** (bits - 1)).all()):
+        raise ArtifactError(f"got a scale that overflows at level {2 ** (bits - 1)}, wanted finite weights")
+
+
 def _decode(data: memoryview, size: LayerSize) -> Tensor:
     end = 4 + int.from_bytes(data[:4], "little")
     if len(data) < 4 or len(data) <= end:
@@ -153,7 +169,6 @@ def _decode(data: memoryview, size: LayerSize) -> Tensor:
     scales, codes = buffer[: size.scale_bytes], buffer[size.scale_bytes :]
     scales.view(size.out_channels, SCALE_BYTES).numpy()[:] = planes.reshape(SCALE_BYTES, size.out_channels).T
     codes.numpy()[:] = np.frombuffer(radix, dtype=np.uint8)
-    if not bool(torch.isfinite(scales.view(torch.float32)).all()):
-        raise ArtifactError("got a scale that is NaN or infinite, wanted finite scales")
+    check_scales(scales.view(torch.float32), size.bits)
     check_range(codes, size.weights, size.bits)
     return buffer

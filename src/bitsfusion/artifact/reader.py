@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bitsfusion.architectures.registry import ARCHITECTURES, Architecture
+from bitsfusion.architectures.base import Architecture
 from bitsfusion.artifact.container import StoredTensor, check_name, read_header, read_object
 from bitsfusion.artifact.limits import shown
 from bitsfusion.artifact.payload import decode_layer, decode_layers
@@ -25,9 +25,9 @@ from bitsfusion.artifact.schema import (
 )
 from bitsfusion.artifact.skeleton import empty_model, make_packed, named_architecture
 from bitsfusion.errors import ArtifactError, InputError
+from bitsfusion.pipelines.folder import DENOISERS, INDEX
+from bitsfusion.pipelines.weight_files import WeightChoice, weight_choices
 
-UNET_FOLDER = "unet"
-_INDEX = ".index.json"
 _SHARD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,200}\.safetensors")  # a plain name: no way out of the folder
 
 
@@ -60,16 +60,25 @@ class PackedFolder:
         Raises:
             ArtifactError: neither or both are there, or the index is broken.
         """
-        single, index = self.path / self.architecture.weights, self._index
-        if not index.is_file():
-            return (single,)
-        if single.exists():
-            raise ArtifactError(f"{index}: got it beside {single.name}, wanted one of both: remove the older one")
-        return tuple(self.path / name for name in dict.fromkeys(_weight_map(index).values()))
+        index = self._index
+        if index is not None:
+            return tuple(self.path / name for name in dict.fromkeys(_weight_map(index).values()))
+        choices = self._choices
+        return (choices[0].path if choices else self.path / self.architecture.weights,)
 
     @property
-    def _index(self) -> Path:
-        return self.path / f"{self.architecture.weights}{_INDEX}"
+    def _choices(self) -> list[WeightChoice]:
+        """The weights under their plain names or a variant's, of which there is one at most."""
+        stem = self.architecture.weights.removesuffix(".safetensors")
+        choices = [choice for choice in weight_choices(self.path) if choice.path.name.startswith(f"{stem}.")]
+        if len(choices) > 1:
+            first, second = choices[0].path, choices[1].path
+            raise ArtifactError(f"{first}: got it beside {second.name}, wanted one of both: remove the older one")
+        return choices
+
+    @property
+    def _index(self) -> Path | None:
+        return next((choice.path for choice in self._choices if choice.index), None)
 
     @contextmanager
     def tensors(self) -> Iterator[Tensors]:
@@ -79,23 +88,24 @@ class PackedFolder:
             ArtifactError: a file is missing or no safetensors file, or the shards are not what their index says.
         """
         with open_tensors(self.config, self.weight_files()) as tensors:
-            if self._index.is_file():
-                self._check_index(tensors.stored)
+            index = self._index
+            if index is not None:
+                _check_index(_weight_map(index), tensors.places)
             yield tensors
-
-    def _check_index(self, opened: Mapping[str, Any]) -> None:
-        index = _weight_map(self._index)
-        for name in sorted(index.keys() ^ opened.keys()):
-            where = "only in the index" if name in index else "only in a file"
-            raise ArtifactError(f"{name.removesuffix(PACKED_SUFFIX)}: got tensor {name} {where} of the shards")
 
 
 class Tensors:
-    """Access to open weight files; `stored` says what they hold, in their order."""
+    """Access to open weight files; `stored` says what they hold, in their order, `places` in which file."""
 
-    def __init__(self, config: PackedConfig, stored: Mapping[str, StoredTensor], opened: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        config: PackedConfig,
+        stored: Mapping[str, StoredTensor],
+        opened: Mapping[str, Any],
+        places: Mapping[str, Path],
+    ) -> None:
         self._config, self._opened = config, opened
-        self.stored = stored
+        self.stored, self.places = stored, places
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -132,6 +142,7 @@ def open_tensors(config: PackedConfig, files: Iterable[Path]) -> Iterator[Tensor
     """
     stored: dict[str, StoredTensor] = {}
     opened: dict[str, Any] = {}
+    places: dict[str, Path] = {}
     with ExitStack() as stack:
         for path in files:
             header = read_header(path)
@@ -143,18 +154,29 @@ def open_tensors(config: PackedConfig, files: Iterable[Path]) -> Iterator[Tensor
                 raise ArtifactError(f"{path}: got {shown(error)}, wanted a safetensors file") from None
             stored.update(header)
             opened.update(dict.fromkeys(header, file))
-        yield Tensors(config, stored, opened)
+            places.update(dict.fromkeys(header, path))
+        yield Tensors(config, stored, opened, places)
+
+
+def _check_index(index: Mapping[str, str], places: Mapping[str, Path]) -> None:
+    for name in sorted(index.keys() ^ places.keys()):
+        where = "only in the index" if name in index else "only in a file"
+        raise ArtifactError(f"{name.removesuffix(PACKED_SUFFIX)}: got tensor {name} {where} of the shards")
+    for name, file in index.items():
+        if places[name].name != file:
+            got = f"got tensor {name} in {places[name].name}, wanted it in {file}, where the index has it"
+            raise ArtifactError(f"{name.removesuffix(PACKED_SUFFIX)}: {got}")
 
 
 def open_folder(path: Path | str) -> PackedFolder:
-    """Opens a packed model folder, or the packed UNet inside a pipeline folder.
+    """Opens a packed model folder, or the packed denoiser inside a pipeline folder.
 
     Raises:
         InputError: no such folder, or nothing packed in it.
         ArtifactError: a packed folder whose config is broken or missing.
     """
     found = open_components(path)
-    return found.get(UNET_FOLDER) or next(iter(found.values()))
+    return next((found[name] for name in DENOISERS if name in found), None) or next(iter(found.values()))
 
 
 def open_components(path: Path | str) -> dict[str, PackedFolder]:
@@ -167,9 +189,7 @@ def open_components(path: Path | str) -> dict[str, PackedFolder]:
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such folder, wanted a packed model or pipeline folder")
-    inside = (
-        sorted(child for child in path.iterdir() if child.is_dir()) if (path / "model_index.json").is_file() else []
-    )
+    inside = sorted(child for child in path.iterdir() if child.is_dir()) if (path / INDEX).is_file() else []
     found = {}
     for folder in (path, *inside):
         packed = None
@@ -192,11 +212,11 @@ def open_components(path: Path | str) -> dict[str, PackedFolder]:
 
 @contextmanager
 def component_named(name: str) -> Iterator[None]:
-    """Errors within it begin with the component's name, where it is not the UNet (or a model alone)."""
+    """Errors within it begin with the component's name, where it is not the denoiser (or a model alone)."""
     try:
         yield
     except ArtifactError as error:
-        if name in ("", UNET_FOLDER):
+        if name in ("", *DENOISERS):
             raise
         raise ArtifactError(f"{name}: {error}") from None
 
@@ -204,12 +224,9 @@ def component_named(name: str) -> Iterator[None]:
 def holds_packed_tensors(folder: Path) -> bool:
     """Whether a folder without a readable config was a packed one."""
     names: set[str] = set()
-    for file in sorted({architecture.weights for architecture in ARCHITECTURES.values()}):
-        try:
-            names |= set(_weight_map(folder / f"{file}{_INDEX}") if (folder / f"{file}{_INDEX}").is_file() else ())
-            names |= set(read_header(folder / file) if (folder / file).is_file() else ())
-        except ArtifactError:
-            continue
+    for choice in weight_choices(folder):
+        with suppress(ArtifactError):
+            names |= set(_weight_map(choice.path) if choice.index else read_header(choice.path))
     return any(name.endswith(PACKED_SUFFIX) for name in names)
 
 

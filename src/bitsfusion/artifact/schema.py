@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, model_validator
 
 from bitsfusion.artifact.container import NAME, NAME_LENGTH
-from bitsfusion.artifact.limits import JSON_DEPTH, LAYER_WEIGHTS, MODEL_WEIGHTS, shown
+from bitsfusion.artifact.limits import JSON_DEPTH, shown
 from bitsfusion.errors import ArtifactError
 from bitsfusion.io.files import sha256_json
 from bitsfusion.packing.accounting import LayerSize, average_bits
 
 QUANT_METHOD = "bitsfusion"
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)
+"""Those that are read. A folder is written in the oldest that can say it, so that older readers lose nothing."""
+
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 CONFIG_FILE = "config.json"
 PACKED_SUFFIX = ".packed"
 ROWS_TENSOR = "time_proj.rows"
+TIME_TENSORS = (ROWS_TENSOR, "time_proj.mean", "time_proj.basis", "time_proj.curve")
+"""Those of stored time features, all float16."""
 
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 
@@ -27,6 +32,8 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 LayerName = Annotated[str, Field(pattern=NAME, max_length=NAME_LENGTH)]
 Size = Annotated[int, Field(strict=True, ge=1, lt=1 << 31)]
 Natural = Annotated[int, Field(strict=True, ge=0, lt=1 << 31)]
+Integer = Annotated[int, Field(strict=True, gt=-(1 << 31), lt=1 << 31)]
+Fraction = Annotated[float, Field(strict=True, gt=-(1 << 31), lt=1 << 31)]
 Shape = Annotated[tuple[Size, ...], Field(min_length=2, max_length=4)]
 
 
@@ -40,12 +47,6 @@ class PackedEntry(_Frozen):
     bits: Annotated[int, Field(strict=True, ge=1, le=8)]
     shape: Shape
     sha256: Sha256
-
-    @model_validator(mode="after")
-    def _bounded(self) -> PackedEntry:
-        if math.prod(self.shape) > LAYER_WEIGHTS:
-            raise ValueError(f"got {math.prod(self.shape)} weights, wanted at most {LAYER_WEIGHTS} in a layer")
-        return self
 
     @property
     def size(self) -> LayerSize:
@@ -62,11 +63,11 @@ class SamplerEntry(_Frozen):
 class TimeFeaturesEntry(_Frozen):
     """How the time step reaches the blocks: cached rows, or time layers packed at 8 bits for any step.
 
-    `none` is of models that know no time step.
+    `none` is of models that know no time step. A row's step with a fraction is a float32 number.
     """
 
     kind: Literal["cached", "layers_8bit", "none"]
-    steps: tuple[Natural, ...] = ()
+    steps: tuple[Natural | Fraction, ...] = ()
     samplers: tuple[SamplerEntry, ...] = ()
     channels: Natural = 0
 
@@ -77,7 +78,54 @@ class TimeFeaturesEntry(_Frozen):
             raise ValueError("steps and channels belong to cached time features, and to them only")
         if len(set(self.steps)) != len(self.steps):
             raise ValueError("a time step is listed twice")
+        for step in self.steps:
+            if isinstance(step, float) and (step.is_integer() or float(np.float32(step)) != step):
+                raise ValueError(f"got time step {step!r}, wanted a whole number, or a fraction in float32")
         return self
+
+    @property
+    def values(self) -> int:
+        """The number of stored values, N_tf."""
+        return len(self.steps) * self.channels
+
+    @property
+    def version(self) -> Literal[1, 2]:
+        """The format version that such an entry came with."""
+        return 2 if any(isinstance(step, float) for step in self.steps) else 1
+
+
+class TimeBasisEntry(_Frozen):
+    """Time features of every step: `rank` directions and a cubic spline of `points` control points for each.
+
+    The splines' knots begin at time step `start` and are `spacing` apart, so that `points` - 3 intervals are covered.
+    `error` is the relative error over all integer steps.
+    """
+
+    kind: Literal["basis"]
+    channels: Size
+    rank: Size
+    points: Annotated[int, Field(strict=True, ge=4, lt=1 << 31)]
+    start: Integer
+    spacing: Size
+    error: Annotated[float, Field(strict=True, ge=0, le=1)]
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """None is stored by itself."""
+        return ()
+
+    @property
+    def values(self) -> int:
+        """The number of stored values, N_tf."""
+        return self.channels * (1 + self.rank) + self.points * self.rank
+
+    @property
+    def version(self) -> Literal[1, 2]:
+        """The format version that such an entry came with."""
+        return 2
+
+
+TimeFeatures: TypeAlias = Annotated[TimeFeaturesEntry | TimeBasisEntry, Field(discriminator="kind")]
 
 
 class PackedConfig(_Frozen):
@@ -85,7 +133,7 @@ class PackedConfig(_Frozen):
 
     Fields:
         layers: every Linear, Conv2d and (of a text encoder) Embedding that is kept, in module order.
-        removed: the time layers that cached rows stand for, with their weights' shapes; empty without them.
+        removed: the time layers that stored features stand for, with their weights' shapes; empty without them.
         others_sha256: over every tensor that is no packed layer (see `payload.others_hash`).
         source_sha256: of what the model was made from, where known.
         provenance: anything the writer wants to say; not interpreted.
@@ -93,19 +141,21 @@ class PackedConfig(_Frozen):
     """
 
     quant_method: Literal["bitsfusion"] = "bitsfusion"
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 1
     layers: dict[LayerName, PackedEntry]
     removed: dict[LayerName, Shape] = {}
-    time_features: TimeFeaturesEntry
+    time_features: TimeFeatures
     others_sha256: Sha256
     source_sha256: Sha256 | None = None
     provenance: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _bounded(self) -> PackedConfig:
-        total = sum(self.weights.values())
-        if not 0 < total <= MODEL_WEIGHTS:
-            raise ValueError(f"got {total} weights, wanted 1 to {MODEL_WEIGHTS} in all layers")
+        if not self.weights:
+            raise ValueError("got no layers, wanted at least one")
+        if self.format_version != self.time_features.version:
+            kind, version = self.time_features.kind, self.time_features.version
+            raise ValueError(f"got {kind} time features in format_version {self.format_version}, wanted {version}")
         if _deeper(self.provenance, JSON_DEPTH):
             raise ValueError(f"provenance: got more than {JSON_DEPTH} levels of nesting")
         return self
@@ -128,8 +178,13 @@ class PackedConfig(_Frozen):
 
     @property
     def feature_values(self) -> int:
-        """The number of cached values, N_tf."""
-        return len(self.time_features.steps) * self.time_features.channels
+        """The number of stored values of time features, N_tf."""
+        return self.time_features.values
+
+    @property
+    def stores_features(self) -> bool:
+        """Whether values stand for the time layers, which are then removed."""
+        return self.feature_values > 0
 
     @property
     def average_bits(self) -> float:
@@ -149,9 +204,10 @@ def parse_config(values: Any) -> PackedConfig:
         got = values.get("quant_method") if isinstance(values, dict) else None
         raise ArtifactError(f"quantization_config: got quant_method {_small(got)}, wanted {QUANT_METHOD!r}")
     version = values.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:
+    if type(version) is not int or version not in FORMAT_VERSIONS:
+        wanted = " or ".join(str(known) for known in FORMAT_VERSIONS)
         raise ArtifactError(
-            f"quantization_config: got format_version {_small(version)}, wanted {FORMAT_VERSION}: "
+            f"quantization_config: got format_version {_small(version)}, wanted {wanted}: "
             "a newer bitsfusion may read it"
         )
     content = {key: value for key, value in values.items() if not key.startswith("_")}

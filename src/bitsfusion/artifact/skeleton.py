@@ -8,26 +8,43 @@ from typing import Any
 import torch
 from torch import nn
 
-from bitsfusion.architectures.registry import (
-    ARCHITECTURES,
-    Architecture,
-    architecture_of,
-    class_name,
-    packed_modules,
-    without_steering,
-)
+from bitsfusion.architectures.base import Architecture, without_steering
+from bitsfusion.architectures.registry import ARCHITECTURES, architecture_of, class_name, packed_modules
 from bitsfusion.artifact.limits import bounded_construction, check_model_config, shown
-from bitsfusion.artifact.schema import PackedConfig
-from bitsfusion.diffusion.time_features import Coverage, SamplerSteps, place_time_features, time_layers
+from bitsfusion.artifact.schema import PackedConfig, TimeBasisEntry
+from bitsfusion.diffusion.time_features import (
+    Coverage,
+    SamplerSteps,
+    TimeBasis,
+    TimeFeatureBasis,
+    TimeFeatureRows,
+    place_time_features,
+    time_layers,
+)
+from bitsfusion.diffusion.time_features.spline import TAPS, Knots
 from bitsfusion.errors import ArtifactError, InputError
 from bitsfusion.nn.packed import packed_layer
 from bitsfusion.nn.replace import replace_module
 
 
-def coverage_of(config: PackedConfig) -> Coverage:
-    """The cached steps and their samplers; only for a config whose time features are cached."""
-    features = config.time_features
-    return Coverage(features.steps, tuple(SamplerSteps(entry.name, entry.steps) for entry in features.samplers))
+def covered_steps(config: PackedConfig) -> str:
+    """The steps of stored time features, in words; only for a config that has such."""
+    return str(_stored_features(config).covered)
+
+
+def _stored_features(config: PackedConfig) -> TimeFeatureRows | TimeFeatureBasis:
+    """The module of stored features, on meta."""
+    entry = config.time_features
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.float16, device="meta")
+
+    if isinstance(entry, TimeBasisEntry):
+        knots = Knots(entry.start, entry.spacing, entry.points - TAPS + 1)
+        mean, directions = empty(entry.channels), empty(entry.rank, entry.channels)
+        return TimeFeatureBasis(TimeBasis(mean, directions, empty(entry.points, entry.rank), knots, entry.error))
+    samplers = tuple(SamplerSteps(sampler.name, sampler.steps) for sampler in entry.samplers)
+    return TimeFeatureRows(empty(len(entry.steps), entry.channels), Coverage(entry.steps, samplers))
 
 
 def empty_model(model_config: Mapping[str, Any]) -> nn.Module:
@@ -89,10 +106,9 @@ def make_packed(model: nn.Module, config: PackedConfig) -> None:
         kinds = " and ".join(kind.__name__ for kind in architecture.layers)
         raise ArtifactError(f"{unnamed[0]}: got no bits for this layer, wanted every {kinds} packed or removed")
     if (config.time_features.kind == "none") is architecture.timed:
-        wanted = "cached or layers_8bit" if architecture.timed else "none"
+        wanted = "basis, cached or layers_8bit" if architecture.timed else "none"
         raise ArtifactError(f"time features: got {config.time_features.kind} in a {architecture.name}, wanted {wanted}")
-    cached = config.time_features.kind == "cached"
-    expected = set(time_layers(model)) if cached else set()
+    expected = set(time_layers(model)) if config.stores_features else set()
     if set(config.removed) != expected or set(config.layers) & set(config.removed):
         wrong = sorted(set(config.removed) ^ expected) or sorted(set(config.layers) & set(config.removed))
         raise ArtifactError(
@@ -100,11 +116,8 @@ def make_packed(model: nn.Module, config: PackedConfig) -> None:
         )
     for name, entry in config.layers.items():
         replace_module(model, name, packed_layer(dense[name], entry.bits))
-    if cached:
-        rows = torch.empty(
-            len(config.time_features.steps), config.time_features.channels, dtype=torch.float16, device="meta"
-        )
+    if config.stores_features:
         try:
-            place_time_features(model, rows, coverage_of(config))
+            place_time_features(model, _stored_features(config))
         except InputError as error:
             raise ArtifactError(f"time_proj: {error}") from None

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from bitsfusion.artifact.container import read_object
 from bitsfusion.artifact.reader import holds_packed_tensors
-from bitsfusion.artifact.schema import CONFIG_FILE, INDEX_FILE, QUANT_METHOD, WEIGHTS_FILE
+from bitsfusion.artifact.schema import CONFIG_FILE, QUANT_METHOD
 from bitsfusion.errors import ArtifactError, InputError
-
-_PIPELINE_FILE = "model_index.json"
-_SHARD = re.compile(re.escape(WEIGHTS_FILE).replace(r"\.safetensors", r"-\d{5}-of-\d{5}\.safetensors"))
+from bitsfusion.pipelines.folder import INDEX
+from bitsfusion.pipelines.resolve import HASHES_FILE
+from bitsfusion.pipelines.weight_files import is_weight_file
 
 
 def check_target(folder: Path) -> None:
@@ -28,7 +28,7 @@ def check_target(folder: Path) -> None:
     if not any(_is_packed(place) for place in (folder, *(folder / name for name in parts))):
         raise InputError(f"{folder}: got a folder with other files, wanted a new, empty or packed one")
     for entry in sorted(folder.iterdir()):
-        if entry.name not in parts and _SHARD.fullmatch(entry.name) is None:
+        if entry.name not in parts and not is_weight_file(entry.name):
             raise InputError(
                 f"{folder}: got a folder with other files ({entry.name}) beside a packed model, wanted them elsewhere: "
                 "it is replaced as a whole"
@@ -37,13 +37,13 @@ def check_target(folder: Path) -> None:
 
 def _parts(folder: Path) -> set[str]:
     """The names of all that a packed model or pipeline folder consists of."""
-    if not (folder / _PIPELINE_FILE).is_file():
-        return {CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE}
+    if not (folder / INDEX).is_file():
+        return {CONFIG_FILE}
     try:
-        index = read_object(folder / _PIPELINE_FILE)
+        index = read_object(folder / INDEX)
     except ArtifactError:
         index = {}
-    return {_PIPELINE_FILE, *(name for name in index if re.fullmatch(r"[A-Za-z0-9_]+", name))}
+    return {INDEX, HASHES_FILE, *(name for name in index if re.fullmatch(r"[A-Za-z0-9_]+", name))}
 
 
 def _is_packed(folder: Path) -> bool:

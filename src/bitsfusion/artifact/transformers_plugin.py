@@ -16,6 +16,7 @@ from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from bitsfusion.artifact.guards import guard
 from bitsfusion.artifact.payload import check_others, decode_layers
 from bitsfusion.artifact.reader import open_tensors
 from bitsfusion.artifact.saving import saved_tensors
@@ -115,6 +116,7 @@ class BitsFusionTextQuantizer(HfQuantizer):
                 _count(key, value)
         # transformers would refuse `.half()` and `.float()`. Here only floating tensors change.
         model.is_quantized = False  # type: ignore[assignment]
+        guard(model)
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What `save_pretrained` writes; see `saved_tensors`."""

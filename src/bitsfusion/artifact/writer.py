@@ -6,16 +6,17 @@ import inspect
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from bitsfusion.artifact.components import copy_components
-from bitsfusion.artifact.parts import ModelParts, parts_of_model
-from bitsfusion.artifact.payload import buffer_hash, encode_layer, others_hash
+from bitsfusion.artifact.hashes import write_hashes
+from bitsfusion.artifact.parts import Features, ModelParts, parts_of_model
+from bitsfusion.artifact.payload import buffer_hash, check_scales, encode_layer, others_hash
 from bitsfusion.artifact.schema import (
     CONFIG_FILE,
     PACKED_SUFFIX,
@@ -23,13 +24,18 @@ from bitsfusion.artifact.schema import (
     PackedConfig,
     PackedEntry,
     SamplerEntry,
+    TimeBasisEntry,
+    TimeFeatures,
     TimeFeaturesEntry,
 )
 from bitsfusion.artifact.target import check_target
 from bitsfusion.artifact.weight_file import write_weights
-from bitsfusion.diffusion.time_features import Coverage, SamplerSteps, cover
-from bitsfusion.errors import InputError
+from bitsfusion.diffusion.time_features import Cover, SamplerSteps, TimeBasis, choose_features
+from bitsfusion.errors import ArtifactError, InputError
 from bitsfusion.io.files import atomic_folder
+from bitsfusion.packing.accounting import SCALE_BYTES
+from bitsfusion.pipelines.copying import copy_components
+from bitsfusion.pipelines.folder import Form, PipelineFolder
 
 PAPER_SAMPLERS = (SamplerSteps("pndm", 50),)
 _THREADS = 4  # each holds a layer and its temporaries
@@ -42,7 +48,7 @@ def write_pipeline(
     pipeline: Any,
     unet: nn.Module,
     folder: Path | str,
-    samplers: Iterable[SamplerSteps | tuple[str, int]] | None = PAPER_SAMPLERS,
+    samplers: Cover = PAPER_SAMPLERS,
     *,
     source_sha256: str | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -53,8 +59,7 @@ def write_pipeline(
         pipeline: a diffusers pipeline with a component `unet`. Neither it nor `unet` is changed.
         unet: the same UNet with every Linear and Conv2d fake-quantized; its time layers need not be.
         folder: taken over as a whole when everything is written; an older packed folder there is replaced.
-        samplers: what to cache the time features for, on the pipeline's own noise schedule; None keeps the time
-            layers at 8 bits instead, for any sampler.
+        samplers: what to store of the time features, see `Cover`, on the pipeline's own noise schedule.
         source_sha256: of what the model was made from.
         provenance: plain JSON to keep with it.
 
@@ -67,8 +72,10 @@ def write_pipeline(
     """
     if "unet" not in pipeline.components:
         raise InputError(f"pipeline: got a {type(pipeline).__name__} without a unet, wanted one with it")
-    coverage = None if samplers is None else cover(samplers, pipeline.scheduler.config)
-    parts = parts_of_model(unet, coverage)
+    choice = choose_features(unet, samplers, pipeline.scheduler.config)
+    if choice.note is not None:
+        provenance = {**(provenance or {}), "notes": [*(provenance or {}).get("notes", []), choice.note]}
+    parts = parts_of_model(unet, choice.features)
     with _new_folder(folder) as temporary:
         pipeline.save_config(temporary)
         for name, component in pipeline.components.items():
@@ -76,13 +83,15 @@ def write_pipeline(
                 safe = "safe_serialization" in inspect.signature(component.save_pretrained).parameters
                 component.save_pretrained(temporary / name, **({"safe_serialization": True} if safe else {}))
         (temporary / "unet").mkdir()
-        return _write(temporary / "unet", parts, source_sha256, provenance)
+        made = _write(temporary / "unet", parts, source_sha256, provenance)
+        write_hashes(temporary)
+        return made
 
 
 def write_model(
     unet: nn.Module,
     folder: Path | str,
-    coverage: Coverage | None,
+    features: Features,
     *,
     source_sha256: str | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -90,27 +99,29 @@ def write_model(
     """Writes the UNet alone as a diffusers model folder; see `write_pipeline`.
 
     Args:
-        coverage: the time steps to cache (`bitsfusion.diffusion.samplers.cover`); None keeps the time layers at 8 bits.
+        features: see `Features`; `choose_features` finds them.
     """
-    parts = parts_of_model(unet, coverage)
+    parts = parts_of_model(unet, features)
     with _new_folder(folder) as temporary:
         return _write(temporary, parts, source_sha256, provenance)
 
 
 def write_parts(
     parts: Mapping[str, ModelParts],
-    source: Path,
+    source: PipelineFolder,
     folder: Path | str,
     *,
     source_sha256: str | None = None,
     provenance: Mapping[str, Mapping[str, Any]] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, PackedConfig]:
-    """Writes the pipeline in folder `source` with some components packed; the others are copied as files.
+    """Writes the pipeline `source` with some components packed; the others are copied as files.
+
+    Of a component alone, or a trainer's checkpoint of one, a model folder is written.
 
     Args:
         parts: component name -> what is packed in its place (`parts_of_folder`, `parts_of_model`), layer by layer.
-        source: a diffusers pipeline folder; no model of it is loaded.
+        source: no model of it is loaded.
         provenance: component name -> plain JSON to keep with it.
         progress: told after every layer, of all components together.
 
@@ -124,12 +135,16 @@ def write_parts(
     total, done = sum(len(part.kept) for part in parts.values()), 0
     configs = {}
     with _new_folder(folder) as temporary:
-        copy_components(source, temporary, without=parts)
+        if source.form is Form.PIPELINE:
+            copy_components(source, temporary, without=parts)
         for name, part in parts.items():
-            (temporary / name).mkdir()
+            place = temporary / name if source.form is Form.PIPELINE else temporary
+            place.mkdir(exist_ok=True)
             tell = None if progress is None else _shifted(progress, done, total)
-            configs[name] = _write(temporary / name, part, source_sha256, (provenance or {}).get(name), tell)
+            configs[name] = _write(place, part, source_sha256, (provenance or {}).get(name), tell)
             done += len(part.kept)
+        if source.form is Form.PIPELINE:
+            write_hashes(temporary)
     return configs
 
 
@@ -153,12 +168,8 @@ def _write(
     """config.json and the weight file of one model."""
     layers: dict[str, PackedEntry] = {}
     others = dict(parts.others)
-    features = TimeFeaturesEntry(kind="layers_8bit" if parts.architecture.timed else "none")
-    if parts.rows is not None:
-        rows, coverage = parts.rows
-        others[ROWS_TENSOR] = rows
-        samplers = tuple(SamplerEntry(name=s.name, steps=s.steps) for s in coverage.samplers)
-        features = TimeFeaturesEntry(kind="cached", steps=coverage.steps, samplers=samplers, channels=rows.shape[1])
+    features, stored = _time_features(parts)
+    others |= stored
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for name, entry, payload in _packed_layers(parts):
@@ -170,6 +181,7 @@ def _write(
 
     write_weights(folder / parts.architecture.weights, tensors())
     config = PackedConfig(
+        format_version=features.version,
         layers=layers,
         removed=dict(parts.removed),
         time_features=features,
@@ -182,11 +194,37 @@ def _write(
     return config
 
 
+def _time_features(parts: ModelParts) -> tuple[TimeFeatures, dict[str, Tensor]]:
+    """What the config says of the time features, and their tensors."""
+    if isinstance(parts.features, TimeBasis):
+        made, knots = parts.features, parts.features.knots
+        entry = TimeBasisEntry(
+            kind="basis",
+            channels=made.channels,
+            rank=made.rank,
+            points=knots.points,
+            start=knots.start,
+            spacing=knots.spacing,
+            error=made.error,
+        )
+        return entry, {f"time_proj.{name}": tensor.cpu() for name, tensor in made.tensors().items()}
+    if parts.features is not None:
+        rows, coverage = parts.features
+        samplers = tuple(SamplerEntry(name=s.name, steps=s.steps) for s in coverage.samplers)
+        rows_entry = TimeFeaturesEntry(kind="cached", steps=coverage.steps, samplers=samplers, channels=rows.shape[1])
+        return rows_entry, {ROWS_TENSOR: rows}
+    return TimeFeaturesEntry(kind="layers_8bit" if parts.architecture.timed else "none"), {}
+
+
 def _packed_layers(parts: ModelParts) -> Iterator[tuple[str, PackedEntry, Tensor]]:
     """Name, entry and bytes on disk of every layer, in order; a few at a time on threads, no more in memory."""
 
     def work(name: str, shape: tuple[int, ...]) -> tuple[str, PackedEntry, Tensor]:
         bits, buffer = parts.layer(name)
+        try:
+            check_scales(buffer[: SCALE_BYTES * shape[0]].view(torch.float32), bits)
+        except ArtifactError as error:
+            raise InputError(f"{name}: {error}") from None
         entry = PackedEntry(bits=bits, shape=shape, sha256=buffer_hash(buffer))
         return name, entry, encode_layer(buffer, shape[0])
 

@@ -10,7 +10,10 @@ from typing import Annotated
 import typer
 
 from bitsfusion.cli.console import print_json, progress_bars
-from bitsfusion.cli.options import Cover, Json, Model, Quiet, samplers_to_cover
+from bitsfusion.cli.interruption import resumable
+from bitsfusion.cli.options import Covered, Device, Json, Model, Quiet, time_cover
+from bitsfusion.devices import AUTO
+from bitsfusion.diffusion.time_features import BASIS, SamplerSteps
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import file_prompts, world_prompts
 from bitsfusion.pipelines.load import EMBEDDED, load_pipeline
@@ -20,6 +23,7 @@ from bitsfusion.recipe.schema import write_recipe
 from bitsfusion.runs.analysis import AnalysisJob
 from bitsfusion.runs.config import FolderSource, RunConfig, WorldSource
 from bitsfusion.sensitivity.entropy import level_entropies
+from bitsfusion.sensitivity.measure import Counted
 from bitsfusion.sensitivity.plan import Plan
 from bitsfusion.sensitivity.report import write_report
 from bitsfusion.sensitivity.settings import JacobianSettings, NoiseErrorSettings, PaperSettings, Settings
@@ -67,8 +71,8 @@ def analyze(
     steps: Annotated[int, typer.Option(min=1, help="Sampler steps of the paper's method.")] = 50,
     clip: Annotated[str | None, typer.Option(help="CLIP model for the drop of CLIP score: a folder or hub id.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    cover: Cover = ["pndm:50"],  # noqa: B006 (typer reads it, nobody changes it)
-    device: Annotated[str, typer.Option(help="cpu, cuda and so on.")] = "cpu",
+    cover: Covered = ["basis"],  # noqa: B006 (typer reads it, nobody changes it)
+    device: Device = AUTO,
     workers: Annotated[int, typer.Option(min=0, help="Processes that measure, by Ray; 0: this one, without Ray.")] = 0,
     ray_address: Annotated[
         str | None, typer.Option(help="Of a Ray cluster; without it the workers are on this machine.")
@@ -107,7 +111,7 @@ def analyze(
         data=_source(
             model, data, resolution, iterations * train_batch_size if method is AnalysisMethod.PAPER else samples
         ),
-        samplers=_samplers(cover),
+        samplers=_counted(cover),
         clip=clip or (RunConfig().scorer if model == EMBEDDED else None),
         device=device,
     )
@@ -115,7 +119,7 @@ def analyze(
         _print_plan(job.plan(out), max(1, workers), json)
         return
     measuring = job.workers(workers, ray_address, cpus_per_worker) if workers or ray_address else None
-    with progress_bars(quiet) as progress:
+    with progress_bars(quiet) as progress, resumable():
         table = job.run(out, measuring, lambda done, total: progress.update("analyze", done, total))
     written = [] if report is None else write_report(table, load_pipeline(model).unet, report)
     if json:
@@ -137,11 +141,11 @@ def _source(model: str, data: Path | None, resolution: int, samples: int) -> Fol
     return WorldSource()
 
 
-def _samplers(cover: list[str]) -> tuple[tuple[str, int], ...]:
-    covered = samplers_to_cover(cover)
-    if covered is None:
-        raise InputError("cover: got any, wanted the samplers whose time features the recipe shall count")
-    return tuple((sampler.name, sampler.steps) for sampler in covered)
+def _counted(cover: list[str]) -> Counted:
+    covered = time_cover(cover)
+    if covered is None or covered == BASIS:
+        return BASIS if covered else None
+    return tuple((each.name, each.steps) for each in covered if isinstance(each, SamplerSteps))
 
 
 def _print_plan(plan: Plan, workers: int, json: bool) -> None:

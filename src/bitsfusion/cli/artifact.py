@@ -1,42 +1,45 @@
-"""`bitsfusion inspect`, `verify`, `generate`: what can be done with a packed folder."""
+"""`bitsfusion inspect` and `verify`: what can be said of a packed folder without loading it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from bitsfusion.artifact.inspect import ComponentSize, Inspection, inspect_folder, inspect_pipeline
-from bitsfusion.artifact.verify import verify_folder
-from bitsfusion.cli.console import print_json, print_table, progress_bars
-from bitsfusion.cli.options import Json, Quiet
-from bitsfusion.diffusion.samplers import Sampler
-from bitsfusion.evaluation.drawing import generate_to_folder
+from bitsfusion.artifact.verify import verify as verify_path
+from bitsfusion.cli.console import print_json, print_table
+from bitsfusion.cli.options import Json
+from bitsfusion.errors import ArtifactError
+from bitsfusion.pipelines.folder import DENOISERS, INDEX
+from bitsfusion.pipelines.resolve import resolve
 
-Folder = Annotated[Path, typer.Argument(help="A packed pipeline or model folder.")]
+Folder = Annotated[str, typer.Argument(help="A packed pipeline or model folder, or a hub id.")]
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    for command in (inspect, verify, generate):
+    for command in (inspect, verify):
         app.command()(command)
 
 
 def inspect(folder: Folder, json: Json = False) -> None:
     """Where every byte is, layer by layer."""
-    if not (folder / "model_index.json").is_file():
-        inspection = inspect_folder(folder)
+    path = _local(folder)
+    if not (path / INDEX).is_file():
+        inspection = inspect_folder(path)
         if json:
             print_json(inspection.to_dict())
         else:
             _print_inspection(inspection)
         return
-    parts = inspect_pipeline(folder)
+    parts = inspect_pipeline(path)
     packed = {part.name: part.packed for part in parts if part.packed is not None}
     if json:
-        first = packed.get("unet") or next(iter(packed.values()))
+        first = next((packed[name] for name in DENOISERS if name in packed), None) or next(iter(packed.values()))
         print_json(first.to_dict() | {"pipeline": _pipeline(parts)})
         return
     for name, inspection in packed.items():
@@ -104,37 +107,47 @@ def _print_inspection(inspection: Inspection) -> None:
     print(f"average bits (Appendix H)   {inspection.average_bits:.4f}")
     print(f"entropy, bits a weight      {inspection.entropy_bits:.4f}")
     print(f"on disk, bits a weight      {inspection.true_bits:.4f}")
+    print(f"time features               {_time_features(inspection.time_features)}")
     kept = ", ".join(inspection.fallbacks) or "none"
     print(f"layers kept dense           {kept}")
 
 
-def verify(folder: Folder) -> None:
-    """Checks hashes, shapes and ranges; exit code 1 and the layer's name where something is wrong."""
-    verify_folder(folder)
-    print(f"{folder}: every layer is as it was packed")
+def verify(folder: Folder, json: Json = False) -> None:
+    """Checks every file of a packed folder: hashes, shapes, ranges and kinds; exit code 1 where something is wrong."""
+    path = _local(folder)
+    found = verify_path(path)
+    unchecked = list(found.unchecked)
+    if not Path(folder).is_dir():
+        unchecked.append("files of the repository that loading does not fetch")
+    if json:
+        print_json(found.to_dict() | {"unchecked": unchecked})
+        raise typer.Exit(1 if found.faults else 0)
+    for line in unchecked:
+        print(f"not checked: {line}")
+    if found.faults:
+        *others, last = found.faults
+        for fault in others:
+            print(f"bitsfusion: {fault}", file=sys.stderr)
+        raise ArtifactError(last)
+    layers = "every layer is as it was packed"
+    print(f"{folder}: {layers}" + (f", and each of {found.files} files as it was written" if found.files else ""))
 
 
-def generate(
-    folder: Annotated[str, typer.Argument(help="A packed folder, or any diffusers pipeline.")],
-    prompts: Annotated[list[str], typer.Argument(help="One image each.")],
-    out: Annotated[Path, typer.Option(help="Folder for the PNG files and metadata.jsonl.")] = Path("images"),
-    sampler: Annotated[Sampler, typer.Option()] = Sampler.PNDM,
-    steps: Annotated[int, typer.Option(min=1)] = 50,
-    guidance: Annotated[float, typer.Option()] = 7.5,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next ones count on.")] = 1024,
-    quiet: Quiet = False,
-) -> None:
-    """Draws images with a packed model."""
-    with progress_bars(quiet) as progress:
-        paths = generate_to_folder(
-            folder,
-            prompts,
-            out,
-            sampler=sampler.value,
-            steps=steps,
-            guidance=guidance,
-            seed=seed,
-            progress=lambda done, total: progress.update("generate", done, total),
+def _local(folder: str) -> Path:
+    """The folder itself, or the local copy of a hub id; a broken folder is for the command to judge."""
+    return Path(folder) if Path(folder).is_dir() else resolve(folder).path
+
+
+def _time_features(features: Mapping[str, Any]) -> str:
+    """What is stored of them, in words."""
+    if features["kind"] == "basis":
+        return (
+            f"every step: a basis of rank {features['rank']} within {features['error']:g}, "
+            f"{features['values']:,} values"
         )
-    for path in paths:
-        print(path)
+    if features["kind"] == "cached":
+        samplers = ", ".join(f"{each['name']} {each['steps']} steps" for each in features["samplers"])
+        return (
+            f"{len(features['steps'])} steps exactly ({samplers or 'no sampler named'}), {features['values']:,} values"
+        )
+    return "every step: time layers at 8 bits" if features["kind"] == "layers_8bit" else "none"

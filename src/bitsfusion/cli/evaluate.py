@@ -9,8 +9,10 @@ import torch
 import typer
 
 from bitsfusion.cli.console import print_json, print_table, progress_bars
-from bitsfusion.cli.options import Json, Quiet
+from bitsfusion.cli.interruption import resumable
+from bitsfusion.cli.options import Device, Json, Quiet
 from bitsfusion.data.pictures import holds_pictures, is_tree
+from bitsfusion.devices import AUTO, resolve
 from bitsfusion.diffusion.samplers import Sampler
 from bitsfusion.embedded import SCORER_FOLDER
 from bitsfusion.errors import InputError
@@ -91,12 +93,13 @@ def evaluate(
     sentence_encoder: Annotated[
         str, typer.Option(help="Text encoder that maps TIFA's answers to choices.")
     ] = OFFICIAL_ENCODER,
-    device: Annotated[str, typer.Option(help="cpu, cuda and so on.")] = "cpu",
+    device: Device = AUTO,
     dtype: Annotated[str, typer.Option(help=f"Of the pipelines: {', '.join(DTYPES)}.")] = "float32",
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Scores a model, beside the original if there is one. Killed, the same command goes on."""
+    device = str(resolve(device))
     pictures = next((Path(side) for side in (model, against) if side and holds_pictures(side)), None)
     world = EMBEDDED in (model, against) and prompts is None and pictures is None
     asked = _metrics(metrics, against, world)
@@ -144,7 +147,7 @@ def evaluate(
                 measures.append(_geneval(prompts, pictures, limit, images_per_prompt, detector, colors, device))
         else:
             measures.append(_tifa(prompts, limit, images_per_prompt, questions, vqa, sentence_encoder, device))
-    with progress_bars(quiet or json) as progress:
+    with progress_bars(quiet or json) as progress, resumable():
         scores = run_evaluation(evaluation, measures, out, progress.update)
     if json:
         print_json(scores)

@@ -5,38 +5,42 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import entry_points
+from typing import Annotated
 
 import typer
 
+import bitsfusion
+from bitsfusion.cli.commands import LazyGroup
+from bitsfusion.cli.interruption import Interrupted
 from bitsfusion.errors import BitsFusionError, InputError
-
-COMMANDS = "bitsfusion.commands"
-"""Entry points: modules of other packages that add commands by `register(app)`."""
 
 
 def build_app() -> typer.Typer:
-    """All commands; imports torch, diffusers and transformers, whose own progress bars are off from here on."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    from bitsfusion.cli import artifact, card, evaluate, run, steps, training, vote
-
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
+    """The command line; no command's module is imported before it is called."""
     app = typer.Typer(
         name="bitsfusion",
+        cls=LazyGroup,
         help="Mixed-precision weight quantization of diffusion models below two bits a weight.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for commands in (run, steps, training, artifact, evaluate, card, vote):
-        commands.register(app)
-    for entry in sorted(entry_points(group=COMMANDS), key=lambda entry: entry.name):
-        entry.load().register(app)
+    app.callback()(_root)
     return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"bitsfusion {bitsfusion.__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -48,8 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(error), 2)
     except BitsFusionError as error:
         _fail(str(error), 1)
+    except Interrupted as error:
+        _fail(str(error), 130)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from here", 130)
+        _fail("interrupted", 130)
 
 
 def _fail(message: str, code: int) -> None:

@@ -2,33 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitsfusion.diffusion.samplers import SamplerSteps
+from bitsfusion.devices import AUTO
 from bitsfusion.errors import InputError
+
+if TYPE_CHECKING:
+    from bitsfusion.diffusion.time_features import Cover
 
 Model = Annotated[str, typer.Argument(help='A diffusers folder, a hub id, or "embedded".')]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Cover = Annotated[
+Device = Annotated[
+    str, typer.Option(help=f"Where it computes: {AUTO} (an accelerator if there is one), cpu, cuda, cuda:1, mps.")
+]
+ConfigDevice = Annotated[
+    str | None, typer.Option("--device", help="In the place of the config's device: cpu, cuda, cuda:1, mps.")
+]
+Covered = Annotated[
     list[str],
     typer.Option(
-        help="Samplers whose time steps are cached, as NAME:STEPS; repeat for more. "
-        "`any` keeps the time layers at 8 bits."
+        "--cover",
+        help="Time steps that the packed model knows. basis: every one, as a low-rank basis within .005. NAME:STEPS, "
+        "repeat for more: exactly those of a sampler, any scheduler of diffusers by name, or own for the folder's. "
+        "any: every one, by time layers kept at 8 bits.",
     ),
 ]
 
 
-def samplers_to_cover(cover: list[str]) -> list[SamplerSteps] | None:
-    """`["pndm:50", "dpm:20"]` as sampler steps; `["any"]` as None."""
+def time_cover(cover: list[str]) -> Cover:
+    """`["basis"]`, `["any"]` as None, or `["pndm:50", "dpm:20"]` as sampler steps.
+
+    Raises:
+        InputError: anything else, or no such sampler.
+    """
+    from bitsfusion.diffusion.samplers import SamplerSteps, sampler_name  # which imports diffusers
+    from bitsfusion.diffusion.time_features import BASIS
+
+    if cover in ([BASIS], ["auto"]):  # the name it had while rows were the default
+        return BASIS
     if cover == ["any"]:
         return None
     chosen = []
     for text in cover:
         name, _, steps = text.partition(":")
         if not steps.isdigit():
-            raise InputError(f"cover: got {text!r}, wanted NAME:STEPS such as pndm:50, or any")
-        chosen.append(SamplerSteps(name, int(steps)))
+            raise InputError(
+                f"cover: got {text!r}{' among others' * (len(cover) > 1)}, wanted basis, any, or NAME:STEPS such as "
+                "pndm:50 or own:30"
+            )
+        chosen.append(SamplerSteps(sampler_name(name), int(steps)))
     return chosen

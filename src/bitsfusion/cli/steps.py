@@ -10,23 +10,16 @@ import typer
 
 from bitsfusion.artifact.inspect import folder_sizes
 from bitsfusion.artifact.schema import PackedConfig
+from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.cli import analysis
 from bitsfusion.cli.console import print_json, progress_bars
-from bitsfusion.cli.options import Json, Model, Quiet, samplers_to_cover
+from bitsfusion.cli.options import Covered, Json, Model, Quiet, time_cover
+from bitsfusion.errors import InputError
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.load import EMBEDDED
-from bitsfusion.runs import packing
+from bitsfusion.runs.calibration import CalibrationJob
 from bitsfusion.runs.components import UNET_ALONE, WHOLE, OtherBits
 from bitsfusion.runs.packing import init_pipeline, pack_checkpoint
-
-Covered = Annotated[
-    list[str],
-    typer.Option(
-        "--cover",
-        help="Samplers whose time steps are cached, as NAME:STEPS; repeat for more. `any` keeps the time layers at "
-        "8 bits, for every sampler. `auto`: pndm:50, or any where the UNet allows no cache.",
-    ),
-]
 
 OtherRecipe = Annotated[
     str | None,
@@ -42,7 +35,17 @@ Whole = Annotated[
         help=f"Packs text encoders and VAE, too: --text-encoder {WHOLE.text_encoder} --vae {WHOLE.vae} unless said.",
     ),
 ]
+_CALIBRATION = CalibrationSettings()
 TokenEmbedding = Annotated[int, typer.Option(min=1, max=8, help="Bits of a packed text encoder's token embedding.")]
+
+Config = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a single file: the pipeline folder whose configs and tokenizers it takes. Of a component or a "
+        "trainer's checkpoint: the pipeline that it belongs to."
+    ),
+]
+Without = Annotated[list[str], typer.Option(help="A component to leave out, such as safety_checker; repeat for more.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -64,15 +67,34 @@ def init(
     scale_init: Annotated[
         ScaleInit, typer.Option(help="How scales are found; compact: as exact, a little coarser.")
     ] = ScaleInit.COMPACT,
-    cover: Covered = ["auto"],  # noqa: B006
+    cover: Covered = ["basis"],  # noqa: B006
     whole: Whole = False,
     text_encoder: OtherRecipe = None,
     vae: OtherRecipe = None,
     token_embedding: TokenEmbedding = WHOLE.token_embedding,
+    config: Config = None,
+    without: Without = [],  # noqa: B006
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="Codes, scales and biases by what the UNet computes, not by its weights alone: minutes."
+        ),
+    ] = False,
+    calibration_prompts: Annotated[
+        Path | None, typer.Option(help="Prompts to calibrate with: .txt, .jsonl or .tsv.  [default: the package's own]")
+    ] = None,
+    calibration_samples: Annotated[
+        int | None, typer.Option(min=1, help=f"Pictures drawn for it.  [default: {_CALIBRATION.samples}]")
+    ] = None,
+    calibration_steps: Annotated[
+        int | None, typer.Option(min=1, help=f"Sampler steps of each.  [default: {_CALIBRATION.steps}]")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where the model is calibrated: cpu, cuda and so on.")] = "cpu",
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Quantizes and packs without training (section 4.1)."""
+    job = _calibration(calibrate, calibration_prompts, calibration_samples, calibration_steps, device)
     with progress_bars(quiet or json) as progress:
         configs = init_pipeline(
             model,
@@ -80,8 +102,11 @@ def init(
             recipe=recipe,
             bits=bits,
             method=scale_init,
-            samplers=_samplers(cover),
+            samplers=time_cover(cover),
             others=_others(whole, text_encoder, vae, token_embedding),
+            config=config,
+            without=without,
+            calibration=job,
             progress=progress,
         )
     _report(configs, out, json)
@@ -91,7 +116,7 @@ def pack(
     checkpoint: Annotated[Path, typer.Argument(help="A finished stage's folder, or a checkpoint of it.")],
     out: Annotated[Path, typer.Option(help="Packed folder to write.")],
     model: Annotated[str, typer.Option(help="The pipeline it was trained from.")] = EMBEDDED,
-    cover: Covered = ["auto"],  # noqa: B006
+    cover: Covered = ["basis"],  # noqa: B006
     whole: Whole = False,
     text_encoder: OtherRecipe = None,
     vae: OtherRecipe = None,
@@ -102,8 +127,21 @@ def pack(
     """Turns a trained student into real bits."""
     others = _others(whole, text_encoder, vae, token_embedding)
     with progress_bars(quiet or json) as progress:
-        config = pack_checkpoint(checkpoint, model, out, _samplers(cover), progress, others)
+        config = pack_checkpoint(checkpoint, model, out, time_cover(cover), progress, others)
     _report({"unet": config}, out, json)
+
+
+def _calibration(
+    calibrate: bool, prompts: Path | None, samples: int | None, steps: int | None, device: str
+) -> CalibrationJob | None:
+    asked = {"prompts": prompts, "samples": samples, "steps": steps}
+    given = [name for name, value in asked.items() if value is not None]
+    if not calibrate:
+        if given:
+            raise InputError(f"calibration-{given[0]}: got a value without --calibrate, wanted both or neither")
+        return None
+    chosen = {name: value for name, value in (("samples", samples), ("steps", steps)) if value is not None}
+    return CalibrationJob(prompts, _CALIBRATION.model_copy(update=chosen), device)
 
 
 def _others(whole: bool, text_encoder: str | None, vae: str | None, token_embedding: int) -> OtherBits:
@@ -111,14 +149,11 @@ def _others(whole: bool, text_encoder: str | None, vae: str | None, token_embedd
     return OtherBits(text_encoder or base.text_encoder, vae or base.vae, token_embedding, base.all_there_are)
 
 
-def _samplers(cover: list[str]) -> packing.Cover:
-    return packing.AUTO if cover == [packing.AUTO] else samplers_to_cover(cover)
-
-
 def _report(configs: Mapping[str, PackedConfig], out: Path, json: bool) -> None:
-    """The UNet's figures, then every component's size."""
+    """The denoiser's figures, which come first, then every component's size."""
     notes = [note for config in configs.values() for note in config.provenance.get("notes", [])]
-    unet, sizes = configs["unet"], folder_sizes(out)
+    first, sizes = next(iter(configs)), folder_sizes(out)
+    unet = configs[first]
     if json:
         result: dict[str, Any] = {"folder": str(out), "layers": len(unet.layers), "average_bits": unet.average_bits}
         components = {
@@ -131,7 +166,7 @@ def _report(configs: Mapping[str, PackedConfig], out: Path, json: bool) -> None:
         print(f"note: {note}")
     print(f"{out}: {len(unet.layers)} packed layers, {unet.average_bits:.4f} bits on average")
     for name, config in configs.items():
-        if name != "unet":
+        if name != first:
             print(f"{name}: {len(config.layers)} packed layers, {config.average_bits:.4f} bits on average")
     print(", ".join(f"{name} {size / 1e6:.1f}" for name, size in sizes.items()) + " MB")
     print(f"the whole pipeline: {sum(sizes.values()) / 1e6:.1f} MB")

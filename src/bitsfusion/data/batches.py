@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,15 +14,35 @@ _PER_CALL = 32  # images through the VAE at once
 
 @dataclass(frozen=True)
 class Batch:
-    """Images as the UNet sees them, with their captions.
+    """Images as the denoiser sees them, with their captions.
 
-    latents: [n, c, h, w] float32, scaled by the VAE's scaling factor. input_ids: [n, tokens] int64.
-    names: n names for error messages (file names or captions).
+    Fields:
+        latents: [n, c, h, w] float32, scaled as the VAE says.
+        prompts: the captions' rows, [n, ...] each; see `Conditioner.rows`.
+        names: n names for error messages (file names or captions).
+        sizes: [n, 4] int64, height and width of the original images, and top and left of the crop; None where
+            the images were made in their size.
     """
 
     latents: Tensor
-    input_ids: Tensor
+    prompts: Mapping[str, Tensor]
     names: tuple[str, ...] = ()
+    sizes: Tensor | None = None
+
+    def rows(self, chosen: Sequence[int]) -> Batch:
+        """Some of the samples, in the order asked for."""
+        at = torch.tensor(chosen, dtype=torch.int64)
+        names = tuple(self.names[index] for index in chosen) if self.names else ()
+        prompts = {name: tensor[at] for name, tensor in self.prompts.items()}
+        return Batch(self.latents[at], prompts, names, None if self.sizes is None else self.sizes[at])
+
+
+def concatenate(parts: Sequence[Batch]) -> Batch:
+    """The samples of all `parts`, which have the same prompt rows."""
+    first = parts[0]
+    prompts = {name: torch.cat([part.prompts[name] for part in parts]) for name in first.prompts}
+    sizes = None if first.sizes is None else torch.cat([part.sizes for part in parts if part.sizes is not None])
+    return Batch(torch.cat([p.latents for p in parts]), prompts, sum((p.names for p in parts), ()), sizes)
 
 
 class TrainingData(Protocol):
@@ -42,22 +62,9 @@ class TrainingData(Protocol):
         ...
 
 
-def tokenize(tokenizer: Any, captions: Sequence[str]) -> Tensor:
-    """Token ids of `captions`, padded or cut to the tokenizer's length: [n, tokens] int64."""
-    encoded = tokenizer(
-        list(captions),
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
-    ids: Tensor = encoded.input_ids
-    return ids
-
-
 @torch.no_grad()
 def encode_images(vae: Any, pixels: Tensor) -> Tensor:
-    """Latents of images: the mean of the VAE's posterior, shifted and scaled as the UNet expects it.
+    """Latents of images: the mean of the VAE's posterior, shifted and scaled as the denoiser expects it.
 
     Differs from diffusers' train_text_to_image.py, which samples the posterior: the mean can be computed
     once and kept.

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from bitsfusion.data.batches import Batch
+from bitsfusion.data.batches import Batch, concatenate
 from bitsfusion.data.caching import BadSampleLimit, CachingProgress, fill, first_few
 from bitsfusion.data.encoder import Encoder
 from bitsfusion.data.latent_cache import Chunk, LatentCache
 from bitsfusion.data.order import EpochOrder
 from bitsfusion.data.records import ImageSource
+from bitsfusion.diffusion.conditioning import Conditioner
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import sha256_json
 
@@ -25,9 +25,9 @@ class CachedData:
 
     Args:
         chunks: in order; the samples are theirs, numbered through.
-        key: what latents and ids depend on besides the images, for the fingerprint.
+        key: what latents and rows depend on besides the images, for the fingerprint.
         seed: of the order.
-        max_samples: only the first that many.
+        max_samples: read no more samples than this.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class CachedData:
 
     @property
     def fingerprint(self) -> str:
-        """Of images and captions (their bytes, wherever they lie), VAE, tokenizer, resolution and seed."""
+        """A hash of images and captions (their bytes, wherever they lie), VAE, conditioner, resolution and seed."""
         return self._fingerprint
 
     def batch(self, step: int, rank: int, world_size: int, size: int) -> Batch:
@@ -57,23 +57,14 @@ class CachedData:
         places: dict[int, list[int]] = {}
         for place, number in enumerate(numbers.tolist()):
             places.setdefault(number, []).append(place)
-        latents, ids, names = {}, {}, {}
-        for number, at in places.items():
-            found = self._chunks[number].rows([int(rows[place]) for place in at])
-            for place, latent, tokens, name in zip(at, *found, strict=True):
-                latents[place], ids[place], names[place] = latent, tokens, name
-        order = range(len(indices))
-        return Batch(
-            torch.stack([latents[place] for place in order]),
-            torch.stack([ids[place] for place in order]),
-            tuple(names[place] for place in order),
-        )
+        parts = [self._chunks[number].rows([int(rows[place]) for place in at]) for number, at in places.items()]
+        return concatenate(parts).rows(np.argsort([place for at in places.values() for place in at]).tolist())
 
 
 def cached_data(
     source: ImageSource,
     vae: Any,
-    tokenizer: Any,
+    conditioner: Conditioner,
     cache_dir: Path,
     *,
     resolution: int = 512,
@@ -85,19 +76,20 @@ def cached_data(
 ) -> CachedData:
     """`source` as training data; what is not in the cache is encoded first.
 
-    Token ids are kept rather than the text encoder's output: it is 13 GFLOP a sample beside 803 for one UNet forward at
-    SD-v1.5 size (0.4 % of a Stage I step), and its output would take nearly four times the latents' place.
+    CLIP's token ids are kept and not the text encoder's output, which is cheap to compute (13 GFLOP a sample beside
+    803 for one UNet forward at SD-v1.5's size, 0.4 % of a Stage I step) and would take nearly four times as much
+    space as the latents.
 
     Args:
         source: captioned images.
-        vae: an AutoencoderKL on the device that shall encode.
-        tokenizer: the text encoder's.
-        cache_dir: of all caches; one folder in it for each source, VAE, tokenizer, resolution and dtype.
+        vae: an AutoencoderKL on the device that encodes.
+        conditioner: of the pipeline's prompts.
+        cache_dir: of all caches; one folder in it for each source, VAE, conditioner, resolution and dtype.
         resolution: of the square images in pixels, a multiple of the VAE's stride.
         dtype: of the stored latents: float16, bfloat16 or float32.
         seed: of the order.
-        max_bad_samples: that cannot be used before an error ends it: below 1 a fraction, otherwise a count.
-        max_samples: only the first that many usable samples; the rest of the source is not read.
+        max_bad_samples: how many unusable samples are tolerated: below 1 a fraction, otherwise a count.
+        max_samples: stop at this many usable samples; the rest of the source is not read.
         progress: see `CachingProgress`.
 
     Raises:
@@ -106,7 +98,7 @@ def cached_data(
     Warns:
         UserWarning: how many samples are left out and why, and how many captions were cut.
     """
-    encoder = Encoder(vae, tokenizer, resolution, dtype)
+    encoder = Encoder(vae, conditioner, resolution, dtype)
     key = encoder.key()
     cache = LatentCache(cache_dir, {**key, "source": source.identity, "parts": source.parts})
     chunks = fill(cache, source, encoder, BadSampleLimit(max_bad_samples), max_samples, progress)
@@ -117,6 +109,5 @@ def cached_data(
     if bad:
         warnings.warn(f"{source.title}: {len(bad)} of {records} samples left out: {first_few(bad)}", stacklevel=2)
     if cut:
-        length = tokenizer.model_max_length
-        warnings.warn(f"{source.title}: {cut} of {records} captions cut to {length} tokens", stacklevel=2)
+        warnings.warn(f"{source.title}: {cut} of {records} captions cut to what the text encoder takes", stacklevel=2)
     return CachedData(chunks, key, seed, max_samples)

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from bitsfusion.data.batches import Batch, concatenate
 from bitsfusion.data.encoder import Encoder
 from bitsfusion.data.latent_cache import CHUNK, Chunk, Claims, LatentCache
 from bitsfusion.data.pixels import decode_image
@@ -29,9 +30,9 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class BadSampleLimit:
-    """How many unusable samples are bearable: below 1 a fraction of the records, otherwise a count.
+    """How many unusable samples are tolerated: below 1 a fraction of the records, otherwise a count.
 
-    The fraction is of all records, or as long as their number is unknown, of those read so far, chunk by chunk.
+    The fraction counts all records or, as long as their number is unknown, those read so far, chunk by chunk.
     """
 
     value: float
@@ -55,24 +56,21 @@ def fill(
     of a process that died. What a part's chunks hold does not depend on who made them.
 
     Args:
-        max_samples: stop when the first that many usable samples, in the source's order, are there.
+        max_samples: stop at this many usable samples, in the source's order.
 
     Returns:
         The chunks in the source's order, up to the one with the last sample wanted.
 
     Raises:
-        InputError: more samples are unusable than `limit` bears.
+        InputError: more samples are unusable than `limit` tolerates.
     """
     claims = Claims(cache.folder)
     work = _Filling(cache, source, encoder, limit, max_samples, progress, claims)
-    try:
-        with warnings.catch_warnings():  # here, not where images are decoded: it is not for threads
-            warnings.filterwarnings("ignore", module=r"PIL\.")  # large images, damaged EXIF; what it cannot read raises
-            for wait in (False, True):
-                work.pass_over(wait)
-        return work.chunks()
-    finally:
-        claims.close()
+    with warnings.catch_warnings():  # here, not where images are decoded: it is not for threads
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # large images, damaged EXIF; what it cannot read raises
+        for wait in (False, True):
+            work.pass_over(wait)
+    return work.chunks()
 
 
 class _Filling:
@@ -136,7 +134,7 @@ class _Filling:
         made = _Encoded()
         done = self._all()
         bad, seen = sum(len(chunk.bad) for chunk in done), sum(chunk.records for chunk in done)
-        good: list[tuple[str, Tensor, str]] = []
+        good: list[_Sample] = []
         for record, read in zip(records, _ahead(pool, self._read, records), strict=True):
             made.count += 1
             if isinstance(read, str):
@@ -145,9 +143,8 @@ class _Filling:
                 if total is not None and self._limit.exceeded(bad + len(made.bad), total):
                     raise self._too_many([one for chunk in done for one in chunk.bad] + made.bad, total)
             else:
-                pixels, caption, content = read
-                made.digest.update(content)
-                good.append((record.name, pixels, caption))
+                made.digest.update(read.content)
+                good.append(read)
             if len(good) == self._encoder.at_once:
                 self._encode(good, made)
                 good = []
@@ -156,38 +153,39 @@ class _Filling:
         self._encode(good, made)
         return made
 
-    def _read(self, record: Record) -> tuple[Tensor, str, bytes] | str:
-        """Pixels, caption and a hash of both, or what is wrong with the record."""
+    def _read(self, record: Record) -> _Sample | str:
+        """What is encoded, or what is wrong with the record."""
         try:
             image, caption = record.load()
             text = caption_text(caption)
-            pixels = decode_image(image, self._encoder.resolution)
+            pixels, sizes = decode_image(image, self._encoder.resolution)
         except BadSampleError as error:
             return str(error)
         digest = hashlib.sha256(image)
         digest.update(f"\0{record.name}\0{text}".encode())
-        return pixels, text, digest.digest()
+        return _Sample(record.name, pixels, sizes, text, digest.digest())
 
-    def _encode(self, good: list[tuple[str, Tensor, str]], made: _Encoded) -> None:
-        latents = self._encoder.latents([pixels for _, pixels, _ in good])
+    def _encode(self, good: list[_Sample], made: _Encoded) -> None:
+        conditioner = self._encoder.conditioner
+        latents = self._encoder.latents([sample.pixels for sample in good])
         finite = latents.isfinite().flatten(1).all(1).tolist()
-        captions = []
-        for (name, _, caption), fine in zip(good, finite, strict=True):
-            if fine:
-                made.names.append(name)
-                captions.append(caption)
-            else:
-                made.bad.append((name, "its latents are not finite"))
-        made.latents.append(latents[torch.tensor(finite, dtype=torch.bool)])
-        made.ids.append(self._encoder.token_ids(captions))
-        made.cut += self._encoder.cut(captions)
+        kept = [sample for sample, fine in zip(good, finite, strict=True) if fine]
+        made.bad += [(s.name, "its latents are not finite") for s, fine in zip(good, finite, strict=True) if not fine]
+        captions = [sample.caption for sample in kept]
+        sizes = torch.tensor([sample.sizes for sample in kept], dtype=torch.int64).view(-1, 4)
+        names = tuple(sample.name for sample in kept)
+        latents = latents[torch.tensor(finite, dtype=torch.bool)]
+        made.parts.append(Batch(latents, conditioner.rows(captions), names, sizes if conditioner.sized else None))
+        made.cut += conditioner.cut(captions)
 
     def _write(self, part: int, made: _Encoded, last: bool) -> None:
+        encoded = concatenate(made.parts)
         self._cache.write(
             part,
-            torch.cat(made.latents),
-            torch.cat(made.ids),
-            names=made.names,
+            encoded.latents,
+            encoded.prompts,
+            encoded.sizes,
+            names=encoded.names,
             bad=made.bad,
             cut=made.cut,
             content=made.digest.hexdigest(),
@@ -212,13 +210,22 @@ class _Filling:
         )
 
 
+@dataclass(frozen=True)
+class _Sample:
+    """A record that was read: pixels [3, h, w] uint8, see `decode_image`, and a hash of image and caption."""
+
+    name: str
+    pixels: Tensor
+    sizes: tuple[int, int, int, int]
+    caption: str
+    content: bytes
+
+
 @dataclass
 class _Encoded:
     """A chunk in the making."""
 
-    latents: list[Tensor] = field(default_factory=list)
-    ids: list[Tensor] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
+    parts: list[Batch] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
     cut: int = 0
     count: int = 0

@@ -1,17 +1,15 @@
-"""The cache folder: latents and token ids of a source in safetensors chunks, each written whole or not at all.
+"""The cache folder: latents and prompt rows of a source in safetensors chunks, each written whole or not at all.
 
 `part-00012-0003.safetensors` holds what became of up to 512 records of part 12, from its 1536th on: `latents`
-[n, c, h, w] in the cache's dtype and `input_ids` [n, tokens] int32, n being the usable ones. Its metadata holds the
+[n, c, h, w] in the cache's dtype, the captions' rows such as `input_ids` [n, tokens] int32, and where the denoiser is
+told them, `sizes` [n, 4] int32; n being the usable ones. Its metadata holds the
 numbers in `Chunk` and the samples' names. A part is complete when its chunks lead without a gap to a `last` one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +20,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bitsfusion.io.files import atomic_path, sha256_json, write_json
+from bitsfusion.data.batches import Batch
+from bitsfusion.io.atomic import atomic_path
+from bitsfusion.io.hashes import sha256_json
+from bitsfusion.io.locks import try_lock, wait_for_lock
+from bitsfusion.io.texts import write_json
 
 SCHEMA_VERSION = 1
 CHUNK = 512
 """Records in a chunk: what a kill costs at most, and what a process claims at least."""
-_CLAIMS = "claims"
+LATENTS, SIZES = "latents", "sizes"
+"""Names of tensors in a chunk; all others are prompt rows."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,15 @@ class Chunk:
         """Usable or not."""
         return self.samples + len(self.bad)
 
-    def rows(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, list[str]]:
-        """Latents [n, c, h, w] float32, token ids [n, tokens] int64 and names of some samples."""
+    def rows(self, rows: Sequence[int]) -> Batch:
+        """Some samples: latents float32, whole numbers int64."""
         with safe_open(self.path, "pt") as file:
-            latents, ids = file.get_slice("latents"), file.get_slice("input_ids")
             names = json.loads(file.metadata()["names"])
-            parts = [(latents[row : row + 1], ids[row : row + 1]) for row in rows]
-        found = torch.cat([part[0] for part in parts]).float(), torch.cat([part[1] for part in parts]).long()
-        return *found, [names[row] for row in rows]
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            found = {n: torch.cat([part[row : row + 1] for row in rows]) for n, part in slices.items()}
+        wide = {n: part.float() if part.is_floating_point() else part.long() for n, part in found.items()}
+        latents, sizes = wide.pop(LATENTS), wide.pop(SIZES, None)
+        return Batch(latents, wide, tuple(names[row] for row in rows), sizes)
 
 
 class LatentCache:
@@ -94,7 +98,8 @@ class LatentCache:
         self,
         part: int,
         latents: Tensor,
-        input_ids: Tensor,
+        prompts: Mapping[str, Tensor],
+        sizes: Tensor | None = None,
         *,
         names: Sequence[str],
         bad: Sequence[tuple[str, str]],
@@ -111,7 +116,10 @@ class LatentCache:
             "content": content,
             "last": json.dumps(last),
         }
-        tensors = {"latents": latents.contiguous(), "input_ids": input_ids.to(torch.int32).contiguous()}
+        tensors = {LATENTS: latents, **prompts, **({} if sizes is None else {SIZES: sizes})}
+        tensors = {
+            name: (t if t.is_floating_point() else t.to(torch.int32)).contiguous() for name, t in tensors.items()
+        }
         with atomic_path(self._path(part, len(self.chunks(part)))) as temporary:
             save_file(tensors, temporary, metadata)
 
@@ -137,32 +145,18 @@ def _read(path: Path) -> Chunk | None:
 
 
 class Claims:
-    """Which process works on which part: locks on bytes of one file, freed by the system when a process dies.
+    """Which process works on which part: a lock each, freed by the system when a process dies.
 
     On a file system without locks every claim is granted: parts may then be made twice, which costs time only.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._handle = os.open(folder / _CLAIMS, os.O_RDWR | os.O_CREAT, 0o666)
-
-    def close(self) -> None:
-        """Frees all claims."""
-        os.close(self._handle)
+        self._folder = folder
 
     @contextlib.contextmanager
     def part(self, part: int, wait: bool) -> Iterator[bool]:
         """Claims a part; yields whether it could, which it always could after waiting for other processes."""
-        granted = self._lock(part, wait)
-        try:
-            yield granted
-        finally:
-            if granted:
-                with contextlib.suppress(OSError):
-                    fcntl.lockf(self._handle, fcntl.LOCK_UN, 1, part)
-
-    def _lock(self, part: int, wait: bool) -> bool:
-        try:
-            fcntl.lockf(self._handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, part)
-        except OSError as error:
-            return error.errno not in (errno.EACCES, errno.EAGAIN)
-        return True
+        path = self._folder / f"part-{part:05d}.lock"
+        lock = wait_for_lock(path) if wait else try_lock(path)
+        with lock or contextlib.nullcontext():
+            yield lock is not None

@@ -13,22 +13,24 @@ from torch import Tensor
 from bitsfusion.data.records import BadSampleError
 
 _LARGEST_ENLARGEMENT = 4
+_ORIENTATION = 0x0112  # EXIF; from 5 on width and height change places
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
-def decode_image(content: Any, resolution: int) -> Tensor:
+def decode_image(content: Any, resolution: int) -> tuple[Tensor, tuple[int, int, int, int]]:
     """An image file, resized so that its short side is `resolution` (bicubic) and cropped to the centre square.
 
-    EXIF orientation is applied, transparency laid over white, CMYK and palettes turned into RGB, 16-bit greys
-    scaled to 8 bits, of an animation the first frame taken. Colour profiles are not applied. JPEGs more than twice
-    too large are decoded at a fraction of their size.
+    EXIF orientation is applied, transparency laid over white, CMYK and palettes turned into RGB, and 16-bit greys
+    scaled to 8 bits; an animation gives its first frame. Colour profiles are not applied. JPEGs more than twice too
+    large are decoded at a fraction of their size.
 
     Args:
         content: the file's bytes.
         resolution: in pixels.
 
     Returns:
-        [3, resolution, resolution] uint8.
+        [3, resolution, resolution] uint8; and height and width of the image, and top and left of the square in it
+        after resizing, in pixels, as SDXL is told them.
 
     Raises:
         BadSampleError: no bytes, no image, a truncated or overlarge one, a mode without a known range, or one that
@@ -39,6 +41,7 @@ def decode_image(content: Any, resolution: int) -> Tensor:
     try:
         with Image.open(io.BytesIO(content)) as opened:
             width, height = opened.size
+            turned = opened.getexif().get(_ORIENTATION, 1) >= 5
             if min(width, height) * _LARGEST_ENLARGEMENT < resolution:
                 raise BadSampleError(
                     f"image of {width} x {height} pixels is too small for {resolution}, wanted "
@@ -46,6 +49,7 @@ def decode_image(content: Any, resolution: int) -> Tensor:
                 )
             opened.draft(None, (2 * resolution, 2 * resolution))
             image = _rgb(ImageOps.exif_transpose(opened))
+        sizes = _sizes(*((height, width) if turned else (width, height)), resolution)
         image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.BICUBIC)
     except BadSampleError:
         raise
@@ -55,7 +59,13 @@ def decode_image(content: Any, resolution: int) -> Tensor:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         reason = "unknown format" if reason.startswith("cannot identify image file") else reason
         raise BadSampleError(f"image cannot be read: {reason}") from None
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), sizes
+
+
+def _sizes(width: int, height: int, resolution: int) -> tuple[int, int, int, int]:
+    factor = resolution / min(width, height)
+    top, left = (max(0, round(side * factor) - resolution) // 2 for side in (height, width))
+    return height, width, top, left
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from bitsfusion.data.batches import Batch, encode_images, tokenize
+from bitsfusion.data.batches import Batch, encode_images
 from bitsfusion.data.world.captions import Split, sample_prompt, sample_scene
 from bitsfusion.data.world.scene import draw
+from bitsfusion.diffusion.conditioning import Conditioner
 from bitsfusion.io.files import sha256_json
 
 
@@ -20,7 +21,7 @@ class WorldData:
 
     Args:
         vae: the embedded AutoencoderKL; each distinct scene goes through it once, here.
-        tokenizer: the text encoder's.
+        conditioner: of the pipeline's prompts.
         seed: of the pool and of the order.
         pool: how many captioned scenes there are.
         split: whose captions are used; metrics report on another one.
@@ -30,7 +31,7 @@ class WorldData:
     def __init__(
         self,
         vae: Any,
-        tokenizer: Any,
+        conditioner: Conditioner,
         *,
         seed: int = 0,
         pool: int = 4096,
@@ -47,7 +48,7 @@ class WorldData:
         pixels = images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
         self._latents = encode_images(vae, pixels)
         self._scene_row = torch.tensor([scene_rows[scene] for scene in scenes])
-        self._input_ids = tokenize(tokenizer, list(caption_rows))
+        self._prompts = conditioner.rows(list(caption_rows))
         self._caption_row = torch.tensor([caption_rows[text] for text in self._captions])
         self._seed = seed
         settings = {"world": 1, "seed": seed, "pool": pool, "split": split}
@@ -55,7 +56,7 @@ class WorldData:
 
     @property
     def fingerprint(self) -> str:
-        """Of the settings the pool is drawn by."""
+        """A hash of the settings that the pool is drawn by."""
         return self._fingerprint
 
     def batch(self, step: int, rank: int, world_size: int, size: int) -> Batch:
@@ -65,6 +66,6 @@ class WorldData:
         chosen = torch.from_numpy(drawn[rank * size : (rank + 1) * size])
         return Batch(
             self._latents[self._scene_row[chosen]],
-            self._input_ids[self._caption_row[chosen]],
+            {name: rows[self._caption_row[chosen]] for name, rows in self._prompts.items()},
             tuple(self._captions[index] for index in chosen.tolist()),
         )

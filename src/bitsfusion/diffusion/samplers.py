@@ -1,19 +1,29 @@
-"""The time steps that a sampler visits; PNDM with 50 is the paper's (section 5)."""
+"""The samplers of diffusers by name, on a model's own noise schedule, and the time steps that they visit.
+
+PNDM with 50 steps is the paper's (section 5).
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, PNDMScheduler, SchedulerMixin
+import diffusers
+import numpy as np
+import torch
+from diffusers import SchedulerMixin
 
 from bitsfusion.errors import InputError
 
+OWN = "own"
+"""The scheduler that lies in a pipeline's folder."""
+
 
 class Sampler(str, Enum):
-    """A sampler by the name that commands and files use."""
+    """The samplers that runs and scores are compared on, by the name that commands and files use."""
 
     PNDM = "pndm"
     DDIM = "ddim"
@@ -22,12 +32,28 @@ class Sampler(str, Enum):
 
 
 _LEFT_TO_CLASS = "_use_default_values"  # diffusers' list of the config's keys that its file does not have
-_CLASSES = {
-    Sampler.PNDM: PNDMScheduler,
-    Sampler.DDIM: DDIMScheduler,
-    Sampler.DPM: DPMSolverMultistepScheduler,
-    Sampler.LCM: LCMScheduler,
+_SHORT = {
+    "pndm": "PNDMScheduler",
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "dpm": "DPMSolverMultistepScheduler",
+    "dpm-single": "DPMSolverSinglestepScheduler",
+    "dpm-sde": "DPMSolverSDEScheduler",
+    "deis": "DEISMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-a": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "kdpm2": "KDPM2DiscreteScheduler",
+    "kdpm2-a": "KDPM2AncestralDiscreteScheduler",
+    "edm-euler": "EDMEulerScheduler",
+    "lcm": "LCMScheduler",
+    "tcd": "TCDScheduler",
 }
+_NAMES = {scheduler: name for name, scheduler in _SHORT.items()}
+_ZERO_SNR_FLOOR = 2.0**-24
+"""The last cumulative alpha of a zero-terminal-SNR schedule where a class divides by it, as in diffusers' Euler."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +71,7 @@ class SamplerSteps:
 class Coverage:
     """The time steps of the cached rows, in their order, and the samplers they come from (may be none)."""
 
-    steps: tuple[int, ...]
+    steps: tuple[float, ...]
     samplers: tuple[SamplerSteps, ...] = ()
 
     def __post_init__(self) -> None:
@@ -57,8 +83,48 @@ class Coverage:
     def __str__(self) -> str:
         if self.samplers:
             return ", ".join(f"{sampler} steps" for sampler in self.samplers)
-        shown = ", ".join(str(step) for step in self.steps[:8])
+        shown = ", ".join(f"{step:g}" for step in self.steps[:8])
         return f"the steps {shown}" + (f" and {len(self.steps) - 8} more" if len(self.steps) > 8 else "")
+
+
+def sampler_name(name: str) -> str:
+    """The name that files use of a sampler: the short one, or the class's where it has none; `own` as it is.
+
+    Args:
+        name: a short name, or a scheduler class of diffusers, with or without "Scheduler"; case, `-` and `_` are one.
+
+    Raises:
+        InputError: diffusers has no such scheduler.
+    """
+    wanted = _letters(name)
+    if wanted == OWN:
+        return OWN
+    for short, scheduler in _SHORT.items():
+        if wanted in (_letters(short), _letters(scheduler), _letters(scheduler.removesuffix("Scheduler"))):
+            return short
+    for scheduler in dir(diffusers):
+        if scheduler.endswith("Scheduler") and wanted in (
+            _letters(scheduler),
+            _letters(scheduler.removesuffix("Scheduler")),
+        ):
+            return scheduler
+    raise InputError(
+        f"sampler: got {name!r}, wanted {OWN}, {', '.join(_SHORT)}, or a scheduler class of diffusers by its name"
+    )
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[-_ ]", "", name).lower()
+
+
+def _class(name: str, scheduler_config: Mapping[str, Any]) -> type[SchedulerMixin]:
+    chosen = sampler_name(name)
+    class_name = scheduler_config.get("_class_name") if chosen == OWN else _SHORT.get(chosen, chosen)
+    found = getattr(diffusers, str(class_name), None)
+    if not isinstance(found, type) or not hasattr(found, "from_config"):
+        got = f"{class_name!r} in the scheduler's config" if chosen == OWN else repr(name)
+        raise InputError(f"sampler: got {got}, wanted a scheduler class of diffusers")
+    return found
 
 
 def build_scheduler(name: str, scheduler_config: Mapping[str, Any]) -> SchedulerMixin:
@@ -67,32 +133,68 @@ def build_scheduler(name: str, scheduler_config: Mapping[str, Any]) -> Scheduler
     The config's values count as its file's, those that its file leaves to the class too: so it is once diffusers has
     saved it, and a packed folder draws as the model it was made from.
 
+    What the model was trained on holds for every sampler: the betas, rescaled to a last signal-to-noise ratio of zero
+    where the config says so (also where a class has no such option), and what the model predicts.
+
     DDIM clips the predicted sample to [-1, 1] where its config does not say otherwise, which is meant for pixels and
     destroys latents: a config that says nothing of it (PNDM has no such option) means no clipping.
 
     Raises:
-        InputError: no sampler of that name.
+        InputError: no sampler of that name, one that needs a package that is not there, or one that cannot sample from
+            what the model predicts.
     """
     return _scheduler(name, {key: value for key, value in scheduler_config.items() if key != _LEFT_TO_CLASS})
 
 
 def _scheduler(name: str, scheduler_config: Mapping[str, Any]) -> SchedulerMixin:
+    kind = _class(name, scheduler_config)
+    own = scheduler_config.get("_class_name") == kind.__name__
+    options = {} if own or not issubclass(kind, SchedulerMixin) else _carried(kind, scheduler_config)
+    latents = {"clip_sample": False} if kind.__name__ == "DDIMScheduler" else {}
     try:
-        scheduler = _CLASSES[Sampler(name)]
-    except ValueError:
-        raise InputError(f"sampler: got {name!r}, wanted one of {', '.join(s.value for s in Sampler)}") from None
-    latents = {"clip_sample": False} if scheduler is DDIMScheduler else {}
-    built: SchedulerMixin = scheduler.from_config({**latents, **scheduler_config})
+        built: SchedulerMixin = kind.from_config({**latents, **scheduler_config, **options})
+    except (ImportError, NotImplementedError, ValueError) as error:
+        line = " ".join(str(error).split())
+        raise InputError(
+            f"sampler {name}: {kind.__name__} cannot be made from this scheduler's config: {line}"
+        ) from None
     return built
 
 
-def sampler_timesteps(name: str, steps: int, scheduler_config: Mapping[str, Any]) -> list[int]:
+def _carried(kind: type[SchedulerMixin], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What another class needs told differently to sample from the same model."""
+    known = kind._get_init_keys(kind)
+    predicted = config.get("prediction_type", "epsilon")
+    if predicted != "epsilon" and "prediction_type" not in known:
+        raise InputError(
+            f"sampler: got {kind.__name__} for a model that predicts {predicted}, wanted one that takes a "
+            "prediction_type, such as own, ddim or euler"
+        )
+    if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known and "trained_betas" in known:
+        return {"trained_betas": _zero_snr_betas(config)}
+    return {}
+
+
+def _zero_snr_betas(config: Mapping[str, Any]) -> list[float]:
+    """The betas whose last signal-to-noise ratio is (nearly) zero: Lin et al., arXiv:2305.08891, algorithm 1."""
+    plain = {key: value for key, value in config.items() if key != "rescale_betas_zero_snr"}
+    betas = diffusers.DDIMScheduler.from_config(plain).betas.double()
+    root = (1 - betas).cumprod(0).sqrt()
+    cumulative = ((root - root[-1]) * root[0] / (root[0] - root[-1])).square().clamp(min=_ZERO_SNR_FLOOR)
+    alphas = torch.cat([cumulative[:1], cumulative[1:] / cumulative[:-1]])
+    return [float(beta) for beta in 1 - alphas]
+
+
+def sampler_timesteps(name: str, steps: int, scheduler_config: Mapping[str, Any]) -> list[float]:
     """The different time steps that sampler `name` visits in `steps` inference steps, in their order.
 
     Args:
-        name: pndm, ddim, dpm or lcm.
+        name: see `sampler_name`.
         steps: as given to the pipeline's `num_inference_steps`.
         scheduler_config: `pipeline.scheduler.config`.
+
+    Returns:
+        whole steps as int, others as the float32 number that the sampler asks for.
 
     Raises:
         InputError: no such sampler, or a number of steps the schedule does not have.
@@ -100,7 +202,7 @@ def sampler_timesteps(name: str, steps: int, scheduler_config: Mapping[str, Any]
     return _visited(build_scheduler(name, scheduler_config), name, steps)
 
 
-def _visited(scheduler: SchedulerMixin, name: str, steps: int) -> list[int]:
+def _visited(scheduler: SchedulerMixin, name: str, steps: int) -> list[float]:
     trained = int(scheduler.config.num_train_timesteps)
     if not 1 <= steps <= trained:
         raise InputError(f"sampler {name}: got {steps} steps, wanted 1 to {trained}")
@@ -108,7 +210,8 @@ def _visited(scheduler: SchedulerMixin, name: str, steps: int) -> list[int]:
         scheduler.set_timesteps(steps)
     except ValueError as error:
         raise InputError(f"sampler {name}: got {steps} steps: {str(error).strip().splitlines()[0]}") from None
-    return list(dict.fromkeys(int(step) for step in scheduler.timesteps))
+    visited = (float(np.float32(step)) for step in scheduler.timesteps.tolist())
+    return list(dict.fromkeys(int(step) if step.is_integer() else step for step in visited))
 
 
 def cover(samplers: Iterable[SamplerSteps | tuple[str, int]], scheduler_config: Mapping[str, Any]) -> Coverage:
@@ -120,9 +223,11 @@ def cover(samplers: Iterable[SamplerSteps | tuple[str, int]], scheduler_config: 
     Raises:
         InputError: as `sampler_timesteps`, or no sampler given.
     """
-    named = tuple(s if isinstance(s, SamplerSteps) else SamplerSteps(*s) for s in samplers)
-    steps: set[int] = set()
-    for s in named:
+    given = tuple(s if isinstance(s, SamplerSteps) else SamplerSteps(*s) for s in samplers)
+    named, steps = [], set[float]()
+    for s in given:
         for build in (build_scheduler, _scheduler):
             steps.update(_visited(build(s.name, scheduler_config), s.name, s.steps))
-    return Coverage(tuple(sorted(steps, reverse=True)), named)
+        kind = _class(s.name, scheduler_config).__name__
+        named.append(SamplerSteps(_NAMES.get(kind, kind), s.steps))
+    return Coverage(tuple(sorted(steps, reverse=True)), tuple(named))

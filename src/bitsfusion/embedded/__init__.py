@@ -1,6 +1,6 @@
 """The embedded model: a Stable Diffusion pipeline trained on the drawn world, and a CLIP scorer for it.
 
-Both are made by `tools/train_embedded.py` and stored in FP16.
+Both are made by `bitsfusion_lab.embedding.train_quick` and stored in FP16.
 """
 
 from pathlib import Path

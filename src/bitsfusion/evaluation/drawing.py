@@ -10,12 +10,13 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from bitsfusion.devices import AUTO, resolve
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.pictures import Images, PictureFiles
 from bitsfusion.evaluation.prompts import PromptSet
 from bitsfusion.io.files import read_json, write_json, write_text
 from bitsfusion.metrics.generation import generate_images, write_png
-from bitsfusion.pipelines.load import load_pipeline
+from bitsfusion.pipelines.load import check_draws_from_text, load_pipeline
 
 SETTINGS_NAME = "settings.json"
 
@@ -87,6 +88,7 @@ def generate_to_folder(
     guidance: float,
     seed: int,
     batch_size: int = 4,
+    device: str = AUTO,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """PNG files and metadata.jsonl (an imagefolder) of `prompts`; image i has seed `seed` + i.
@@ -94,13 +96,18 @@ def generate_to_folder(
     Args:
         folder: a packed folder, or any diffusers pipeline.
         out: the images' folder; files of the same names are replaced.
+        device: where they are drawn, see `devices.resolve`.
     """
     if not prompts:
         raise InputError("prompts: got none, wanted at least one")
     asked = PromptSet(tuple(prompts), tuple(range(seed, seed + len(prompts))))
     paths = [out / f"{index:04d}.png" for index in range(len(prompts))]
     sampling = Sampling(sampler, steps, guidance, batch_size)
-    _draw_files(load_pipeline(folder), asked, paths, range(len(paths)), sampling, progress)
+    where = resolve(device)
+    pipeline = load_pipeline(folder)
+    check_draws_from_text(pipeline)
+    pipeline.to(where)
+    _draw_files(pipeline, asked, paths, range(len(paths)), sampling, progress)
     drawn_by = {"sampler": sampler, "steps": steps, "guidance": guidance, "model": folder}
     return list(_imagefolder(out, paths, asked, drawn_by).paths)
 

@@ -1,4 +1,4 @@
-"""How far a quantized UNet's noise prediction is from its teacher's and from the truth, on fixed noisy latents."""
+"""How far a quantized model's prediction is from its teacher's and from the truth, on fixed noisy latents."""
 
 from __future__ import annotations
 
@@ -9,60 +9,60 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitsfusion.architectures.conditioning import Conditioning
 from bitsfusion.data.batches import TrainingData
+from bitsfusion.diffusion.conditioning import conditioner_of
+from bitsfusion.diffusion.denoise import pipeline_denoiser
+from bitsfusion.diffusion.process import process_of
+from bitsfusion.diffusion.samples import NoisySamples
 
 _BATCH = 64
 
 
 @dataclass(frozen=True)
 class NoiseProbe:
-    """Noisy latents that every model is asked about.
+    """Noisy latents that every model is asked about, on the device of the pipeline that they are made for.
 
-    noisy, target: [n, c, h, w] float32, the target as the noise scheduler's prediction type has it;
-    timesteps: [n] int64; context: text states, [n, tokens, d] float32; latent_weight: [n] float32, what
-    turns a squared difference of predictions into one of latents (Eq. 9).
+    Fields:
+        samples: what is asked, float32.
+        target: [n, c, h, w] float32, what a perfect model predicts.
+        latent_weight: [n] float32, what turns a squared difference of predictions into one of latents (Eq. 9).
     """
 
-    noisy: Tensor
+    samples: NoisySamples
     target: Tensor
-    timesteps: Tensor
-    context: Tensor
     latent_weight: Tensor
 
 
 @torch.no_grad()
 def make_probe(
-    data: TrainingData,
-    text_encoder: Any,
-    noise_scheduler: Any,
-    samples: int,
-    seed: int,
-    timesteps: Tensor | None = None,
+    data: TrainingData, pipeline: Any, samples: int, seed: int, timesteps: Tensor | None = None
 ) -> NoiseProbe:
-    """`samples` noisy latents of `data`, evenly over all time steps or at `timesteps` ([samples] int64)."""
+    """`samples` noisy latents of `data` on the denoiser's device.
+
+    Args:
+        pipeline: gives text encoders and the noise schedule.
+        timesteps: [samples], where they are asked; evenly over the whole schedule where not given.
+    """
+    process = process_of(pipeline.scheduler.config)
+    conditioner, device = conditioner_of(pipeline), next(pipeline_denoiser(pipeline).parameters()).device
     batch = data.batch(step=seed, rank=0, world_size=1, size=samples)
     generator = torch.Generator("cpu").manual_seed(seed)
-    total = noise_scheduler.config.num_train_timesteps
     if timesteps is None:
-        timesteps = (torch.arange(samples) * total // samples)[torch.randperm(samples, generator=generator)]
-    context = torch.cat([text_encoder(ids).last_hidden_state.float() for ids in batch.input_ids.split(_BATCH)])
-    noise = torch.randn(batch.latents.shape, generator=generator)
-    signal = noise_scheduler.alphas_cumprod[timesteps]
-    velocity = noise_scheduler.config.prediction_type == "v_prediction"
-    return NoiseProbe(
-        noisy=noise_scheduler.add_noise(batch.latents, noise, timesteps),
-        target=noise_scheduler.get_velocity(batch.latents, noise, timesteps) if velocity else noise,
-        timesteps=timesteps,
-        context=context,
-        latent_weight=(1 - signal) if velocity else (1 - signal) / signal,
-    )
+        timesteps = process.spread(samples)[torch.randperm(samples, generator=generator)]
+    latents, noise = batch.latents, torch.randn(batch.latents.shape, generator=generator)
+    places = [range(start, min(start + _BATCH, samples)) for start in range(0, samples, _BATCH)]
+    parts = [batch.rows(place) for place in places]
+    conditioning = Conditioning.cat([conditioner.encode(p.prompts, latents.shape[-2:], p.sizes) for p in parts])
+    asked = NoisySamples(process.add_noise(latents, noise, timesteps), timesteps, conditioning)
+    weight = process.latent_weight(timesteps)
+    return NoiseProbe(asked.to(device), process.target(latents, noise, timesteps).to(device), weight.to(device))
 
 
 @torch.no_grad()
-def predict(unet: nn.Module, probe: NoiseProbe) -> Tensor:
-    """The UNet's output for every noisy latent of `probe`: [n, c, h, w]."""
-    parts = zip(probe.noisy.split(_BATCH), probe.timesteps.split(_BATCH), probe.context.split(_BATCH), strict=True)
-    return torch.cat([unet(noisy, timesteps, context).sample for noisy, timesteps, context in parts])
+def predict(model: nn.Module, probe: NoiseProbe) -> Tensor:
+    """The model's output for every noisy latent of `probe`: [n, c, h, w]."""
+    return torch.cat([part.predict(model) for part in probe.samples.split(_BATCH)])
 
 
 def mean_squared(left: Tensor, right: Tensor) -> float:
@@ -72,10 +72,8 @@ def mean_squared(left: Tensor, right: Tensor) -> float:
 
 def time_step_curve(
     student: nn.Module,
-    teacher: nn.Module,
+    pipeline: Any,
     data: TrainingData,
-    text_encoder: Any,
-    noise_scheduler: Any,
     points: int = 20,
     each: int = 32,
     covered: Sequence[int] | None = None,
@@ -85,18 +83,19 @@ def time_step_curve(
     The squared norm is a mean over latent elements, so that models of any size compare.
 
     Args:
+        student: the quantized model.
+        pipeline: the full-precision one.
         points: how many steps.
         each: samples at each of them.
         covered: the steps that the student knows, to choose from; all where not given.
     """
-    total = noise_scheduler.config.num_train_timesteps
-    steps = (torch.arange(points) + 1) * total // points - 1
+    process = process_of(pipeline.scheduler.config)
+    steps = (torch.arange(points) + 1) * process.steps // points - 1
     if covered is not None:
         known = torch.tensor(sorted(covered))
         steps = known[((torch.arange(points) + 1) * len(known) // points - 1).clamp(min=0)].unique()
-    probe = make_probe(
-        data, text_encoder, noise_scheduler, len(steps) * each, seed=9, timesteps=steps.repeat_interleave(each)
-    )
-    errors = (predict(student, probe) - predict(teacher, probe)).square().mean((1, 2, 3))
+    probe = make_probe(data, pipeline, len(steps) * each, seed=9, timesteps=steps.repeat_interleave(each))
+    teacher = pipeline_denoiser(pipeline)
+    errors = (predict(student, probe) - predict(teacher, probe)).square().flatten(1).mean(1)
     weighted = (errors * probe.latent_weight).view(len(steps), each).mean(1)
     return list(zip(steps.tolist(), weighted.tolist(), strict=True))

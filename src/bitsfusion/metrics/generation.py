@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers import DiffusionPipeline, SchedulerMixin
 from PIL import Image
 
-from bitsfusion.diffusion.samplers import Sampler, build_scheduler
+from bitsfusion.diffusion.denoise import pipeline_denoiser
+from bitsfusion.diffusion.samplers import OWN, Sampler, build_scheduler
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import atomic_path
 
@@ -24,7 +25,7 @@ def generate_images(
     seeds: Sequence[int],
     steps: int = 50,
     guidance: float = 7.5,
-    sampler: str | Sampler | None = Sampler.PNDM,
+    sampler: str = Sampler.PNDM,
     batch_size: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> npt.NDArray[np.uint8]:
@@ -35,7 +36,7 @@ def generate_images(
     The safety checker is left out: a blackened image has no score.
 
     Args:
-        sampler: None for the pipeline's own.
+        sampler: any scheduler of diffusers by name, or `own` for the pipeline's; see `build_scheduler`.
         guidance: classifier-free guidance scale; at 1 and below there is none.
         progress: called with the images done and the images in all, after each batch.
 
@@ -47,9 +48,7 @@ def generate_images(
     if steps < 1 or batch_size < 1:
         raise InputError(f"generate: got {steps} steps and batch size {batch_size}, wanted at least 1 of each")
     images = []
-    own = pipeline.scheduler
-    scheduler = type(own).from_config(own.config) if sampler is None else build_scheduler(sampler, own.config)
-    with torch.no_grad(), _prepared(pipeline, scheduler):
+    with torch.no_grad(), _prepared(pipeline, _built(sampler, pipeline.scheduler)):
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
             output = pipeline(
@@ -74,28 +73,19 @@ def write_png(path: Path, image: npt.NDArray[np.uint8]) -> None:
         Image.fromarray(image).save(temporary, format="PNG")
 
 
-def denoiser(pipeline: DiffusionPipeline) -> ModelMixin:
-    """The pipeline's UNet or transformer."""
-    model: ModelMixin = getattr(pipeline, "unet", None) or pipeline.transformer
-    return model
-
-
-def with_denoiser(pipeline: DiffusionPipeline, model: ModelMixin) -> DiffusionPipeline:
-    """The pipeline with `model`, put where the pipeline is, in its denoiser's place; it shares all else with it."""
-    name = "unet" if getattr(pipeline, "unet", None) is not None else "transformer"
-    other = copy.copy(pipeline)
-    other.register_modules(**{name: model.to(pipeline.device)})
-    return other
-
-
 def initial_latents(pipeline: DiffusionPipeline, seeds: Sequence[int]) -> torch.Tensor:
     """Standard normal latents [n, c, h, w], each from its own seed, the same on every device (drawn in float32)."""
-    model = denoiser(pipeline)
+    model = pipeline_denoiser(pipeline)
     size = model.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     shape = (model.config.in_channels, height, width)
     latents = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
     return torch.stack(latents).to(pipeline.device, model.dtype)
+
+
+def _built(sampler: str, own: SchedulerMixin) -> SchedulerMixin:
+    """A scheduler of the run's own, with which the pipeline's is not changed."""
+    return copy.deepcopy(own) if sampler == OWN else build_scheduler(sampler, own.config)
 
 
 @contextlib.contextmanager

@@ -2,67 +2,99 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
-from bitsfusion.embedded import PIPELINE_FOLDER
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_json
-from bitsfusion.pipelines.weight_files import weight_files
+from bitsfusion.pipelines.folder import Component, Form, PipelineFolder
+from bitsfusion.pipelines.resolve import EMBEDDED, resolve
 
-EMBEDDED = "embedded"
-"""The name of the model that ships inside the package."""
+__all__ = ["EMBEDDED", "load_pipeline", "pipeline_folder"]
 
 
 def pipeline_folder(model: str) -> Path:
-    """The local diffusers folder of `model`: "embedded", a folder, or a hub id (fetched if need be).
+    """The local diffusers pipeline folder of `model`; see `resolve`.
 
     Raises:
-        InputError: there is no such folder, it is not a diffusers pipeline, or the hub has no such model.
+        InputError: as `resolve`, or it is one component alone.
     """
-    if model == EMBEDDED:
-        return PIPELINE_FOLDER
-    folder = Path(model)
-    if folder.exists():
-        if not (folder / "model_index.json").is_file():
-            raise InputError(f"{model}: got a folder without model_index.json, wanted a diffusers pipeline folder")
-        return folder
-    if folder.is_absolute() or model.startswith(".") or model.count("/") != 1:
-        raise InputError(f"{model}: no such folder, wanted a diffusers pipeline folder, a hub id or {EMBEDDED!r}")
-    try:
-        return Path(DiffusionPipeline.download(model))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{model}: no such folder, and the hub did not give it: {reason}") from None
+    return whole_pipeline(model).path
 
 
-def load_pipeline(model: str, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
-    """The pipeline of `model` (see `pipeline_folder`) with every component in `dtype`, ready to use on the CPU.
+def whole_pipeline(model: str | PipelineFolder) -> PipelineFolder:
+    """`resolve`, for those who need all of a pipeline.
 
     Raises:
-        InputError: as `pipeline_folder`, or it is a pipeline without a UNet, or its files are damaged.
+        InputError: as `resolve`, or it is one component alone.
     """
-    folder = pipeline_folder(model)
-    index = read_json(folder / "model_index.json")
-    if "unet" not in index:
-        name = index.get("_class_name", "unknown class")
-        raise InputError(f"{model}: got a {name} without a UNet, wanted a Stable Diffusion pipeline")
+    found = model if isinstance(model, PipelineFolder) else resolve(model)
+    if found.form is not Form.PIPELINE:
+        kinds = ", ".join(component.class_name for component in found.components)
+        raise InputError(f"{found.path}: got a {found.form.value} ({kinds}), wanted a whole diffusers pipeline folder")
+    return found
+
+
+def load_pipeline(model: str | PipelineFolder, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+    """The pipeline of `model` (see `resolve`) with every component in `dtype`, ready to use on the CPU.
+
+    Each component is read from the files that it has: a plain one beside one of variant fp16 is no matter.
+
+    Raises:
+        InputError: as `resolve`, or a pipeline without a model that is packed, or its files are damaged.
+    """
+    folder = whole_pipeline(model)
+    _ = folder.denoiser
     try:
-        pipeline: Any = DiffusionPipeline.from_pretrained(folder, dtype=dtype, variant=_variant(folder / "unet"))
+        loaded = {
+            component.name: _component(component, dtype)
+            for component in folder.components
+            if component.folder.parent != folder.path or _variant(component) is not None
+        }
+        pipeline: Any = DiffusionPipeline.from_pretrained(folder.path, dtype=dtype, **loaded)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{model}: could not be loaded as a diffusers pipeline: {reason}") from None
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{folder.path}: could not be loaded as a diffusers pipeline: {reason}") from None
     result: StableDiffusionPipeline = pipeline
     return result
 
 
-def _variant(folder: Path) -> str | None:
+def check_draws_from_text(pipeline: DiffusionPipeline) -> None:
+    """Refuses a pipeline whose call wants a picture, or that draws no image from a prompt.
+
+    Raises:
+        InputError: names its class and what it wants.
+    """
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    name = type(pipeline).__name__
+    if "prompt" not in parameters:
+        raise InputError(f"prompt: got a {name}, which takes none, wanted a pipeline that draws from text")
+    picture = parameters.get("image")
+    if picture is not None and "None" not in str(picture.annotation):
+        also = " and a mask" if "mask_image" in parameters else ""
+        raise InputError(
+            f"prompt: got a {name}, which draws from a picture{also} beside the prompt, wanted one that draws "
+            f"from text alone: call it in Python, {name}.from_pretrained(FOLDER)(prompt, image=...)"
+        )
+
+
+def _variant(component: Component) -> str | None:
     """fp16 where a component has its weights under such names only; diffusers itself looks for plain ones."""
     try:
-        files = weight_files(folder)
+        return component.variant
     except (InputError, OSError):
         return None  # other formats: diffusers' business
-    return None if files is None else files.variant
+
+
+def _component(component: Component, dtype: torch.dtype) -> Any:
+    """One component from its own folder."""
+    libraries = {"diffusers": "diffusers", "transformers": "transformers"}
+    module = importlib.import_module(libraries.get(component.library, f"diffusers.pipelines.{component.library}"))
+    kind = getattr(module, component.class_name)
+    if component.weights is None:
+        return kind.from_pretrained(component.folder)
+    return kind.from_pretrained(component.folder, dtype=dtype, variant=component.variant)

@@ -11,7 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from bitsfusion.architectures.registry import UNET, Architecture
+from bitsfusion.architectures.base import Architecture
+from bitsfusion.architectures.registry import UNET
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import read_json
 from bitsfusion.io.schema import named

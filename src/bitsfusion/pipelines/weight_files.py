@@ -40,6 +40,31 @@ class WeightFiles:
         return path.name if self.variant is None else path.name.replace(f".{self.variant}", "", 1)
 
 
+@dataclass(frozen=True)
+class WeightChoice:
+    """One file to begin with: all of a component's weights, or (`index`) the list of the shards that hold them."""
+
+    path: Path
+    variant: str | None
+    index: bool
+
+
+def weight_choices(folder: Path) -> list[WeightChoice]:
+    """Every way in which a folder offers its weights as safetensors: indexes first, then single files, by name."""
+    indexes, singles = [], []
+    for path in sorted(folder.iterdir()):
+        if found := _INDEX.fullmatch(path.name):
+            indexes.append(WeightChoice(path, found["early"] or found["late"], True))
+        elif (found := _WEIGHTS.fullmatch(path.name)) and found["shard"] is None:
+            singles.append(WeightChoice(path, found["variant"], False))
+    return [*indexes, *singles]
+
+
+def is_weight_file(name: str) -> bool:
+    """Whether a component's safetensors weights, a shard of them or the index may have this name."""
+    return _WEIGHTS.fullmatch(name) is not None or _INDEX.fullmatch(name) is not None
+
+
 def weight_files(folder: Path) -> WeightFiles | None:
     """The weights in a component's folder; None if it has none (a tokenizer, a scheduler).
 
@@ -49,16 +74,13 @@ def weight_files(folder: Path) -> WeightFiles | None:
     Raises:
         InputError: weights in other formats or variants only, an index that is broken, or a shard that is missing.
     """
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    choices = weight_choices(folder)
     for variant in _PREFERRED:
-        for name in names:
-            found = _INDEX.fullmatch(name)
-            if found and (found["early"] or found["late"]) == variant:
-                return WeightFiles(variant, _shards(folder / name), folder / name)
-        for name in names:
-            found = _WEIGHTS.fullmatch(name)
-            if found and found["variant"] == variant and found["shard"] is None:
-                return WeightFiles(variant, (folder / name,), None)
+        for choice in choices:
+            if choice.variant == variant:
+                files = _shards(choice.path) if choice.index else (choice.path,)
+                return WeightFiles(variant, files, choice.path if choice.index else None)
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
     others = [name for name in names if is_weights(name)]
     if others:
         raise InputError(

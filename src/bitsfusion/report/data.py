@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from bitsfusion.architectures.unet import layer_kind
+from bitsfusion.architectures.registry import layer_kind
 from bitsfusion.artifact.inspect import Inspection
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.estimates import Difference, Verdict

@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import nn
 
-from bitsfusion.architectures.registry import ARCHITECTURES, TEXT_ENCODERS, UNET, VAE, Architecture, model_layers
-from bitsfusion.architectures.unet import LayerInfo, LayerRole
-from bitsfusion.artifact.components import component_class, components
+from bitsfusion.architectures.base import Architecture
+from bitsfusion.architectures.layers import LayerInfo, LayerRole
+from bitsfusion.architectures.registry import ARCHITECTURES, TEXT_ENCODERS, VAE, model_layers
 from bitsfusion.artifact.parts import ModelParts, parts_of_folder
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import sha256_file
 from bitsfusion.numerics import ScaleInit, check_bits
+from bitsfusion.pipelines.folder import PipelineFolder
 from bitsfusion.pipelines.model_folder import ModelFolder, left_out, open_model
 from bitsfusion.recipe.assign import assign
 from bitsfusion.recipe.named import UNIFORM, is_file, recipe_bits
@@ -54,13 +55,15 @@ class OtherBits:
 UNET_ALONE = OtherBits()
 
 WHOLE = OtherBits(text_encoder="4", vae="5", token_embedding=5, all_there_are=True)
-"""The least error below 320 MB on SD-v1.5, with the published recipe for its UNet: see docs/components.md."""
+"""The least error below 320 MB on SD-v1.5, with the published recipe for its UNet: see docs/measured/components.md."""
 
 Made = tuple[ModelParts, dict[str, Any]]
 
 
-def other_parts(source: Path, others: OtherBits, method: ScaleInit, progress: ProgressSink) -> dict[str, Made]:
-    """What is packed beside the UNet of a pipeline folder: name -> parts and provenance.
+def other_parts(
+    source: PipelineFolder, others: OtherBits, method: ScaleInit, progress: ProgressSink
+) -> dict[str, Made]:
+    """What is packed beside the denoiser of a pipeline folder: name -> parts and provenance.
 
     Raises:
         InputError: bits for what the pipeline does not have (unless `all_there_are`), a recipe or a folder that does
@@ -68,18 +71,21 @@ def other_parts(source: Path, others: OtherBits, method: ScaleInit, progress: Pr
     """
     made = {}
     wanted = {kind: bits for kind, bits in (("text encoder", others.text_encoder), ("VAE", others.vae)) if bits}
-    for name in components(source):
-        architecture = ARCHITECTURES.get(component_class(source, name) or "")
+    for component in source.components:
+        architecture = component.architecture
         bits = None if architecture is None else others.of(architecture)
-        if architecture is not None and architecture is not UNET and bits is not None:
+        if architecture is not None and not architecture.timed and bits is not None:
             wanted.pop(architecture.noun, None)
             try:
-                made[name] = _packed(open_model(source / name, architecture), bits, others, method, progress)
+                opened = open_model(component.folder, architecture)
+                made[component.name] = _packed(opened, bits, others, method, progress)
             except InputError as error:
-                raise InputError(f"{name}: {error}") from None
+                raise InputError(f"{component.name}: {error}") from None
     if wanted and not others.all_there_are:
-        known = ", ".join(each for each in ARCHITECTURES if each != UNET.name)
-        raise InputError(f"{source}: got bits for a {next(iter(wanted))}, wanted a pipeline that has one ({known})")
+        known = ", ".join(name for name, architecture in ARCHITECTURES.items() if not architecture.timed)
+        raise InputError(
+            f"{source.path}: got bits for a {next(iter(wanted))}, wanted a pipeline that has one ({known})"
+        )
     return made
 
 
@@ -112,22 +118,22 @@ def _average(recipe: str) -> float | None:
 
 
 def by_weight_error(
-    folder: ModelFolder, layers: Mapping[str, LayerInfo], bits: float, progress: ProgressSink, steps: int = 0
+    folder: ModelFolder, layers: Mapping[str, LayerInfo], bits: float, progress: ProgressSink, values: int | None = None
 ) -> tuple[dict[str, int], dict[str, Any]]:
     """Bits for every layer by the weights alone, and where they come from.
 
     Args:
         layers: the layers that share the average.
-        steps: time steps to cache; 0 keeps time layers.
+        values: of time features that are stored; None keeps time layers.
     """
     started = time.monotonic()
     table = weight_error_table(
         layers,
         lambda name: folder.tensor(f"{name}.weight"),
         model=folder.path.parent.name,
-        steps=steps,
+        feature_values=values or 0,
         progress=lambda done, total: progress.update("weight error", done, total),
     )
-    recipe = assign(table, bits, keep_time_layers=steps == 0)
+    recipe = assign(table, bits, keep_time_layers=values is None)
     progress.finish("weight error", time.monotonic() - started)
     return dict(recipe.bits), {"recipe": table.method, "target_bits": bits}

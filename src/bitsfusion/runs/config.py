@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from bitsfusion.diffusion.samplers import Sampler
+from bitsfusion.calibration.settings import CalibrationSettings
+from bitsfusion.devices import AUTO, NAME_PATTERN
+from bitsfusion.diffusion.samplers import Sampler, SamplerSteps, sampler_name
+from bitsfusion.diffusion.time_features import BASIS, Cover
 from bitsfusion.embedded import SCORER_FOLDER
 from bitsfusion.errors import InputError
 from bitsfusion.io.schema import parse
@@ -92,10 +95,28 @@ class RecipeSection(_Section):
     eta: float = Field(0.3, ge=0)
 
 
-class ServeSection(_Section):
-    """Which samplers' time steps the packed model covers."""
+SamplerName: TypeAlias = Annotated[str, AfterValidator(sampler_name)]
+"""A scheduler of diffusers by name, or `own`: see `sampler_name`."""
 
-    samplers: dict[Sampler, Annotated[int, Field(ge=1)]] = {Sampler.PNDM: 50}
+
+class ServeSection(_Section):
+    """Which time steps the packed model knows."""
+
+    cover: Literal["basis", "any"] = "basis"
+    """basis: every step, as a low-rank basis; any: every step, by time layers kept at 8 bits."""
+    samplers: dict[SamplerName, Annotated[int, Field(ge=1)]] | None = None
+    """Instead, exactly the steps of these samplers, such as {pndm: 50}."""
+
+    @property
+    def covers(self) -> Cover:
+        """What to store of the time features."""
+        if self.samplers is not None:
+            return [SamplerSteps(name, steps) for name, steps in self.samplers.items()]
+        return BASIS if self.cover == BASIS else None
+
+    def deciding(self) -> dict[str, Any]:
+        """What a packed model follows from, as JSON."""
+        return {"cover": self.cover} if self.samplers is None else {"samplers": dict(self.samplers)}
 
 
 class EvaluationSection(_Section):
@@ -122,10 +143,17 @@ class RunConfig(_Section):
 
     model: str = EMBEDDED
     """A diffusers folder, a hub id, or "embedded"."""
+    device: str = Field(AUTO, pattern=NAME_PATTERN)
+    """Where all of it computes: auto, cpu, cuda, cuda:1, mps; see `devices.resolve`."""
     data: Annotated[DataSource, Field(discriminator="kind")] = WorldSource()
     analysis: Annotated[Settings, Field(discriminator="method")] = NoiseErrorSettings()
     recipe: RecipeSection = RecipeSection()
-    scale_init: ScaleInit = ScaleInit.EXACT
+    scale_init: ScaleInit | Literal["calibrated"] = ScaleInit.EXACT
+    """How the student starts; calibrated: codes, scales and biases by what the model computes (docs/calibration.md)."""
+    calibration: CalibrationSettings = CalibrationSettings()
+    """Of a calibrated start."""
+    calibration_prompts: Path | None = None
+    """A file of prompts for it; null: the package's own."""
     stage1: TrainingConfig = TrainingConfig(stage=1)
     stage2: TrainingConfig = TrainingConfig(stage=2)
     seeds: tuple[int, ...] = (0,)
@@ -139,12 +167,16 @@ class RunConfig(_Section):
     def _check(self) -> RunConfig:
         if (self.stage1.stage, self.stage2.stage) != (1, 2):
             raise ValueError("stage1 and stage2: wanted stage 1 and stage 2")
+        for name, stage in (("stage1", self.stage1), ("stage2", self.stage2)):
+            if stage.device not in (AUTO, self.device):
+                raise ValueError(f"{name}.device: got {stage.device}, wanted {self.device}, which is the whole run's")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: got {list(self.seeds)}, wanted one or more, none twice")
         evaluation = self.evaluation
-        if self.serve.samplers.get(evaluation.sampler) != evaluation.steps:
+        samplers = self.serve.samplers
+        if samplers is not None and samplers.get(evaluation.sampler.value) != evaluation.steps:
             wanted = f"{evaluation.sampler.value}: {evaluation.steps}"
-            raise ValueError(f"serve.samplers: wanted {wanted} among them, which the evaluation uses")
+            raise ValueError(f"serve.samplers: wanted {wanted} among them, which the evaluation uses, or cover: basis")
         if self.model != EMBEDDED and evaluation.prompts is None:
             raise ValueError("evaluation.prompts: got none, wanted a file of prompts for this model")
         return self

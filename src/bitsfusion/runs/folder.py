@@ -6,9 +6,10 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from bitsfusion.io.files import folder_lock, read_json, sha256_file, sha256_folder, sha256_json, write_json
+from bitsfusion.io.locks import Lock
 from bitsfusion.pipelines.card_files import CARD
 from bitsfusion.training.ranks import Ranks
 
@@ -31,7 +32,7 @@ class RunFolder:
         self.path = Path(path)
         self.ranks = ranks or Ranks()
         self._steps_done = 0  # of this launch
-        self._lock: IO[str] | None = None
+        self._lock: Lock | None = None
         if self.ranks.main:
             self._lock = folder_lock(self.path, self.path / "steps" / "lock")
             self._told.unlink(missing_ok=True)

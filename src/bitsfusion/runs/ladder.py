@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitsfusion.diffusion.samplers import cover
-from bitsfusion.diffusion.time_features.cache import cache_time_features
+from bitsfusion.diffusion.time_features import cache_time_features, choose_features
 from bitsfusion.evaluation.noise import time_step_curve
 from bitsfusion.evaluation.prompts import PromptSet
 from bitsfusion.evaluation.rungs import SCHEMA_VERSION, RungScores
@@ -97,7 +96,9 @@ class Ladder:
 
         def packed() -> Packed:
             trained = copy.deepcopy(unet)
-            cache_time_features(trained, cover(self.workspace.samplers, self.workspace.pipeline.scheduler.config))
+            choice = choose_features(trained, self.workspace.covers, self.workspace.pipeline.scheduler.config)
+            if choice.features is not None:
+                cache_time_features(trained, choice.features)
             return Packed(load_pipeline(str(self.workspace.path / "packed")), trained)
 
         self.scoring.score(
@@ -112,9 +113,9 @@ class Ladder:
 
     def _unet(self, model: RungModel) -> Any:
         if model.made_by is None:
-            return self.workspace.pipeline.unet
+            return self.workspace.denoiser
         folder = model.name if model.seed is None else stage_folder(model.name, model.seed)
-        return load_student(self.workspace.path / folder)
+        return load_student(self.workspace.path / folder).to(self.workspace.device)
 
     def _curves(self) -> dict[str, RungModel]:
         first: dict[str, RungModel] = {}
@@ -125,11 +126,9 @@ class Ladder:
 
     def _time_steps(self) -> None:
         """Eq. 9's curve of each quantized rung."""
-        text_encoder, noise_scheduler = self.workspace.pipeline.text_encoder, self.scoring.noise_scheduler
-        curves = {
-            name: time_step_curve(
-                self._unet(model), self.workspace.pipeline.unet, self.workspace.held_out, text_encoder, noise_scheduler
-            )
-            for name, model in self._curves().items()
-        }
+        pipeline, held_out = self.workspace.pipeline, self.workspace.held_out
+        with self.workspace.placed():
+            curves = {
+                name: time_step_curve(self._unet(model), pipeline, held_out) for name, model in self._curves().items()
+            }
         write_json(self.workspace.path / "time_steps.json", {"schema_version": 1, "latent_error": curves})

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
-from torch import nn
-
-from bitsfusion.architectures.unet import unet_layers
-from bitsfusion.artifact.components import components
-from bitsfusion.artifact.parts import ModelParts, parts_of_folder, parts_of_model
+from bitsfusion.architectures.registry import model_layers
+from bitsfusion.artifact.parts import ModelParts, parts_of_folder, parts_of_model, timed_model
 from bitsfusion.artifact.schema import PackedConfig
-from bitsfusion.artifact.writer import PAPER_SAMPLERS, write_parts
-from bitsfusion.diffusion.time_features import Coverage, SamplerSteps, cover
-from bitsfusion.diffusion.time_features.cache import uncacheable
+from bitsfusion.artifact.writer import write_parts
+from bitsfusion.diffusion.time_features import BASIS, Cover, choose_features
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_json, sha256_file, sha256_folder
+from bitsfusion.io.files import read_json, sha256_file
 from bitsfusion.numerics import ScaleInit
-from bitsfusion.pipelines.load import pipeline_folder
-from bitsfusion.pipelines.model_folder import ModelFolder, left_out, open_unet
+from bitsfusion.pipelines.completeness import check_complete
+from bitsfusion.pipelines.folder import PipelineFolder
+from bitsfusion.pipelines.load import load_pipeline
+from bitsfusion.pipelines.model_folder import ModelFolder, left_out, open_model
+from bitsfusion.pipelines.resolve import resolve
 from bitsfusion.recipe.named import is_file, recipe_bits
+from bitsfusion.runs.calibration import CalibrationJob
 from bitsfusion.runs.components import UNET_ALONE, OtherBits, by_weight_error, other_parts
 from bitsfusion.runs.progress import ProgressSink
 from bitsfusion.training.checkpoint import load_student
-
-AUTO: Literal["auto"] = "auto"
-"""Cache what the paper caches (PNDM, 50 steps) where the UNet allows it; otherwise keep the time layers and say so."""
-
-Cover: TypeAlias = Sequence[SamplerSteps] | Literal["auto"] | None
-"""Samplers whose time features are cached; None keeps the time layers at 8 bits; or `AUTO`."""
 
 
 def init_pipeline(
@@ -40,25 +35,35 @@ def init_pipeline(
     recipe: str | None = None,
     bits: float | None = None,
     method: ScaleInit = ScaleInit.EXACT,
-    samplers: Cover = AUTO,
+    samplers: Cover = BASIS,
     others: OtherBits = UNET_ALONE,
+    config: str | None = None,
+    without: Sequence[str] = (),
+    calibration: CalibrationJob | None = None,
     progress: ProgressSink | None = None,
 ) -> dict[str, PackedConfig]:
-    """Quantizer init, time features and packing, without training (section 4.1); no model is loaded as a whole.
+    """Quantizer init, time features and packing, without training (section 4.1).
+
+    No model is loaded as a whole, unless it is calibrated. A calibration that was killed goes on with the same call.
 
     Args:
-        model: "embedded", a diffusers pipeline folder with a UNet2DConditionModel, or a hub id.
-        out: the packed pipeline folder to write.
+        model: as `pipelines.resolve.resolve` takes it. Of a component alone, or a trainer's checkpoint of one, a packed
+            model folder is made; with `config`, the whole pipeline.
+        out: the packed folder to write.
         recipe: a recipe file, a published recipe, or uniform:N; see `recipe_bits`.
         bits: instead of a recipe, the average bits of one by `weight_error_table`, time features counted.
         method: how scales are found.
         samplers: see `Cover`.
         others: what is packed beside the UNet, and at how many bits; all else is copied as it is.
+        config: of a single file or a component, the pipeline that gives the rest; see `resolve`.
+        without: components to leave out, such as safety_checker.
+        calibration: codes, scales and biases of the UNet by what it computes, in the place of `method`; see
+            `bitsfusion.calibration`.
         progress: is told of every layer.
 
     Returns:
-        What each packed component says about itself. `provenance["notes"]` lists, in plain words, what was not done as
-        asked.
+        What each packed component says about itself, the denoiser first. `provenance["notes"]` lists, in plain words,
+        what was not done as asked.
 
     Raises:
         InputError: both or neither of recipe and bits, a recipe or a file that does not fit (names the layer).
@@ -68,34 +73,47 @@ def init_pipeline(
         got = "neither" if recipe is None else "both"
         raise InputError(f"recipe, bits: got {got}, wanted one of them: a recipe, or an average number of bits")
     progress = progress or ProgressSink()
-    source, unet = _open(model)
-    coverage, notes = _coverage(unet.skeleton, source, samplers)
+    source, unet = _open(model, config, tuple(without))
+    name = source.denoiser.name
+    choice = choose_features(
+        timed_model(unet) if samplers == BASIS else unet.skeleton, samplers, _scheduler_config(source, samplers)
+    )
     if bits is not None:
-        steps = 0 if coverage is None else len(coverage.steps)
-        chosen, made_by = by_weight_error(unet, unet_layers(unet.skeleton), bits, progress, steps)
+        values = None if choice.features is None else choice.values
+        chosen, made_by = by_weight_error(unet, model_layers(unet.skeleton), bits, progress, values)
     else:
         assert recipe is not None
-        chosen = recipe_bits(recipe, unet_layers(unet.skeleton))
+        chosen = recipe_bits(recipe, model_layers(unet.skeleton))
         made_by = {"recipe": recipe, **({"recipe_sha256": sha256_file(Path(recipe))} if is_file(recipe) else {})}
-    notes += [note for note in (left_out(unet),) if note is not None]
-    provenance = {**made_by, "scale_init": method.value, **({"notes": notes} if notes else {})}
-    parts = {"unet": parts_of_folder(unet, chosen, method, coverage)}
-    notes_of = {"unet": provenance}
-    for name, (part, made) in other_parts(source, others, method, progress).items():
-        parts[name], notes_of[name] = part, made
-    return _write(parts, source, out, notes_of, progress)
+    notes = [note for note in (choice.note, left_out(unet)) if note is not None]
+    found: dict[str, Any] = {"scale_init": method.value}
+    rounded, work = None, None
+    if calibration is not None:
+        work = calibration.folder(out, model, source.source_sha256, chosen)
+        made = calibration.run(load_pipeline(model), model, chosen, progress, work)
+        rounded, found = made.layers, calibration.provenance(model)
+        notes += made.notes
+    provenance = {**made_by, **found, **({"notes": notes} if notes else {})}
+    parts = {name: parts_of_folder(unet, chosen, method, choice.features, rounded)}
+    notes_of = {name: provenance}
+    for other, (part, made_of) in other_parts(source, others, method, progress).items():
+        parts[other], notes_of[other] = part, made_of
+    written = _write(parts, source, out, notes_of, progress)
+    if work is not None:
+        shutil.rmtree(work, ignore_errors=True)
+    return written
 
 
 def init_model(model: str, out: Path, **options: Any) -> PackedConfig:
-    """`init_pipeline`, with the same options; returns what the packed UNet says about itself."""
-    return init_pipeline(model, out, **options)["unet"]
+    """`init_pipeline`, with the same options; returns what the packed denoiser says about itself."""
+    return next(iter(init_pipeline(model, out, **options).values()))
 
 
 def pack_checkpoint(
     checkpoint: Path,
     model: str,
     out: Path,
-    samplers: Cover = AUTO,
+    samplers: Cover = BASIS,
     progress: ProgressSink | None = None,
     others: OtherBits = UNET_ALONE,
 ) -> PackedConfig:
@@ -113,42 +131,45 @@ def pack_checkpoint(
         What the packed UNet says about itself.
     """
     source, progress = _source(model), progress or ProgressSink()
+    name = source.denoiser.name
     student = load_student(checkpoint)
-    coverage, notes = _coverage(student, source, samplers)
-    provenance = {"checkpoint": checkpoint.name, **({"notes": notes} if notes else {})}
-    parts, notes_of = {"unet": parts_of_model(student, coverage)}, {"unet": provenance}
-    for name, (part, made) in other_parts(source, others, ScaleInit.COMPACT, progress).items():
-        parts[name], notes_of[name] = part, made
-    return _write(parts, source, out, notes_of, progress)["unet"]
+    choice = choose_features(student, samplers, _scheduler_config(source, samplers))
+    provenance = {"checkpoint": checkpoint.name, **({"notes": [choice.note]} if choice.note else {})}
+    parts, notes_of = {name: parts_of_model(student, choice.features)}, {name: provenance}
+    for other, (part, made) in other_parts(source, others, ScaleInit.COMPACT, progress).items():
+        parts[other], notes_of[other] = part, made
+    return _write(parts, source, out, notes_of, progress)[name]
 
 
-def _source(model: str) -> Path:
-    folder = pipeline_folder(model)
-    if "unet" not in components(folder):
-        name = read_json(folder / "model_index.json").get("_class_name", "unknown class")
-        raise InputError(f"{model}: got a {name} without a UNet, wanted a pipeline with a UNet2DConditionModel")
-    return folder
+def _source(model: str, config: str | None = None, without: tuple[str, ...] = ()) -> PipelineFolder:
+    """The folder to pack from: whole, and with a denoiser that can be packed."""
+    source = resolve(model, config).without(without)
+    _ = source.denoiser
+    check_complete(source)
+    return source
 
 
-def _open(model: str) -> tuple[Path, ModelFolder]:
-    source = _source(model)
-    return source, open_unet(source / "unet")
+def _open(model: str, config: str | None, without: tuple[str, ...]) -> tuple[PipelineFolder, ModelFolder]:
+    source = _source(model, config, without)
+    architecture = source.denoiser.architecture
+    assert architecture is not None
+    return source, open_model(source.denoiser.folder, architecture)
 
 
-def _coverage(unet: nn.Module, source: Path, samplers: Cover) -> tuple[Coverage | None, list[str]]:
-    """The steps to cache, if any, and what is to be said about it."""
-    if samplers is None:
-        return None, []
-    reason = uncacheable(unet) if samplers == AUTO else None
-    if reason is not None:
-        return None, [f"time layers stay, at 8 bits and for any sampler: the UNet has {reason}, no features to cache"]
-    config = read_json(source / "scheduler" / "scheduler_config.json")
-    return cover(PAPER_SAMPLERS if samplers == AUTO else samplers, config), []
+def _scheduler_config(source: PipelineFolder, samplers: Cover) -> dict[str, Any]:
+    """What samplers' steps are found by; nothing where a component stands alone and no sampler is named."""
+    scheduler = source.component("scheduler")
+    if scheduler is None:
+        if samplers not in (BASIS, None):
+            raise InputError(f"cover: got {source.path} without a scheduler, wanted its pipeline, with --config FOLDER")
+        return {}
+    config: dict[str, Any] = read_json(scheduler.folder / "scheduler_config.json")
+    return config
 
 
 def _write(
     parts: Mapping[str, ModelParts],
-    source: Path,
+    source: PipelineFolder,
     out: Path,
     provenance: Mapping[str, Mapping[str, Any]],
     progress: ProgressSink,
@@ -158,7 +179,7 @@ def _write(
         parts,
         source,
         out,
-        source_sha256=sha256_folder(source),
+        source_sha256=source.source_sha256,
         provenance=provenance,
         progress=lambda done, total: progress.update("pack", done, total),
     )

@@ -9,16 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import ModelMixin
 
-from bitsfusion.architectures.unet import unet_layers
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.artifact.writer import write_pipeline
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import write_json
 from bitsfusion.nn.replace import fake_quantize_model
+from bitsfusion.nn.rounded import put_rounded
+from bitsfusion.numerics import ScaleInit
 from bitsfusion.recipe.assign import assign
 from bitsfusion.recipe.schema import check_fits, write_recipe
+from bitsfusion.runs.calibration import CALIBRATED, CalibrationJob
 from bitsfusion.runs.config import RunConfig
 from bitsfusion.runs.ladder import Ladder
 from bitsfusion.runs.progress import ProgressSink
@@ -66,19 +69,21 @@ class Run:
         ours, settings = self.workspace, self.config.analysis
 
         def work() -> None:
-            analyze(
-                ours.pipeline,
-                settings,
-                self.path / "sensitivity.json",
-                ours.data,
-                model=self.config.model,
-                source_sha256=ours.source_sha256,
-                samplers=ours.samplers,
-                scorer=ours.scorer,
-                progress=lambda done, total: ours.progress.update("analyze", done, total),
-            )
+            data = ours.data
+            with ours.placed():
+                analyze(
+                    ours.pipeline,
+                    settings,
+                    self.path / "sensitivity.json",
+                    data,
+                    model=self.config.model,
+                    source_sha256=ours.source_sha256,
+                    samplers=ours.counted,
+                    scorer=ours.scorer,
+                    progress=lambda done, total: ours.progress.update("analyze", done, total),
+                )
 
-        inputs = {"analysis": settings, "data": self.config.data, "serve": self.config.serve}
+        inputs = {"analysis": settings, "data": self.config.data, "serve": self.config.serve.deciding()}
         ours.step("analyze", inputs, ["sensitivity.json"], work)
 
     def assign(self) -> None:
@@ -88,21 +93,33 @@ class Run:
         def work() -> None:
             table = read_table(self.path / "sensitivity.json")
             recipe = assign(table, section.target_bits, section.strategy, eta=section.eta)
-            check_fits(recipe, unet_layers(self.workspace.pipeline.unet))
+            check_fits(recipe, model_layers(self.workspace.denoiser))
             write_recipe(self.path / "recipe.json", recipe)
 
         self.workspace.step("assign", {"recipe": section, "made": self._made("analyze")}, ["recipe.json"], work)
 
     def init(self) -> None:
-        """Section 4.1: the student before training, scales from the weights alone."""
-        method = self.config.scale_init
+        """Section 4.1: the student before training, scales from the weights alone, or calibrated."""
+        config = self.config
+        made_by: dict[str, Any] = {"scale_init": getattr(config.scale_init, "value", config.scale_init)}
+        job = None
+        if config.scale_init == CALIBRATED:
+            device = str(self.workspace.denoiser.device)
+            job = CalibrationJob(config.calibration_prompts, config.calibration, device)
+            made_by = job.provenance(config.model)
 
         def work() -> None:
-            student = copy.deepcopy(self.workspace.pipeline.unet)
-            fake_quantize_model(student, self.workspace.recipe().bits, method)
-            save_student(self.path / "init", student, identity(student, {"scale_init": method.value}, "", 1))
+            student, bits = copy.deepcopy(self.workspace.denoiser), self.workspace.recipe().bits
+            if job is None:
+                fake_quantize_model(student, bits, ScaleInit(config.scale_init))
+            else:
+                kept = job.folder(self.path / "init", config.model, self.workspace.source_sha256, bits)
+                made = job.run(self.workspace.pipeline, config.model, bits, self.workspace.progress, kept)
+                put_rounded(student, made.layers)
+                shutil.rmtree(kept, ignore_errors=True)
+            save_student(self.path / "init", student, identity(student, made_by, "", 1))
 
-        self.workspace.step("init", {"scale_init": method.value, "made": self._made("assign")}, ["init"], work)
+        self.workspace.step("init", made_by | {"made": self._made("assign")}, ["init"], work)
 
     def stage1(self) -> None:
         """Section 4.2, Stage I, once for each training seed."""
@@ -119,7 +136,7 @@ class Run:
         """Full precision trained on as Stage II trains the student: what training alone is worth."""
         if self.config.control:
             for seed in self.config.seeds:
-                start = functools.partial(copy.deepcopy, self.workspace.pipeline.unet)
+                start = functools.partial(copy.deepcopy, self.workspace.denoiser)
                 self._train("control", seed, self.config.stage2, None, start)
 
     def pack(self) -> None:
@@ -131,13 +148,15 @@ class Run:
                 ours.pipeline,
                 load_student(self.path / stage_folder("stage2", seed)),
                 self.path / "packed",
-                ours.samplers,
+                ours.covers,
                 source_sha256=ours.source_sha256,
                 provenance={"recipe_sha256": ours.recipe().sha256(), "seed": seed},
             )
             verify_folder(self.path / "packed")
 
-        ours.step("pack", {"serve": self.config.serve, "made": self._made(f"stage2-{seed}")}, ["packed"], work)
+        ours.step(
+            "pack", {"serve": self.config.serve.deciding(), "made": self._made(f"stage2-{seed}")}, ["packed"], work
+        )
 
     def evaluate(self) -> None:
         """Section 5: every rung on the same prompts and seeds."""
@@ -163,10 +182,10 @@ class Run:
         seed: int,
         config: TrainingConfig,
         after: str | None,
-        start: Callable[[], UNet2DConditionModel],
+        start: Callable[[], ModelMixin],
     ) -> None:
         ours, name, folder = self.workspace, f"{stage}-{seed}", stage_folder(stage, seed)
-        config = config.model_copy(update={"seed": seed})
+        config = config.model_copy(update={"seed": seed, "device": self.config.device})
 
         def report(done: int, total: int, values: dict[str, float]) -> None:
             ours.progress.update(name, done, total, f"loss {values['loss']:.4f}")
@@ -174,18 +193,15 @@ class Run:
         def work() -> None:
             pipeline, teacher = ours.pipeline, None
             if config.stage == 1:
-                teacher = pipeline.unet if config.teacher_dtype == "float32" else copy.deepcopy(pipeline.unet)
+                teacher = ours.denoiser if config.teacher_dtype == "float32" else copy.deepcopy(ours.denoiser)
             train(
                 start(),
                 teacher,
-                pipeline.text_encoder,
-                pipeline.tokenizer,
-                DDPMScheduler.from_config(pipeline.scheduler.config),
+                pipeline,
                 ours.data,
                 config,
                 self.path / folder,
                 report,
-                pipeline.vae,
             )
             if ours.folder.ranks.main:
                 for checkpoint in (self.path / folder).glob("checkpoint-*"):

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from diffusers import DDPMScheduler, DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor
 
+from bitsfusion.devices import placed
+from bitsfusion.diffusion.denoise import with_denoiser
 from bitsfusion.evaluation.drawing import Sampling, draw
 from bitsfusion.evaluation.noise import NoiseProbe, make_probe, mean_squared, predict
 from bitsfusion.evaluation.prompts import PromptSet, file_prompts, world_prompts
 from bitsfusion.evaluation.rungs import RungScores, load_images, score_images
-from bitsfusion.metrics.generation import denoiser, with_denoiser
 from bitsfusion.runs.workspace import Workspace
 
 PROBE_SEED = 77
@@ -46,12 +47,6 @@ class Scoring:
             return file_prompts(section.prompts, section.seed)
         return world_prompts(section.split, section.per_task, section.seed)
 
-    @functools.cached_property
-    def noise_scheduler(self) -> DDPMScheduler:
-        """The training's."""
-        scheduler: DDPMScheduler = DDPMScheduler.from_config(self.workspace.pipeline.scheduler.config)
-        return scheduler
-
     def score(
         self,
         step: str,
@@ -65,6 +60,8 @@ class Scoring:
     ) -> None:
         """Draws with `model`, measures, and writes images and scores to `folder` (see `RungScores`).
 
+        All of it computes on the workspace's device; models are afterwards where they were.
+
         Args:
             step: what progress is reported as.
             name, seed: of the scores.
@@ -72,13 +69,29 @@ class Scoring:
             guidance: another than the config's.
             packed: of a packed model.
         """
+        with self.workspace.placed(), placed(model, self.workspace.device):
+            self._score(step, name, seed, model, folder, reference, guidance, packed)
+
+    def _score(
+        self,
+        step: str,
+        name: str,
+        seed: int | None,
+        model: ModelMixin,
+        folder: Path,
+        reference: Path | None,
+        guidance: float | None,
+        packed: Callable[[], Packed] | None,
+    ) -> None:
         started = time.monotonic()
         section = self.workspace.config.evaluation
         scale = section.guidance if guidance is None else guidance
         sampling = Sampling(section.sampler.value, section.steps, scale, section.batch_size)
         report = functools.partial(self.workspace.progress.update, step)
         stored = None if packed is None else packed()
-        pipeline = stored.pipeline if stored else with_denoiser(self.workspace.pipeline, model)
+        pipeline = (
+            stored.pipeline.to(self.workspace.device) if stored else with_denoiser(self.workspace.pipeline, model)
+        )
         images = draw(pipeline, self.prompts, sampling, report)
         predicted = predict(model, self._probe)
         reload_difference = None
@@ -101,8 +114,8 @@ class Scoring:
     def _probe(self) -> NoiseProbe:
         ours = self.workspace
         count = ours.config.evaluation.probe_samples
-        return make_probe(ours.held_out, ours.pipeline.text_encoder, self.noise_scheduler, count, PROBE_SEED)
+        return make_probe(ours.held_out, ours.pipeline, count, PROBE_SEED)
 
     @functools.cached_property
     def _teacher_prediction(self) -> Tensor:
-        return predict(denoiser(self.workspace.pipeline), self._probe)
+        return predict(self.workspace.denoiser, self._probe)

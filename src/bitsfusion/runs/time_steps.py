@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import DDPMScheduler
-
 from bitsfusion.data.batches import TrainingData
+from bitsfusion.devices import AUTO, placed, resolve
+from bitsfusion.diffusion.denoise import pipeline_denoiser
+from bitsfusion.diffusion.time_features import Coverage
 from bitsfusion.evaluation.noise import time_step_curve
 from bitsfusion.io.files import write_json
 from bitsfusion.pipelines.load import load_pipeline
@@ -18,40 +18,41 @@ CURVE_SCHEMA_VERSION = 1
 
 
 def load_quantized(folder: Path) -> Any:
-    """The UNet of a finished stage, a checkpoint or a packed pipeline folder, float32, in eval mode.
+    """The denoiser of a finished stage, a checkpoint or a packed pipeline folder, float32, in eval mode.
 
     Raises:
         InputError: it is none of them.
     """
     if (folder / STUDENT_INFO).is_file():
         return load_student(folder)
-    return load_pipeline(str(folder)).unet.eval()
+    return pipeline_denoiser(load_pipeline(str(folder))).eval()
 
 
 def measure_time_steps(
-    pipeline: Any, folder: Path, data: TrainingData, out: Path, points: int = 20, each: int = 32
+    pipeline: Any,
+    folder: Path,
+    data: TrainingData,
+    out: Path,
+    points: int = 20,
+    each: int = 32,
+    device: str = AUTO,
 ) -> list[tuple[int, float]]:
     """Writes {schema_version, latent_error: {folder's name: [[t, error], ...]}} to `out`; see `time_step_curve`.
 
     Args:
         pipeline: the full-precision one.
-        folder: see `load_quantized`; a packed one with cached time features is measured at the steps it covers.
+        folder: see `load_quantized`; a packed one with exact rows is measured at the steps it covers.
         data: latents and captions.
         out: a JSON file, which `timesteps: {kind: measured, curve: FILE}` reads.
         points: time steps.
         each: samples at each.
+        device: where it is measured, see `devices.resolve`.
     """
-    student = load_quantized(folder)
-    steps = getattr(student.time_proj, "steps", None)
-    curve = time_step_curve(
-        student,
-        pipeline.unet,
-        data,
-        pipeline.text_encoder,
-        DDPMScheduler.from_config(pipeline.scheduler.config),
-        points,
-        each,
-        steps.tolist() if isinstance(steps, torch.Tensor) else None,
-    )
+    where = resolve(device)
+    student = load_quantized(folder).to(where)
+    coverage = getattr(getattr(student, "time_proj", None), "coverage", None)
+    rows = [int(step) for step in coverage.steps if step == int(step)] if isinstance(coverage, Coverage) else None
+    with placed(pipeline, where):
+        curve = time_step_curve(student, pipeline, data, points, each, rows)
     write_json(out, {"schema_version": CURVE_SCHEMA_VERSION, "latent_error": {folder.resolve().name: curve}})
     return curve

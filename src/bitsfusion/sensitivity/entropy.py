@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bitsfusion.architectures.unet import unet_layers
+from bitsfusion.architectures.base import Architecture
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.nn.scale import layer_scale
 from bitsfusion.numerics import MAX_BITS, MIN_BITS, ScaleInit, quantize
 from bitsfusion.packing.entropy import entropy_bits
@@ -23,13 +24,15 @@ def level_entropies(
     unet: nn.Module,
     scale_init: ScaleInit = ScaleInit.EXACT,
     progress: Callable[[int, int], None] | None = None,
+    architecture: Architecture | None = None,
 ) -> dict[str, tuple[float, ...]]:
     """Bits a weight of every Linear and Conv2d at 1, 2 .. 8 bits: the order-0 entropy of all its levels together.
 
     Args:
         progress: called with the layers done and the layers in all.
+        architecture: the model's; found by its class where not given.
     """
-    layers, found = unet_layers(unet), {}
+    layers, found = model_layers(unet, architecture), {}
     for done, name in enumerate(layers, start=1):
         weight = unet.get_parameter(f"{name}.weight")
         found[name] = tuple(_entropy(name, weight, bits, scale_init) for bits in range(MIN_BITS, MAX_BITS + 1))

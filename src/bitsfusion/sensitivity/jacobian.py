@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bitsfusion.data.batches import TrainingData
+from bitsfusion.diffusion.denoise import pipeline_denoiser
+from bitsfusion.diffusion.samples import GuidedSamples, NoisySamples
 from bitsfusion.nn.scale import layer_scale
-from bitsfusion.sensitivity.guided import GuidedLatents, guided_latents
-from bitsfusion.sensitivity.noise import NoisyLatents, noisy_latents
+from bitsfusion.sensitivity.noise import guided_latents, noisy_latents
 from bitsfusion.sensitivity.rounding import rounded
 from bitsfusion.sensitivity.settings import JacobianSettings
 from bitsfusion.sensitivity.table import MEASURED_BITS, Candidate, SensitivityRow
@@ -35,7 +36,7 @@ class Jacobian:
     """
 
     def __init__(self, pipeline: Any, settings: JacobianSettings, data: TrainingData) -> None:
-        self.unet = pipeline.unet
+        self.unet = pipeline_denoiser(pipeline)
         self.settings = settings
         inputs = noisy_latents(pipeline, data, 0, settings.samples, settings.seed, spread=True)
         self.inputs = guided_latents(pipeline, inputs, settings.guidance)
@@ -70,14 +71,14 @@ class Jacobian:
         for part in self.inputs.split(self.settings.batch_size):
             for key, products in self._products(part, scales, generator).items():
                 sums[key] += float(products.double().square().sum())
-            done += len(part.inputs.latents)
+            done += len(part)
             if progress is not None:
                 progress(done)
-        values = self.inputs.inputs.latents.numel()
+        values = self.inputs.samples.noisy.numel()
         return {key: total / values for key, total in sums.items()}
 
     def _products(
-        self, part: GuidedLatents, scales: dict[tuple[str, int], Tensor], generator: torch.Generator
+        self, part: GuidedSamples, scales: dict[tuple[str, int], Tensor], generator: torch.Generator
     ) -> dict[tuple[str, int], Tensor]:
         """v . J dw of n samples, by candidate: [n], summed over the two guided predictions of a sample."""
         found: dict[tuple[str, int], Tensor] = {}
@@ -88,7 +89,7 @@ class Jacobian:
             for bits in MEASURED_BITS:
                 change = _apply(layer, x, rounded(weight, scales[name, bits], bits) - weight)
                 each = (gradient * change).flatten(1).sum(1, dtype=torch.float32)
-                each = each.view(-1, len(part.inputs.latents)).sum(0)
+                each = each.view(-1, len(part)).sum(0)
                 found[name, bits] = found[name, bits] + each if (name, bits) in found else each
 
         with _frozen(self.unet), torch.enable_grad(), contextlib.ExitStack() as hooks:
@@ -102,13 +103,18 @@ class Jacobian:
 
                 hooks.callback(layer.register_forward_hook(forward).remove)
             both = part.both()
-            asked = NoisyLatents(
-                both.latents.detach().requires_grad_(), both.timesteps, both.context.detach().requires_grad_()
-            )
+            conditioning = both.conditioning.map(_with_gradient)
+            asked = NoisySamples(both.noisy.detach().requires_grad_(), both.timesteps, conditioning)
             answer = part.combine(asked.predict(self.unet))
+            sources = [asked.noisy, *(t for t in conditioning.tensors.values() if t.requires_grad)]
             direction = torch.randn(answer.shape, generator=generator).to(answer.device, answer.dtype)
-            torch.autograd.backward(answer, direction, inputs=[asked.latents, asked.context])
+            torch.autograd.backward(answer, direction, inputs=sources)
         return found
+
+
+def _with_gradient(tensor: Tensor) -> Tensor:
+    """Lets hidden states take part in the backward pass; masks and ids cannot."""
+    return tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
 
 
 def _apply(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
@@ -120,7 +126,7 @@ def _apply(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _frozen(unet: nn.Module) -> Iterator[None]:
-    """`unet` without weight gradients, and as it was again afterwards."""
+    """Takes weight gradients off `unet` inside, and puts it back as it was."""
     trainable = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     unet.requires_grad_(False)
     try:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 
-from bitsfusion.architectures.unet import LayerRole, feature_width, unet_layers
+from bitsfusion.architectures.layers import LayerRole
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.data.batches import TrainingData
-from bitsfusion.diffusion.samplers import cover
+from bitsfusion.diffusion.denoise import pipeline_denoiser
+from bitsfusion.diffusion.time_features import BASIS, choose_features
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import sha256_json
-from bitsfusion.sensitivity.journal import Journal, read_journal
+from bitsfusion.sensitivity.journal import only_writer, row_journal
 from bitsfusion.sensitivity.methods import alone
 from bitsfusion.sensitivity.paper import ImageDistance, TextImageScorer
 from bitsfusion.sensitivity.settings import Settings
@@ -23,6 +25,9 @@ from bitsfusion.sensitivity.workers import Workers
 
 Progress = Callable[[int, int], None]
 """Called with the rows done and the rows in all."""
+
+Counted: TypeAlias = Sequence[tuple[str, int]] | Literal["basis"] | None
+"""What a recipe is to count for time features: rows of (name, steps), a basis for every step, or (None) the layers."""
 
 PNDM_50 = (("pndm", 50),)
 
@@ -35,7 +40,7 @@ def analyze(
     *,
     model: str,
     source_sha256: str | None,
-    samplers: Sequence[tuple[str, int]] = PNDM_50,
+    samplers: Counted = PNDM_50,
     scorer: TextImageScorer | None = None,
     lpips: ImageDistance | None = None,
     workers: Workers | None = None,
@@ -51,7 +56,7 @@ def analyze(
         settings: of the method wanted: `NoiseErrorSettings`, `JacobianSettings` or `PaperSettings`.
         data: latents and captions that the candidates are measured or trained on.
         model, source_sha256: name and hash of the pipeline, as the table records them.
-        samplers: (name, steps) whose time features a recipe is to count.
+        samplers: see `Counted`; where no basis is worth it, the time layers' own 8 bits are counted.
         scorer: for the CLIP drop, of the paper's method; none means null.
         lpips: of the paper's method; none means null.
         workers: who measures; by default this process. Rows are the same whoever does.
@@ -76,15 +81,16 @@ def analyze(
         _report(progress, len(wanted), len(wanted))
         return finished
 
-    with Journal(journal_path(out_path), table.sha256()) as journal:
-        rows = {Candidate(row.layer, row.bits): row for row in journal.rows if (row.layer, row.bits) in set(wanted)}
+    journal = row_journal(out_path, table.sha256())
+    with only_writer(out_path):
+        rows = {Candidate(row.layer, row.bits): row for row in journal.open() if (row.layer, row.bits) in set(wanted)}
         _report(progress, len(rows), len(wanted))
         missing = [candidate for candidate in wanted if candidate not in rows]
         if missing:
             workers = workers or alone(pipeline, settings, data, scorer, lpips)
             with contextlib.closing(workers.rows(missing)) as measured:
                 for row in measured:
-                    journal.append(row)
+                    journal.append([row])
                     rows[Candidate(row.layer, row.bits)] = row
                     _report(progress, len(rows), len(wanted))
         table = table.model_copy(update={"rows": [rows[candidate] for candidate in wanted]})
@@ -100,16 +106,17 @@ def empty_table(
     *,
     model: str,
     source_sha256: str | None,
-    samplers: Sequence[tuple[str, int]] = PNDM_50,
+    samplers: Counted = PNDM_50,
     clip_scorer: bool = False,
     lpips: bool = False,
 ) -> SensitivityTable:
     """What is to be measured, without rows; its hash names the measurement. Arguments and errors as `analyze`."""
-    layers = unet_layers(pipeline.unet)
+    denoiser = pipeline_denoiser(pipeline)
+    layers = model_layers(denoiser)
     by_role = {role: {n: info.numel for n, info in layers.items() if info.role is role} for role in LayerRole}
     if not by_role[LayerRole.QUANTIZED]:
-        raise InputError(f"{model}: got a UNet without layers to quantize, wanted Linear or Conv2d layers")
-    for name, parameter in pipeline.unet.named_parameters():
+        raise InputError(f"{model}: got a model without layers to quantize, wanted Linear or Conv2d layers")
+    for name, parameter in denoiser.named_parameters():
         if not torch.isfinite(parameter).all():
             raise InputError(f"{model}: got NaN or infinite values in {name}, wanted finite weights")
     return SensitivityTable(
@@ -118,7 +125,7 @@ def empty_table(
         method=settings.method,
         settings={
             **settings.model_dump(mode="json"),
-            "samplers": [list(sampler) for sampler in samplers],
+            "samplers": "any" if samplers is None else BASIS if samplers == BASIS else [list(s) for s in samplers],
             "data": data.fingerprint,
             "clip_scorer": clip_scorer,
             "lpips": lpips,
@@ -126,7 +133,7 @@ def empty_table(
         layers=by_role[LayerRole.QUANTIZED],
         removed=by_role[LayerRole.TIME],
         first_last=by_role[LayerRole.FIRST_LAST] | by_role[LayerRole.CONDITION],
-        feature_values=feature_width(pipeline.unet) * len(cover(samplers, pipeline.scheduler.config).steps),
+        feature_values=choose_features(denoiser, samplers, pipeline.scheduler.config).values,
         rows=[],
     )
 
@@ -140,12 +147,7 @@ def rows_done(out_path: Path, table: SensitivityTable) -> int:
     """How many rows of the measurement `table` (without rows) there are already."""
     if _finished(out_path, table, candidates(table)) is not None:
         return len(candidates(table))
-    return len(read_journal(journal_path(out_path), table.sha256()))
-
-
-def journal_path(out_path: Path) -> Path:
-    """Where the rows of an unfinished measurement are."""
-    return out_path.with_name(out_path.name + ".journal")
+    return len(row_journal(out_path, table.sha256()).read())
 
 
 def _finished(path: Path, empty: SensitivityTable, wanted: list[Candidate]) -> SensitivityTable | None:

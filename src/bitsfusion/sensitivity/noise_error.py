@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from bitsfusion.data.batches import TrainingData
+from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.nn.scale import layer_scale
-from bitsfusion.sensitivity.guided import guided_latents
-from bitsfusion.sensitivity.noise import noisy_latents
+from bitsfusion.sensitivity.noise import guided_latents, noisy_latents
 from bitsfusion.sensitivity.replay import Recording, Replay
 from bitsfusion.sensitivity.rounding import rounded
 from bitsfusion.sensitivity.settings import NoiseErrorSettings
@@ -21,11 +21,11 @@ from bitsfusion.sensitivity.settings import NoiseErrorSettings
 class NoiseError:
     """Measures candidates against the full-precision model's noise on one fixed set of noisy latents.
 
-    What runs before the quantized layer is the full-precision model's and was computed once, here.
+    What runs before the quantized layer is full precision and computed once, here.
     """
 
     def __init__(self, pipeline: Any, settings: NoiseErrorSettings, data: TrainingData) -> None:
-        self.unet = pipeline.unet
+        self.unet = pipeline_denoiser(pipeline)
         self.settings = settings
         inputs = noisy_latents(pipeline, data, 0, settings.samples, settings.seed, spread=True)
         self.inputs = list(guided_latents(pipeline, inputs, settings.guidance).split(settings.batch_size))
@@ -43,7 +43,7 @@ class NoiseError:
 
     def measure(self, name: str, bits: int) -> dict[str, float | None]:
         """{mse} of layer `name` alone at `bits`: the mean squared difference of the predicted noise."""
-        layer = self.unet.get_submodule(name)
+        layer: Any = self.unet.get_submodule(name)
         scale = layer_scale(name, layer.weight, bits, self.settings.scale_init)
         with _weight(layer, rounded(layer.weight, scale, bits)):
             got = self._predict(name)
@@ -64,7 +64,7 @@ class NoiseError:
 
 @contextlib.contextmanager
 def _weight(layer: Any, weight: Tensor) -> Iterator[None]:
-    """`layer` with another weight, and with its own again afterwards."""
+    """Gives `layer` another weight inside, and its own again afterwards."""
     own = layer.weight.data
     layer.weight.data = weight
     try:

@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from bitsfusion.data.batches import TrainingData
+from bitsfusion.diffusion.denoise import pipeline_denoiser
+from bitsfusion.diffusion.samples import NoisySamples
 from bitsfusion.metrics.generation import generate_images
 from bitsfusion.metrics.image_error import mse, psnr
 from bitsfusion.nn.fake_quantized import FakeQuantizedLayer
 from bitsfusion.nn.replace import fake_quantize_model, replace_module
-from bitsfusion.sensitivity.noise import NoisyLatents, noisy_latents
+from bitsfusion.sensitivity.noise import noisy_latents
 from bitsfusion.sensitivity.settings import PaperSettings
 
 Images = npt.NDArray[np.uint8]
@@ -49,7 +51,7 @@ class PaperMethod:
         lpips: ImageDistance | None = None,
     ) -> None:
         self.pipeline = pipeline
-        self.unet = pipeline.unet
+        self.unet = pipeline_denoiser(pipeline)
         self.settings = settings
         self.scorer = scorer
         self.lpips = lpips
@@ -85,7 +87,7 @@ class PaperMethod:
                 optimizer.step()
 
     @torch.no_grad()
-    def _example(self, data: TrainingData, step: int) -> tuple[NoisyLatents, Tensor]:
+    def _example(self, data: TrainingData, step: int) -> tuple[NoisySamples, Tensor]:
         settings = self.settings
         inputs = noisy_latents(self.pipeline, data, step, settings.train_batch_size, settings.seed, spread=False)
         return inputs, inputs.predict(self.unet)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from bitsfusion.data.batches import TrainingData
+from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.diffusion.samplers import build_scheduler
-from bitsfusion.sensitivity.guided import guided_latents
 from bitsfusion.sensitivity.jacobian import Jacobian
-from bitsfusion.sensitivity.noise import noisy_latents
+from bitsfusion.sensitivity.noise import guided_latents, noisy_latents
 from bitsfusion.sensitivity.noise_error import NoiseError
 from bitsfusion.sensitivity.paper import PaperMethod
 from bitsfusion.sensitivity.settings import JacobianSettings, NoiseErrorSettings, PaperSettings, Settings
@@ -36,7 +36,7 @@ class Plan:
         training_samples: latents through the UNet forward and backward for one candidate.
         shared_seconds: what each worker computes once, for all candidates.
         candidate_seconds: for one candidate.
-        assumption: what was timed, and how it was extrapolated; with `timed_layers`, where layers were timed alone.
+        assumption: what was timed, and how it was extrapolated; names `timed_layers` where layers were timed alone.
     """
 
     method: str
@@ -73,7 +73,7 @@ def plan(pipeline: Any, settings: Settings, data: TrainingData, candidates: Sequ
     timed = [layers[round(i * (len(layers) - 1) / (TIMED_LAYERS - 1))] for i in range(TIMED_LAYERS)]
     inputs = noisy_latents(pipeline, data, 0, 1, settings.seed, spread=True)
     with torch.no_grad():
-        one = _seconds(lambda: inputs.predict(pipeline.unet))
+        one = _seconds(lambda: inputs.predict(pipeline_denoiser(pipeline)))
     slow = one > SLOW_FORWARD
     if isinstance(settings, PaperSettings):
         costs = _paper(pipeline, settings, data, timed, slow)
@@ -165,7 +165,7 @@ def _evaluations(pipeline: Any, settings: PaperSettings) -> int:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Of the second of two calls: the first one warms up."""
+    """The seconds that the second of two calls takes; the first one warms up."""
     work()
     started = time.perf_counter()
     work()

@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-Result = TypeVar("Result")
+from bitsfusion.architectures.registry import denoiser_of
 
-_PARTS = ("down_blocks", "mid_block", "up_blocks")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What every stage gave in one run, and when it began and ended (counted in stage events)."""
+    """What every stage returned in one run, and when it began and ended (counted in stage events)."""
 
     outputs: dict[str, Any]
     began: dict[str, int]
@@ -25,7 +25,7 @@ class Recording:
     def before(self, layer: str) -> dict[str, Any]:
         """Outputs of the stages that ended before the innermost stage that holds `layer` began.
 
-        A layer outside all stages gets none, so that everything runs.
+        For a layer outside all stages there are none, so that everything runs.
         """
         holding = [name for name in self.outputs if layer.startswith(name + ".")]
         if not holding:
@@ -35,20 +35,18 @@ class Recording:
 
 
 class Replay:
-    """The stages of a diffusers UNet: its blocks, and the ResBlocks, attentions and samplers in them.
+    """The stages of a denoiser, see `Denoiser.stages`: of a UNet its blocks, and the ResBlocks and attentions in them.
 
     A stage that is replayed returns what it returned when it was recorded, the very same tensors, without
-    computing anything; the rest of the UNet's own forward runs as always. Results are therefore equal bit for bit.
+    computing anything; the rest of the model's own forward runs as always. Results are therefore equal bit for bit.
     A recording holds all stages' outputs in memory: for SD-v1.5 at 512 x 512 pixels in float32 about 120 MB a sample.
     """
 
     def __init__(self, unet: nn.Module) -> None:
-        self.stages = {
-            name: module for name, module in unet.named_modules() if name.startswith(_PARTS) and _is_stage(unet, name)
-        }
+        self.stages = denoiser_of(unet).stages(unet)
 
     def record(self, run: Callable[[], Result]) -> tuple[Result, Recording]:
-        """What `run`, one forward of the UNet, returns, and the recording of it."""
+        """Runs `run`, one forward of the UNet; returns its result and the recording of it."""
         recording = Recording({}, {}, {})
         clock = 0
 
@@ -96,12 +94,3 @@ class Replay:
                     del own["forward"]
                 else:
                     own["forward"] = forward
-
-
-def _is_stage(unet: nn.Module, name: str) -> bool:
-    """Whether `name` is a block, such as `up_blocks.1`, or an item of its lists, such as `up_blocks.1.resnets.0`."""
-    parts = name.split(".")
-    depth = len(parts) - (1 if parts[0] == "mid_block" else 2)
-    if depth == 0:
-        return True
-    return depth == 2 and isinstance(unet.get_submodule(name.rpartition(".")[0]), nn.ModuleList)

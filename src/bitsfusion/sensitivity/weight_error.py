@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from bitsfusion.architectures.unet import LayerInfo, LayerRole
+from bitsfusion.architectures.layers import LayerInfo, LayerRole
 from bitsfusion.nn.scale import layer_scale
 from bitsfusion.numerics import ScaleInit, dequantize, quantize
 from bitsfusion.sensitivity.table import MEASURED_BITS, SensitivityRow, SensitivityTable
@@ -32,6 +32,7 @@ def weight_error_table(
     model: str,
     source_sha256: str | None = None,
     steps: int = 50,
+    feature_values: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SensitivityTable:
     """The squared error that quantization leaves in each layer's weights, relative to their energy, times N^-0.25.
@@ -44,6 +45,7 @@ def weight_error_table(
         weight: a layer's weight by its name, [out, ...].
         model, source_sha256: as the table records them.
         steps: time steps to cache.
+        feature_values: instead of `steps`, how many values of time features are stored.
         progress: told the layers done and the layers in all.
 
     Raises:
@@ -51,7 +53,7 @@ def weight_error_table(
     """
     by_role = {role: {n: info.numel for n, info in layers.items() if info.role is role} for role in LayerRole}
     chosen = by_role[LayerRole.QUANTIZED]
-    width = sum(info.out_channels for name, info in layers.items() if name.endswith(".time_emb_proj"))
+    width = sum(info.feature_values for info in layers.values())
     rows = []
     for done, name in enumerate(chosen, start=1):
         part = weight(name)
@@ -70,7 +72,7 @@ def weight_error_table(
         layers=chosen,
         removed=by_role[LayerRole.TIME],
         first_last=by_role[LayerRole.FIRST_LAST] | by_role[LayerRole.CONDITION],
-        feature_values=steps * width,
+        feature_values=steps * width if feature_values is None else feature_values,
         rows=rows,
     )
 

@@ -12,15 +12,19 @@ from typing import Any, TypeAlias
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
-from diffusers import UNet2DConditionModel
+from accelerate.utils import DistributedType
+from diffusers import ModelMixin
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from bitsfusion.data.batches import TrainingData, tokenize
+from bitsfusion.data.batches import TrainingData
+from bitsfusion.devices import device_of, placed
+from bitsfusion.diffusion.conditioning import conditioner_of
+from bitsfusion.diffusion.process import process_of
 from bitsfusion.errors import BitsFusionError, InputError
 from bitsfusion.nn.replace import fake_quantized_layers
+from bitsfusion.training.accelerator import build_accelerator
+from bitsfusion.training.ahead import one_ahead
 from bitsfusion.training.checkpoint import (
     STUDENT_INFO,
     TrainingState,
@@ -38,7 +42,6 @@ from bitsfusion.training.ema import ExponentialMovingAverage
 from bitsfusion.training.log import LOG_NAME, append_log, cut_log, read_log
 from bitsfusion.training.objective import Objective
 from bitsfusion.training.optimizer import build_optimizer, learning_rate_factor
-from bitsfusion.training.ranks import on_cpu
 from bitsfusion.training.samples import Sample, draw_sample
 from bitsfusion.training.sharding import is_sharded, shard, synchronize
 from bitsfusion.training.validation import Validation
@@ -56,7 +59,7 @@ class TrainingResult:
     resumed_from: the step this session began at, 0 for a fresh start.
     """
 
-    student: UNet2DConditionModel
+    student: ModelMixin
     folder: Path
     steps: int
     loss: float
@@ -65,37 +68,33 @@ class TrainingResult:
 
 
 def train(
-    student: UNet2DConditionModel,
-    teacher: UNet2DConditionModel | None,
-    text_encoder: nn.Module,
-    tokenizer: Any,
-    noise_scheduler: Any,
+    student: ModelMixin,
+    teacher: ModelMixin | None,
+    pipeline: Any,
     data: TrainingData,
     config: TrainingConfig,
     out_dir: Path,
     progress: Progress | None = None,
-    vae: Any = None,
 ) -> TrainingResult:
     """Trains one stage and writes checkpoints, log.jsonl and the final student to `out_dir`.
 
-    All of the student's parameters train: weights and scales of the quantized layers, biases, norms and the
-    time layers (their features are cached after training). Dropout is off. The same call after a kill goes on
-    from the latest checkpoint and ends, on the same machine and number of processes, with the same bits; after
-    the end it loads the result. Several processes give what one gives at the same samples a step, within rounding.
+    Models compute on config.device and are afterwards where they were. All of the student's parameters train:
+    weights and scales of the quantized layers, biases, norms and the time layers (their features are cached after
+    training). Dropout is off. The same call after a kill goes on from the latest checkpoint and ends, on the same
+    machine and number of processes, with the same bits; after the end it loads the result. Several processes give
+    what one gives at the same samples a step, within rounding.
 
     Args:
-        student: a fake-quantized UNet, trained in place; a full-precision one in Stage II is the control, what
+        student: a fake-quantized denoiser, trained in place; a full-precision one in Stage II is the control, what
             training on is worth without quantization.
-        teacher: the full-precision UNet, sharing no parameter with the student; Stage I only. Gets frozen, and cast
-            to config.teacher_dtype in place.
-        text_encoder: gives [n, tokens, width] hidden states as its first output. Gets frozen.
-        tokenizer: the text encoder's.
-        noise_scheduler: gives add_noise, alphas_cumprod and config.
+        teacher: the full-precision denoiser, sharing no parameter with the student; Stage I only. Gets frozen, and
+            cast to config.teacher_dtype in place.
+        pipeline: gives the text encoders, which get frozen, their tokenizers, the scheduler's config, and what
+            config.validation_prompts are drawn with; its own denoiser is not used and may be None.
         data: where batches come from.
         config: options; Stage I distils (Eqs. 6, 7), Stage II predicts the noise.
         out_dir: is made; one stage per folder.
         progress: see `Progress`.
-        vae: draws config.validation_prompts, as PNG files in validation/step-{step}; not needed without them.
 
     Raises:
         InputError: models, data and config that do not go together, or a checkpoint of another run.
@@ -103,10 +102,11 @@ def train(
             failed step is kept.
     """
     _check(student, teacher, config)
+    conditioner, process = conditioner_of(pipeline, student), process_of(pipeline.scheduler.config)
     out_dir = Path(out_dir)
-    accelerator = _accelerator(config, out_dir)
+    accelerator = build_accelerator(config, out_dir)
     accumulation = config.accumulation(accelerator.num_processes)
-    validation = Validation(student, text_encoder, tokenizer, noise_scheduler, vae, config)
+    validation = Validation(student, pipeline, config)
     info = identity(student, config.deciding(accelerator.num_processes), data.fingerprint, accelerator.num_processes)
     checkpoint = find_checkpoint(out_dir, config.resume_from_checkpoint)
     if (out_dir / STUDENT_INFO).exists() and config.resume_from_checkpoint == "latest":
@@ -114,15 +114,16 @@ def train(
         load_finished(out_dir, student)
         return _result(student.eval(), out_dir, config.max_train_steps)
 
-    for frozen in (text_encoder, teacher):
+    for frozen in (*conditioner.encoders, teacher):
         if frozen is not None:
-            frozen.requires_grad_(False).eval().to(accelerator.device)
+            frozen.requires_grad_(False).eval()
     if teacher is not None:
         teacher.to(getattr(torch, config.teacher_dtype))
+    sharded = config.shard or accelerator.distributed_type == DistributedType.FSDP
+    home = device_of(student)
     student.requires_grad_(True).eval().to(accelerator.device)
     if config.gradient_checkpointing:
         student.enable_gradient_checkpointing()
-    sharded = config.shard or accelerator.distributed_type == DistributedType.FSDP
     if sharded:
         shard(student)
     optimizer, names = build_optimizer(student, config, accelerator.device)
@@ -146,26 +147,30 @@ def train(
         accelerator.init_trackers("bitsfusion", {key: str(value) for key, value in config.deciding().items()})
     factor = learning_rate_factor(config)
     base_rates = [group["lr"] for group in optimizer.param_groups]
-    null_ids = tokenize(tokenizer, [""])[0]
-    total_time_steps = int(noise_scheduler.config.num_train_timesteps)
     size = config.train_batch_size * accumulation
-    first = accelerator.process_index * size
+    rank, processes = accelerator.process_index, accelerator.num_processes
     began = time.monotonic() - state.seconds
 
+    def sample_of(step: int) -> tuple[Sample, list[Sample]]:
+        batch = data.batch(step, rank, processes, size)
+        sample = draw_sample(batch, config, process, rank * size, step)
+        return sample, [part.pinned(accelerator.device) for part in sample.split(config.train_batch_size)]
+
     with contextlib.ExitStack() as stack:
-        objective = Objective(student, teacher, text_encoder, noise_scheduler, config, accelerator, stack)
-        while state.step < config.max_train_steps:
-            batch = data.batch(state.step, accelerator.process_index, accelerator.num_processes, size)
-            sample = draw_sample(batch, null_ids, config, first, state.step, total_time_steps)
+        stack.enter_context(placed([*conditioner.encoders, teacher, *validation.models], accelerator.device))
+        objective = Objective(student, teacher, conditioner, process, config, accelerator, stack)
+        samples = stack.enter_context(one_ahead(sample_of, state.step, config.max_train_steps))
+        for sample, parts in samples:
             for group, base in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = base * factor(state.step)
-            metrics, errors = _accumulate(accelerator, model, objective, sample.split(config.train_batch_size))
+            losses, errors = _accumulate(accelerator, model, objective, parts)
             if config.max_grad_norm is not None:
-                metrics["grad_norm"] = _clip(accelerator, parameters, config.max_grad_norm, sharded)
-                if state.scaler and not math.isfinite(metrics["grad_norm"]):
-                    del metrics["grad_norm"]  # fp16 overflowed: the loss scaler skips this step and mends itself
+                losses["grad_norm"] = _clip(accelerator, parameters, config.max_grad_norm, sharded)
+            metrics = _read(losses)
+            if state.scaler and not math.isfinite(metrics.get("grad_norm", 0.0)):
+                del metrics["grad_norm"]  # fp16 overflowed: the loss scaler skips this step and mends itself
             if not all(map(math.isfinite, metrics.values())):
-                raise BitsFusionError(_not_finite(state.step, accelerator.process_index, metrics, errors, sample))
+                raise BitsFusionError(_not_finite(state.step, rank, metrics, errors, sample))
             stepper.step()
             stepper.zero_grad()
             state.step += 1
@@ -193,55 +198,29 @@ def train(
     if config.report_to:
         accelerator.end_training()
     accelerator.free_memory()
+    if home is not None and not sharded:
+        student.to(home)
     return _result(student, out_dir, state.step, state.seconds, resumed_from)
 
 
-def _check(student: UNet2DConditionModel, teacher: UNet2DConditionModel | None, config: TrainingConfig) -> None:
+def _check(student: ModelMixin, teacher: ModelMixin | None, config: TrainingConfig) -> None:
     if config.stage == 1 and not fake_quantized_layers(student):
-        raise InputError("student: got a UNet without fake-quantized layers, wanted one after fake_quantize_model")
-    if student.config.get("addition_embed_type") is not None:
-        raise InputError(
-            f"student: got addition_embed_type {student.config['addition_embed_type']!r}, "
-            "wanted a UNet conditioned on one text encoder alone"
-        )
+        raise InputError("student: got a model without fake-quantized layers, wanted one after fake_quantize_model")
     if config.stage == 1:
         if teacher is None:
-            raise InputError("teacher: got none, wanted the full-precision UNet in Stage I")
+            raise InputError("teacher: got none, wanted the full-precision model in Stage I")
         own = {parameter.data_ptr() for parameter in student.parameters()}
         if any(parameter.data_ptr() in own for parameter in teacher.parameters()):
             raise InputError("teacher: shares weights with the student, wanted a deep copy taken before quantizing")
 
 
-def _accelerator(config: TrainingConfig, out_dir: Path) -> Accelerator:
-    AcceleratorState._reset_state()  # of the stage before, whose precision may have been another
-    buckets = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # gradients are held once
-    try:
-        accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
-            cpu=on_cpu(),
-            log_with=config.report_to,
-            project_dir=out_dir,
-            kwargs_handlers=[buckets],
-        )
-    except ValueError as error:
-        raise InputError(f"mixed_precision: got {config.mixed_precision}: {error}") from None
-    if config.report_to and not accelerator.log_with:
-        raise InputError(f"report_to: got {config.report_to}, wanted a tracker whose package is installed")
-    kinds = DistributedType
-    if accelerator.distributed_type not in (kinds.NO, kinds.MULTI_CPU, kinds.MULTI_GPU, kinds.FSDP):
-        raise InputError(f"accelerate: got {accelerator.distributed_type.value}, wanted one process, DDP or FSDP")
-    if config.shard and accelerator.num_processes == 1:
-        raise InputError("shard: got one process, wanted several (accelerate launch, torchrun)")
-    if accelerator.distributed_type == kinds.FSDP and config.mixed_precision == "fp16":
-        raise InputError("mixed_precision: got fp16 with FSDP, wanted bf16 or no")
-    accelerator.gradient_accumulation_steps = 1  # the loop divides by its own, whatever `accelerate launch` was told
-    return accelerator
-
-
 def _accumulate(
     accelerator: Accelerator, model: nn.Module, objective: Objective, parts: Sequence[Sample]
-) -> tuple[dict[str, float], Tensor]:
-    """Gradients of all micro-batches; their losses averaged over them and over processes, and each own sample's."""
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Gradients of all micro-batches; their losses averaged over them and over processes, and each own sample's.
+
+    Nothing waits for the device.
+    """
     losses: list[dict[str, Tensor]] = []
     errors: list[Tensor] = []
     for part in parts:
@@ -249,21 +228,27 @@ def _accumulate(
         if is_sharded(model):
             synchronize(model, not more)
         with accelerator.no_sync(model) if more and not is_sharded(model) else contextlib.nullcontext():
-            measured, sample_errors = objective(model, part)
+            measured, sample_errors = objective(model, part.to(accelerator.device))
             accelerator.backward(measured["loss"] / len(parts))
         losses.append({name: value.detach() for name, value in measured.items()})
         errors.append(sample_errors)
     means = torch.stack([torch.stack(list(values.values())) for values in losses]).mean(0)
     means = accelerator.gather(means[None]).mean(0)
-    return dict(zip(losses[0], means.tolist(), strict=True)), torch.cat(errors)
+    return dict(zip(losses[0], means.unbind(), strict=True)), torch.cat(errors)
 
 
-def _clip(accelerator: Accelerator, parameters: Sequence[nn.Parameter], limit: float, sharded: bool) -> float:
+def _clip(accelerator: Accelerator, parameters: Sequence[nn.Parameter], limit: float, sharded: bool) -> Tensor:
     """Scales the gradients down to `limit`; their norm before."""
     if not sharded:
-        return float(accelerator.clip_grad_norm_(parameters, limit))
+        return torch.as_tensor(accelerator.clip_grad_norm_(parameters, limit))
     norm = nn.utils.clip_grad_norm_(parameters, limit)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def _read(values: dict[str, Tensor]) -> dict[str, float]:
+    """The step's numbers, in the one moment that waits for the device."""
+    read: list[float] = torch.stack([value.float() for value in values.values()]).tolist()
+    return dict(zip(values, read, strict=True))
 
 
 def _not_finite(step: int, rank: int, metrics: dict[str, float], errors: Tensor, sample: Sample) -> str:
@@ -271,7 +256,7 @@ def _not_finite(step: int, rank: int, metrics: dict[str, float], errors: Tensor,
     finite = errors.isfinite().tolist()
     bad = [
         f"{name!r} at t={int(t)}"
-        for name, t, fine in zip(sample.names or ("?",) * len(finite), sample.timesteps, finite, strict=True)
+        for name, t, fine in zip(sample.batch.names or ("?",) * len(finite), sample.timesteps, finite, strict=True)
         if not fine
     ]
     where = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "") if bad else "no single sample"
@@ -300,7 +285,7 @@ def _after_step(
 
 
 def _result(
-    student: UNet2DConditionModel,
+    student: ModelMixin,
     out_dir: Path,
     steps: int,
     seconds: float | None = None,

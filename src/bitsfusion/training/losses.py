@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bitsfusion.errors import InputError
+from bitsfusion.architectures.registry import denoiser_of
 
 
 def _squared_error(output: Tensor, target: Tensor) -> Tensor:
@@ -49,46 +49,34 @@ def feature_distillation(student: Sequence[Tensor], teacher: Sequence[Tensor]) -
     return torch.stack(errors).mean()
 
 
-def noise_prediction(output: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor, scheduler: Any) -> Tensor:
-    """Stage II's loss: the model's output against the true noise, or v = sqrt(abar) noise - sqrt(1 - abar) z_0.
+def noise_prediction(output: Tensor, target: Tensor) -> Tensor:
+    """Stage II's loss: the model's output against what a perfect model predicts, the true noise (or v, or velocity).
 
     Args:
-        output, latents, noise: [n, c, h, w].
-        timesteps: [n] int64.
-        scheduler: its config.prediction_type says what the model predicts; `alphas_cumprod` gives abar.
+        output, target: [n, c, h, w]; see `Process.target`.
 
     Returns:
         [n] float32, the mean squared error of each sample.
-
-    Raises:
-        InputError: prediction_type is neither "epsilon" nor "v_prediction".
     """
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        return _squared_error(output, noise)
-    if kind == "v_prediction":
-        abar = scheduler.alphas_cumprod.to(latents.device)[timesteps].reshape(-1, *[1] * (latents.dim() - 1))
-        return _squared_error(output, abar.sqrt() * noise - (1 - abar).sqrt() * latents)
-    raise InputError(f"scheduler: got prediction_type {kind!r}, wanted epsilon or v_prediction")
+    return _squared_error(output, target)
 
 
 class BlockFeatures:
-    """Catches the outputs of a UNet's Down and Up blocks as they pass; nothing is copied.
+    """Catches the outputs of a denoiser's feature blocks as they pass (a UNet's Down and Up blocks); nothing is copied.
 
     Use as a context; `take` after each forward.
     """
 
-    def __init__(self, unet: nn.Module) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self._caught: list[Tensor] = []
         self._paused = False
-        blocks = [*unet.down_blocks, *unet.up_blocks]  # type: ignore[misc]
-        self._hooks = [block.register_forward_hook(self._catch) for block in blocks]
+        self._family = denoiser_of(model)
+        self._hooks = [block.register_forward_hook(self._catch) for block in self._family.feature_blocks(model)]
 
     def _catch(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if self._paused:
             return
-        # A Down block returns (output, skip connections), an Up block its output.
-        self._caught.append(output[0] if isinstance(output, tuple) else output)
+        self._caught.extend(self._family.features(output))
 
     def take(self) -> list[Tensor]:
         """The features of the last forward, Down blocks first; forgets them."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from bitsfusion.diffusion.conditioning import Conditioner
+from bitsfusion.diffusion.denoise import denoise
+from bitsfusion.diffusion.process import Process
 from bitsfusion.training.config import TrainingConfig
 from bitsfusion.training.losses import BlockFeatures, feature_distillation, noise_distillation, noise_prediction
 from bitsfusion.training.samples import Sample
@@ -21,16 +22,16 @@ class Objective:
 
     def __init__(
         self,
-        student: UNet2DConditionModel,
-        teacher: UNet2DConditionModel | None,
-        text_encoder: nn.Module,
-        noise_scheduler: Any,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        conditioner: Conditioner,
+        process: Process,
         config: TrainingConfig,
         accelerator: Accelerator,
         stack: contextlib.ExitStack,
     ) -> None:
         self._teacher = teacher if config.stage == 1 else None
-        self._text_encoder, self._scheduler, self._accelerator = text_encoder, noise_scheduler, accelerator
+        self._conditioner, self._process, self._accelerator = conditioner, process, accelerator
         self._feature_weight = config.feature_weight if self._teacher else 0.0
         self._features: tuple[BlockFeatures, BlockFeatures] | None = None
         if self._teacher is not None and self._feature_weight:
@@ -48,21 +49,23 @@ class Objective:
     def __call__(self, model: nn.Module, part: Sample) -> tuple[dict[str, Tensor], Tensor]:
         """The scalar losses, "loss" among them with its gradient, and each sample's noise loss ([n], detached)."""
         device = self._accelerator.device
-        latents, noise = part.latents.to(device), part.noise.to(device)
+        latents, noise = part.batch.latents.to(device), part.noise.to(device)
         timesteps = part.timesteps.to(device)
-        noisy = self._scheduler.add_noise(latents, noise, timesteps)
-        targets: Tensor | None = None
+        noisy = self._process.add_noise(latents, noise, timesteps)
+        predicted: Tensor | None = None
         with torch.no_grad(), self._accelerator.autocast():
-            states = self._text_encoder(part.input_ids.to(device))[0].float()
+            batch = part.batch
+            conditioning = self._conditioner.encode(batch.prompts, noisy.shape[-2:], batch.sizes, part.dropped)
+            conditioning = conditioning.to(device)
             if self._teacher is not None:
-                dtype = self._teacher.dtype
-                targets = self._teacher(noisy.to(dtype), timesteps, states.to(dtype), return_dict=False)[0]
+                dtype = next(self._teacher.parameters()).dtype
+                predicted = denoise(self._teacher, noisy.to(dtype), timesteps, conditioning.to(device, dtype))
         with self._accelerator.autocast():
-            output = model(noisy, timesteps, states, return_dict=False)[0].float()
-        if targets is None:
-            errors = noise_prediction(output, latents, noise, timesteps, self._scheduler)
+            output = denoise(model, noisy, timesteps, conditioning).float()
+        if predicted is None:
+            errors = noise_prediction(output, self._process.target(latents, noise, timesteps))
         else:
-            errors = noise_distillation(output, targets)
+            errors = noise_distillation(output, predicted)
         noise_loss = errors.mean()
         losses = {"loss": noise_loss, "noise_loss": noise_loss}
         if self._features:

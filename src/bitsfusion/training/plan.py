@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from bitsfusion.architectures.registry import denoiser_called
+from bitsfusion.diffusion.denoise import denoise
 from bitsfusion.training.config import TrainingConfig
 
-_CHECKPOINTED = (ResnetBlock2D, BasicTransformerBlock)  # what diffusers' gradient checkpointing runs again
 _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which the counter does not know
 _WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -37,7 +35,7 @@ class Machine:
     flops_16bit: float = 312e12
     flops_32bit: float = 156e12
     utilisation: float = 0.35
-    """Of the peak rate, reached by a whole training step: an assumption."""
+    """The share of the peak rate that a whole training step is assumed to reach."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +75,16 @@ class Plan:
 
 
 def plan_stage(
-    unet_config: dict[str, Any], config: TrainingConfig, latent_size: int, tokens: int, machine: Machine | None = None
+    model_config: Mapping[str, Any],
+    config: TrainingConfig,
+    latent_size: int,
+    tokens: int,
+    machine: Machine | None = None,
 ) -> Plan:
     """What a stage costs.
 
     Args:
-        unet_config: of a UNet2DConditionModel.
+        model_config: the config.json of a denoiser.
         config: the stage's options, for `machine.gpus` processes.
         latent_size: height and width of the latents.
         tokens: of a prompt.
@@ -93,9 +95,9 @@ def plan_stage(
     """
     machine = machine or Machine()
     samples = config.train_batch_size * config.accumulation(machine.gpus) * machine.gpus
-    forward = count_forward(unet_config, latent_size, tokens, config.mixed_precision)
-    with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in UNet2DConditionModel(**unet_config).parameters())
+    forward = count_forward(model_config, latent_size, tokens, config.mixed_precision)
+    model = denoiser_called(model_config).build(model_config)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     low = config.mixed_precision != "no"
     held = {
         "weights": 4 * parameters,
@@ -115,28 +117,25 @@ def plan_stage(
     return Plan(machine, parameters, samples, config.max_train_steps, flops, held, days)
 
 
-def count_forward(unet_config: dict[str, Any], latent_size: int, tokens: int, precision: str = "no") -> Forward:
-    """Counts one sample's forward pass of a UNet in its shapes alone; nothing is computed.
+def count_forward(model_config: Mapping[str, Any], latent_size: int, tokens: int, precision: str = "no") -> Forward:
+    """Counts one sample's forward pass of a denoiser in its shapes alone; nothing is computed.
 
     Args:
-        unet_config: of a UNet2DConditionModel.
+        model_config: its config.json.
         latent_size: height and width of the latents.
         tokens: of a prompt.
         precision: "no", or the 16-bit type of autocast.
     """
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    family = denoiser_called(model_config)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        unet = UNet2DConditionModel(**unet_config)
-        inputs = (
-            torch.empty(1, unet.config["in_channels"], latent_size, latent_size),
-            torch.zeros(1),
-            torch.empty(1, tokens, unet.config["cross_attention_dim"]),
-        )
+        model = family.build(model_config, "cpu")
+        sample, conditioning = family.example(model_config, 1, latent_size, tokens)
         autocast = torch.autocast("cpu", dtype) if dtype else contextlib.nullcontext()
         counter = FlopCounterMode(display=False, custom_mapping={_ATTENTION: _attention_flops})
-        saved = _Saved(unet)
+        saved = _Saved(model, family.units(model))
         with saved.watching(), counter, autocast:
-            unet(*inputs)
+            denoise(model, sample, torch.zeros(1), conditioning)
     return Forward(counter.get_total_flops(), saved.total(), saved.checkpointed())
 
 
@@ -148,9 +147,9 @@ def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> in
 class _Saved:
     """The tensors that autograd keeps, by the checkpointed block they are made in (None: outside of all)."""
 
-    def __init__(self, unet: nn.Module) -> None:
-        self._unet = unet
-        self._weights = {_sizes(parameter) for parameter in unet.parameters()}
+    def __init__(self, model: nn.Module, units: Sequence[nn.Module]) -> None:
+        self._units = units  # what gradient checkpointing runs again
+        self._weights = {_sizes(parameter) for parameter in model.parameters()}
         self._block: nn.Module | None = None
         self._kept: dict[nn.Module | None, dict[int, Tensor]] = {None: {}}
         self._inputs: dict[int, Tensor] = {}
@@ -159,10 +158,9 @@ class _Saved:
     def watching(self) -> Iterator[None]:
         """Notes what a forward pass inside keeps."""
         handles = []
-        for module in self._unet.modules():
-            if isinstance(module, _CHECKPOINTED):
-                handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
-                handles.append(module.register_forward_hook(self._leave))
+        for unit in self._units:
+            handles.append(unit.register_forward_pre_hook(self._enter, with_kwargs=True))
+            handles.append(unit.register_forward_hook(self._leave))
         try:
             with torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor):
                 yield

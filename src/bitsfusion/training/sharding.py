@@ -9,20 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-_BLOCKS = (ResnetBlock2D, BasicTransformerBlock)
+from bitsfusion.architectures.registry import denoiser_of
 
 
 def shard(student: nn.Module) -> None:
     """Spreads the student's parameters over the processes, in place; every process holds the whole student before."""
-    for module in list(student.modules()):
-        if isinstance(module, _BLOCKS):
-            fully_shard(module)
+    for unit in denoiser_of(student).units(student):
+        fully_shard(unit)
     fully_shard(student)
 
 

@@ -12,21 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitsfusion.diffusion.process import Process
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import read_json
 from bitsfusion.training.config import TimeStepConfig
 
 Draw: TypeAlias = Callable[[int, np.random.Generator], Tensor]
-"""(count, rng) -> [count] int64 in 0 .. total - 1."""
+"""(count, rng) -> [count] time steps, as the process counts them."""
 
 
-def sample_time_steps(config: TimeStepConfig, count: int, rng: np.random.Generator, total: int = 1000) -> Tensor:
-    """`time_step_sampler(config, total)(count, rng)`."""
-    return time_step_sampler(config, total)(count, rng)
+def time_step_sampler(config: TimeStepConfig, process: Process) -> Draw:
+    """Draws random time steps at u ~ Beta(alpha, beta), uniform or logit-normal on [0, 1); or by a measured curve.
 
-
-def time_step_sampler(config: TimeStepConfig, total: int) -> Draw:
-    """Draws random time steps: floor(total x u), u ~ Beta(alpha, beta) or uniform on [0, 1); or by a measured curve.
+    A noise schedule of T steps takes floor(T x u); a flow takes T x s, where s is u after the flow's shift.
+    Logit-normal is Stable Diffusion 3's: the logistic function of a normal variable.
 
     Differs from the paper: it says "t ~ Beta(3, 1) over [0, 999]" and not how t becomes an integer; here each
     step has the probability of its own interval [t / total, (t + 1) / total). `measured` is not in the paper: the
@@ -37,17 +36,22 @@ def time_step_sampler(config: TimeStepConfig, total: int) -> Draw:
     """
     if config.kind == "measured":
         assert config.curve is not None
+        total = process.steps
         cumulative = np.cumsum(measured_density(read_curve(config.curve), total))
 
         def draw(count: int, rng: np.random.Generator) -> Tensor:
             places = np.searchsorted(cumulative, rng.random(count) * cumulative[-1], side="right")
-            return torch.from_numpy(np.minimum(places, total - 1).astype(np.int64))
+            chosen = torch.from_numpy(np.minimum(places, total - 1).astype(np.int64))
+            return chosen.to(process.time_steps(torch.zeros(1)).dtype)
 
         return draw
 
     def draw_unit(count: int, rng: np.random.Generator) -> Tensor:
-        unit = rng.beta(config.alpha, config.beta, count) if config.kind == "beta" else rng.random(count)
-        return torch.from_numpy(np.minimum((unit * total).astype(np.int64), total - 1))
+        if config.kind == "logit_normal":
+            unit = 1 / (1 + np.exp(-rng.normal(config.mean, config.std, count)))
+        else:
+            unit = rng.beta(config.alpha, config.beta, count) if config.kind == "beta" else rng.random(count)
+        return process.time_steps(torch.from_numpy(unit))
 
     return draw_unit
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import nn
 
-from bitsfusion.diffusion.samplers import Sampler, build_scheduler
+from bitsfusion.diffusion.denoise import with_denoiser
 from bitsfusion.errors import InputError
 from bitsfusion.metrics.generation import generate_images, write_png
 from bitsfusion.training.config import TrainingConfig
-
-_STABLE_DIFFUSION = {"clip_sample": False, "skip_prk_steps": True, "steps_offset": 1}
 
 
 class Validation:
@@ -23,25 +21,19 @@ class Validation:
         InputError: there are prompts and no VAE to draw with.
     """
 
-    def __init__(
-        self, student: Any, text_encoder: nn.Module, tokenizer: Any, scheduler: Any, vae: Any, config: TrainingConfig
-    ) -> None:
+    def __init__(self, student: nn.Module, pipeline: Any, config: TrainingConfig) -> None:
         self._config = config
-        self._pipeline: StableDiffusionPipeline | None = None
+        self._pipeline: DiffusionPipeline | None = None
         if not config.validation_prompts:
             return
-        if vae is None:
+        if getattr(pipeline, "vae", None) is None:
             raise InputError("validation_prompts: got prompts and no VAE, wanted the pipeline's VAE")
-        self._pipeline = StableDiffusionPipeline(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=student,
-            scheduler=build_scheduler(Sampler.PNDM, {**scheduler.config, **_STABLE_DIFFUSION}),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+        self._pipeline = with_denoiser(pipeline, student)
+
+    @property
+    def models(self) -> list[nn.Module]:
+        """What has to be where the student is, beside the text encoder; none without prompts."""
+        return [self._pipeline.vae] if self._pipeline else []
 
     def due(self, step: int) -> bool:
         """Whether images are to be drawn after `step`."""

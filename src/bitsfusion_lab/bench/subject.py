@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitsfusion.architectures.unet import unet_layers
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.reader import open_folder
 from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.artifact.skeleton import empty_model
@@ -33,8 +33,8 @@ class Subject:
     @property
     def step(self) -> int:
         """The middle one of the time steps that the packed model covers."""
-        steps = sorted(self.packed_config.time_features.steps)
-        return steps[len(steps) // 2] if steps else ANY_STEP
+        steps = sorted(step for step in self.packed_config.time_features.steps if step == int(step))
+        return int(steps[len(steps) // 2]) if steps else ANY_STEP
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of both folders."""
@@ -58,7 +58,7 @@ def find_subject(folder: Path, model: str) -> Subject:
         model_config = json.loads((dense / "config.json").read_text(encoding="utf-8"))
         if "quantization_config" in model_config:
             raise InputError(f"{model}: got a quantized UNet, wanted the dense one")
-        layers = unet_layers(empty_model(model_config))
+        layers = model_layers(empty_model(model_config))
     except (OSError, ValueError, AttributeError, ArtifactError) as error:
         raise InputError(f"{model}: could not be read as a UNet of diffusers: {error}") from None
     wanted = {name: layer.shape for name, layer in layers.items()}

@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from bitsfusion.diffusion.denoise import denoise
 from bitsfusion_lab.bench.bench_file import Dtype
-from bitsfusion_lab.bench.inputs import forward_inputs
+from bitsfusion_lab.bench.inputs import ForwardInputs, forward_inputs
 from bitsfusion_lab.bench.layers import measure_layers, model_bytes
 from bitsfusion_lab.bench.methods import method_called
 
@@ -30,7 +31,7 @@ class Worker:
         self._method = method_called(method)
         self._dtype = dtype.torch
         self._model: Any = nn.Module()
-        self._arguments: dict[str, Any] = {}
+        self._inputs: ForwardInputs | None = None
         from diffusers import UNet2DConditionModel  # diffusers loads its classes when they are asked for
 
         assert UNet2DConditionModel
@@ -54,15 +55,18 @@ class Worker:
         started = time.perf_counter()
         self._model = self._method.load(Path(folder), self._dtype)
         seconds = time.perf_counter() - started
-        inputs = forward_inputs(self._model.config, step=step, batch=batch, latent=latent)
-        self._arguments = inputs.arguments(self._dtype)
+        made = forward_inputs(self._model.config, step=step, batch=batch, latent=latent)
+        conditioning = made.conditioning.to("cpu", self._dtype)
+        self._inputs = ForwardInputs(made.sample.to(self._dtype), made.timestep, conditioning)
         return {"load_seconds": seconds, "rss_before_load": before}
 
     def forward(self, output: str | None = None) -> dict[str, Any]:
         """One forward; the output goes to a safetensors file where a path is given."""
+        asked = self._inputs
+        assert asked is not None, "load comes first"
         with torch.no_grad():
             started = time.perf_counter()
-            result = self._model(**self._arguments).sample
+            result = denoise(self._model, asked.sample, asked.timestep, asked.conditioning)
             seconds = time.perf_counter() - started
         answer = {"seconds": seconds, "peak_rss": peak_rss()}
         if output is not None:

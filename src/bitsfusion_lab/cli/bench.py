@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from bitsfusion.cli.console import print_json, print_table, progress_bars
+from bitsfusion.cli.interruption import resumable
 from bitsfusion.cli.options import Json, Quiet
 from bitsfusion.io.files import write_json
 from bitsfusion_lab.bench.bench_file import BenchResult, BenchRow, BenchSettings, Dtype
@@ -57,7 +58,7 @@ def bench(
     )
     chosen = chosen_peers(peers)
     subject = find_subject(folder, against)
-    with progress_bars(quiet or json) as progress:
+    with progress_bars(quiet or json) as progress, resumable():
         result = run_bench(
             subject,
             chosen,

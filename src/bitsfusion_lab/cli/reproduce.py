@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from bitsfusion.cli.console import print_json, progress_bars
+from bitsfusion.cli.interruption import resumable
 from bitsfusion.cli.options import Json, Quiet
 from bitsfusion.errors import InputError
 from bitsfusion.io.schema import parse
@@ -57,7 +58,7 @@ def reproduce(
     if dry_run:
         print_json({"settings": settings.model_dump(mode="json"), "plan": asdict(plan(tables, settings))})
         return
-    with progress_bars(quiet) as progress:
+    with progress_bars(quiet) as progress, resumable():
         frame = Frame(settings, out, progress)
         try:
             contents = [make_table(frame, one) for one in tables]

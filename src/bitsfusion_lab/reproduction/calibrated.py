@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bitsfusion.architectures.unet import unet_layers
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.data.world.captions import prompt_set
+from bitsfusion.diffusion.samples import NoisySamples
 from bitsfusion.io.files import read_json, write_json
 from bitsfusion_lab.reproduction.frame import Frame
 from bitsfusion_lab.rivals.adaround import TRAVEL
-from bitsfusion_lab.rivals.calibration import Calibration, drawn_calibration
+from bitsfusion_lab.rivals.calibration import drawn_calibration
 from bitsfusion_lab.rivals.palettization import layer_psnr, palette_recipe, palettize
 from bitsfusion_lab.rivals.q_diffusion import quantize_unet
 from bitsfusion_lab.rivals.stored import StoredWeight, read_model, write_model
@@ -71,7 +72,7 @@ class QDiffusion(_Stored):
         def weights(report: Callable[[int, int], None]) -> tuple[Mapping[str, StoredWeight], float]:
             calibration = _calibration(frame, SAMPLES, seed)
             made = quantize_unet(frame.unet, calibration, self.bits, iterations=iterations, seed=seed, progress=report)
-            layers = unet_layers(frame.unet)
+            layers = model_layers(frame.unet)
             return made, sum(made[name].bits * layer.numel for name, layer in layers.items()) / frame.weights
 
         inputs = {"bits": self.bits, "iterations": iterations, "travel": TRAVEL, "samples": SAMPLES, "seed": seed}
@@ -98,7 +99,7 @@ class Palettized(_Stored):
         """See `Subject`."""
 
         def weights(report: Callable[[int, int], None]) -> tuple[Mapping[str, StoredWeight], float]:
-            layers = unet_layers(frame.unet)
+            layers = model_layers(frame.unet)
             counts = {name: layer.numel for name, layer in layers.items()}
             psnr = layer_psnr(frame.unet, _calibration(frame, PSNR_SAMPLES, seed), report)
             bits, _ = palette_recipe(psnr, counts, self.target_bits)
@@ -109,7 +110,7 @@ class Palettized(_Stored):
         _write(frame, self.name, seed, inputs, weights)
 
 
-def _calibration(frame: Frame, samples: int, seed: int) -> Calibration:
+def _calibration(frame: Frame, samples: int, seed: int) -> NoisySamples:
     captions = [prompt.text for prompt in prompt_set("train", CAPTIONS_A_TASK)]
     return drawn_calibration(frame.workspace.pipeline, captions, samples, seed=seed)
 

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from bitsfusion.architectures.unet import feature_width, unet_layers
-from bitsfusion.diffusion.samplers import cover
+from bitsfusion.architectures.registry import model_layers
+from bitsfusion.diffusion.time_features import choose_features
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.rungs import SCHEMA_VERSION, RungScores
 from bitsfusion.io.files import sha256_file
@@ -59,12 +59,12 @@ class Frame:
     @property
     def unet(self) -> Any:
         """Full precision's; not to be changed."""
-        return self.workspace.pipeline.unet
+        return self.workspace.denoiser
 
     @functools.cached_property
     def weights(self) -> int:
         """Of all Linear and Conv2d layers: what bits a weight are counted over."""
-        return sum(layer.numel for layer in unet_layers(self.unet).values())
+        return sum(layer.numel for layer in model_layers(self.unet).values())
 
     def recipe(self, strategy: Strategy, eta: float, target: float, filled: bool = True) -> tuple[str, Recipe]:
         """The step that made it, and the recipe; the analysis is made first where it is not there."""
@@ -80,7 +80,7 @@ class Frame:
 
         def work() -> None:
             recipe = assign(read_table(table_path), target, strategy, eta=eta, fill_up=filled)
-            check_fits(recipe, unet_layers(self.unet))
+            check_fits(recipe, model_layers(self.unet))
             write_recipe(self.path / output, recipe)
 
         options: dict[str, Any] = {"strategy": strategy.value, "eta": eta, "target_bits": target}
@@ -104,14 +104,14 @@ class Frame:
                 ours.data,
                 model=ours.config.model,
                 source_sha256=ours.source_sha256,
-                samplers=ours.samplers,
+                samplers=ours.counted,
                 progress=lambda done, total: ours.progress.update("analyze", done, total),
             )
 
         source: dict[str, Any] = {"analysis": NoiseErrorSettings()}
         if given is not None:
             source = {"file": sha256_file(given)}
-        common = {"data": ours.config.data, "serve": ours.config.serve}
+        common = {"data": ours.config.data, "serve": ours.config.serve.deciding()}
         self.step("analyze", {**source, **common}, [table_path.name], measure)
         return table_path
 
@@ -119,11 +119,11 @@ class Frame:
         table = read_table(given)
         if table.source_sha256 != self.workspace.source_sha256:
             raise InputError(f"sensitivity: {given} is of another model, wanted one of {self.workspace.config.model}")
-        covered = cover(self.workspace.samplers, self.workspace.pipeline.scheduler.config)
-        wanted = len(covered.steps) * feature_width(self.unet)
-        if table.feature_values != wanted:
+        wanted = choose_features(self.unet, self.workspace.covers, self.workspace.pipeline.scheduler.config)
+        if table.feature_values != wanted.values:
             raise InputError(
-                f"sensitivity: {given} counts {table.feature_values} time features, wanted {wanted}: {covered}"
+                f"sensitivity: {given} counts {table.feature_values} time features, wanted {wanted.values}: "
+                f"{wanted.features}"
             )
 
     def score(self, name: str, seed: int | None, unet: Any, made: dict[str, str]) -> list[RungScores]:

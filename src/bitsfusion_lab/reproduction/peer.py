@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bitsfusion.architectures.unet import unet_layers
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.io.files import atomic_folder
 from bitsfusion.pipelines.load import pipeline_folder
 from bitsfusion_lab.bench.layers import is_plain
@@ -39,7 +39,7 @@ class Peer:
 
     @property
     def version(self) -> str | None:
-        """Of its library; None where it is not installed."""
+        """The version of its library; None where it is not installed."""
         return method_called(self.method).version()
 
     def make(self, frame: Frame, seed: int) -> None:
@@ -65,7 +65,7 @@ class Peer:
         method = method_called(self.method)
         loaded = method.load(frame.path / f"rivals/{self.name}", torch.bfloat16)
         dense = copy.deepcopy(frame.unet)
-        for name in unet_layers(dense):
+        for name in model_layers(dense):
             layer, held = dense.get_submodule(name), loaded.get_submodule(name)
             layer.weight.copy_(held.weight if is_plain(held) else method.weight(held))
         return dense

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from bitsfusion.architectures.unet import FIRST_LAST_BITS, LayerRole, unet_layers
+from bitsfusion.architectures.layers import FIRST_LAST_BITS, LayerRole
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.writer import write_model
-from bitsfusion.diffusion.samplers import cover
+from bitsfusion.diffusion.time_features import choose_features
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import read_json, write_json
 from bitsfusion.nn.replace import fake_quantize_model
@@ -90,7 +91,7 @@ class Student:
         """What the bits were made by, and the bits of every layer that is quantized."""
         if self.strategy is None:
             ends = {LayerRole.FIRST_LAST: FIRST_LAST_BITS}
-            return {}, {n: ends.get(layer.role, UNIFORM_BITS) for n, layer in unet_layers(frame.unet).items()}
+            return {}, {n: ends.get(layer.role, UNIFORM_BITS) for n, layer in model_layers(frame.unet).items()}
         step, recipe = frame.recipe(self.strategy, self.eta, frame.settings.target_bits, self.filled)
         return frame.made(step), dict(recipe.bits)
 
@@ -114,9 +115,7 @@ class Student:
             train(
                 student,
                 pipeline.unet if config.stage == 1 else None,
-                pipeline.text_encoder,
-                pipeline.tokenizer,
-                frame.scoring.noise_scheduler,
+                pipeline,
                 ours.data,
                 config,
                 frame.path / folder,
@@ -150,8 +149,9 @@ class Student:
                 counted = self._plain_bits(frame)
                 size = write_rival(target / weights, student, rival.stored_weights(student))
             else:
-                coverage = cover(frame.workspace.samplers, frame.workspace.pipeline.scheduler.config)
-                made = write_model(student, target, None if self.strategy is None else coverage)
+                asked = None if self.strategy is None else frame.workspace.covers
+                features = choose_features(student, asked, frame.workspace.pipeline.scheduler.config).features
+                made = write_model(student, target, features)
                 counted, size = made.average_bits, (target / weights).stat().st_size
             write_json(info, {"schema_version": 1, "bits": counted, "bytes": size})
 
@@ -161,7 +161,7 @@ class Student:
 
     def _plain_bits(self, frame: Frame) -> float:
         """b averaged over all weights."""
-        layers, bits = unet_layers(frame.unet), self.bits(frame)[1]
+        layers, bits = model_layers(frame.unet), self.bits(frame)[1]
         return sum(bits[name] * layer.numel for name, layer in layers.items()) / frame.weights
 
     def _folder(self, seed: int) -> str:

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitsfusion.architectures.unet import unet_layers
+from bitsfusion.architectures.registry import model_layers
+from bitsfusion.diffusion.samples import NoisySamples
 from bitsfusion.errors import InputError
-from bitsfusion_lab.rivals.calibration import Calibration
+from bitsfusion_lab.rivals.calibration import predictions
 from bitsfusion_lab.rivals.stored import PaletteWeight
 
 PALETTE_BITS = (1, 2, 4, 6, 8)
@@ -51,16 +52,16 @@ def palettize(weight: Tensor, bits: int) -> PaletteWeight:
 
 @torch.no_grad()
 def layer_psnr(
-    unet: Any, calibration: Calibration, progress: Callable[[int, int], None] | None = None
+    unet: Any, calibration: NoisySamples, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, dict[int, float]]:
     """PSNR (dB) of the UNet's output with one layer alone palettized: layer -> b -> dB, b in `PALETTE_BITS`.
 
     The peak is the largest magnitude of the full-precision output.
     """
     model = copy.deepcopy(unet).eval()
-    target = calibration.predict(model)
+    target = predictions(model, calibration)
     peak = target.abs().max()
-    layers = unet_layers(model)
+    layers = model_layers(model)
     measured: dict[str, dict[int, float]] = {}
     for done, name in enumerate(layers, start=1):
         weight = model.get_submodule(name).weight
@@ -68,7 +69,7 @@ def layer_psnr(
         measured[name] = {}
         for bits in PALETTE_BITS:
             weight.data = palettize(own, bits).dense()
-            error = (calibration.predict(model) - target).square().mean().sqrt()
+            error = (predictions(model, calibration) - target).square().mean().sqrt()
             measured[name][bits] = float(20 * torch.log10(peak / error.clamp(min=1e-12)))
         weight.data = own
         if progress is not None:

@@ -19,16 +19,18 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from bitsfusion.architectures.unet import FIRST_LAST_BITS, LayerRole, layer_role
+from bitsfusion.architectures.layers import FIRST_LAST_BITS, LayerRole
+from bitsfusion.architectures.registry import layer_role
+from bitsfusion.diffusion.samples import NoisySamples
 from bitsfusion_lab.rivals.adaround import Rounding, learn_rounding
-from bitsfusion_lab.rivals.calibration import Calibration
+from bitsfusion_lab.rivals.calibration import predictions
 from bitsfusion_lab.rivals.stored import StoredWeight
 
 _BLOCKS = (ResnetBlock2D, BasicTransformerBlock)
 _LAYERS = (nn.Linear, nn.Conv2d)
 
 
-def units(unet: nn.Module, calibration: Calibration) -> list[str]:
+def units(unet: nn.Module, calibration: NoisySamples) -> list[str]:
     """What is reconstructed at a time, in the order of a forward: residual and transformer blocks, layers elsewhere."""
     blocks = [name for name, module in unet.named_modules() if isinstance(module, _BLOCKS)]
     inside = tuple(f"{name}." for name in blocks)
@@ -42,7 +44,7 @@ def units(unet: nn.Module, calibration: Calibration) -> list[str]:
     ]
     try:
         with torch.no_grad():
-            unet(calibration.noisy[:1], calibration.timesteps[:1], calibration.context[:1])
+            next(calibration.split(1)).predict(unet)
     finally:
         for hook in hooks:
             hook.remove()
@@ -50,7 +52,7 @@ def units(unet: nn.Module, calibration: Calibration) -> list[str]:
 
 
 def shortcut_groups(unet: Any) -> dict[str, tuple[int, int]]:
-    """Of the layers in up blocks whose input is [what comes up, shortcut]: how many channels each part has.
+    """The layers in up blocks whose input is [what comes up, shortcut], with the channels of each part.
 
     These are the first convolution and the `conv_shortcut` of every residual block there.
     """
@@ -70,7 +72,7 @@ def shortcut_groups(unet: Any) -> dict[str, tuple[int, int]]:
 
 def quantize_unet(
     unet: Any,
-    calibration: Calibration,
+    calibration: NoisySamples,
     bits: int = 4,
     *,
     iterations: int = 100,
@@ -117,14 +119,14 @@ def _join(unit: str, leaf: str) -> str:
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def _record(model: Any, name: str, calibration: Calibration) -> tuple[Call, Tensor]:
+def _record(model: Any, name: str, calibration: NoisySamples) -> tuple[Call, Tensor]:
     """The arguments and the output of submodule `name` for all calibration inputs."""
     caught: list[tuple[Call, Tensor]] = []
     hook = model.get_submodule(name).register_forward_hook(
         lambda module, inputs, options, output: caught.append(((inputs, options), output)), with_kwargs=True
     )
     try:
-        calibration.predict(model)
+        predictions(model, calibration)
     finally:
         hook.remove()
     calls = [call for call, _ in caught]

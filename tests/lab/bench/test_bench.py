@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bitsfusion.architectures.unet import LayerRole, unet_layers
+from bitsfusion.architectures.layers import LayerRole
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.inspect import inspect_folder
 from bitsfusion.artifact.writer import write_pipeline
 from bitsfusion.cli.main import main
@@ -35,7 +36,7 @@ INSTALLED = [name for name, method in PEERS.items() if method.version() is not N
 def packed(tmp_path_factory):
     """The embedded model at 2 bits, packed."""
     pipeline = load_pipeline("embedded")
-    layers = unet_layers(pipeline.unet)
+    layers = model_layers(pipeline.unet)
     fake_quantize_model(
         pipeline.unet,
         {name: 2 for name, layer in layers.items() if layer.role is not LayerRole.TIME},
@@ -65,7 +66,7 @@ def fails(capsys, code, *arguments):
 def test_a_bf16_copy_has_the_noise_of_rounding(reference):
     model = load_dense(UNET, torch.bfloat16)
     layers = measure_layers(model, method_called("dense-bf16"), reference / "diffusion_pytorch_model.safetensors")
-    assert set(layers) == set(unet_layers(model))
+    assert set(layers) == set(model_layers(model))
     assert not any(layer.quantized for layer in layers.values())
     assert sum(layer.bytes for layer in layers.values()) == 2 * sum(layer.weights for layer in layers.values())
     total = sqnr_db(sum(x.signal for x in layers.values()), sum(x.noise for x in layers.values()))
@@ -105,7 +106,8 @@ def test_inputs_are_the_same_everywhere_and_fit_sdxl():
         "addition_time_embed_dim": 256,
         "projection_class_embeddings_input_dim": 2816,
     }
-    added = forward_inputs(sdxl, step=1, batch=3, latent=16).arguments(torch.bfloat16)["added_cond_kwargs"]
+    inputs = forward_inputs(sdxl, step=1, batch=3, latent=16)
+    added = inputs.conditioning.to("cpu", torch.bfloat16).keywords()["added_cond_kwargs"]
     assert {name: list(tensor.shape) for name, tensor in added.items()} == {
         "text_embeds": [3, 1280],
         "time_ids": [3, 6],

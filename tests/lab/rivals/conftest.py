@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from bitsfusion_lab.rivals.calibration import Calibration
+from bitsfusion.architectures.conditioning import Conditioning
+from bitsfusion.diffusion.samples import NoisySamples
 
-from ..tiny.unet import build_unet
+from ...tiny.unet import build_unet
 
 
 @pytest.fixture(scope="package")
@@ -16,8 +17,8 @@ def unet():
 @pytest.fixture(scope="package")
 def calibration():
     generator = torch.Generator().manual_seed(1)
-    return Calibration(
+    return NoisySamples(
         torch.randn(24, 4, 4, 4, generator=generator),
         torch.arange(24) * 40,
-        torch.randn(24, 8, 16, generator=generator),
+        Conditioning({"encoder_hidden_states": torch.randn(24, 8, 16, generator=generator)}),
     )

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from bitsfusion.architectures.unet import unet_layers
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion_lab.rivals.adaround import Rounding, learn_rounding
+from bitsfusion_lab.rivals.calibration import predictions
 from bitsfusion_lab.rivals.q_diffusion import quantize_unet, shortcut_groups, units
 
 
@@ -71,7 +72,7 @@ def test_shortcut_parts_are_those_of_the_concatenation(unet, calibration, monkey
 
     monkeypatch.setattr(torch, "cat", watch)
     with torch.no_grad():
-        unet(calibration.noisy[:1], calibration.timesteps[:1], calibration.context[:1])
+        next(calibration.split(1)).predict(unet)
     groups = shortcut_groups(unet)
     assert [parts for name, parts in groups.items() if name.endswith("conv1")] == seen
     assert {name.rpartition(".")[2] for name in groups} == {"conv1", "conv_shortcut"}
@@ -92,7 +93,7 @@ def test_splitting_is_exact_in_full_precision(unet):
 
 def test_every_layer_is_in_one_unit(unet, calibration):
     order = units(unet, calibration)
-    for name in unet_layers(unet):
+    for name in model_layers(unet):
         assert sum(name == unit or name.startswith(f"{unit}.") for unit in order) == 1
     assert order.index("conv_in") < order.index("down_blocks.0.resnets.0") < order.index("mid_block.resnets.0")
     assert order.index("mid_block.resnets.1") < order.index("up_blocks.0.resnets.0") < order.index("conv_out")
@@ -100,15 +101,15 @@ def test_every_layer_is_in_one_unit(unet, calibration):
 
 @pytest.mark.slow
 def test_the_whole_unet_beats_nearest_rounding(unet, calibration):
-    target, before = calibration.predict(unet), copy.deepcopy(unet.state_dict())
+    target, before = predictions(unet, calibration), copy.deepcopy(unet.state_dict())
     errors = {}
     for iterations in (0, 20):
         made = quantize_unet(unet, calibration, 3, iterations=iterations)
-        assert made.keys() == unet_layers(unet).keys()
+        assert made.keys() == model_layers(unet).keys()
         assert {made["conv_in"].bits, made["conv_out"].bits} == {8}
         model = copy.deepcopy(unet)
         for name, weight in made.items():
             model.get_submodule(name).weight.data = weight.dense()
-        errors[iterations] = float((calibration.predict(model) - target).square().mean())
+        errors[iterations] = float((predictions(model, calibration) - target).square().mean())
     assert errors[20] < 0.9 * errors[0]
     assert all(torch.equal(before[name], value) for name, value in unet.state_dict().items())

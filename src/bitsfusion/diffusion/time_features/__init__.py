@@ -1,20 +1,32 @@
-"""Time-embedding caching (section 4.1, Appendix C): which steps a sampler takes, and their features as a table."""
+"""Time-embedding caching (section 4.1, Appendix C): what the time step alone decides, for every step or for some."""
 
 from bitsfusion.diffusion.samplers import Coverage, Sampler, SamplerSteps, build_scheduler, cover, sampler_timesteps
+from bitsfusion.diffusion.time_features.basis import TimeBasis
 from bitsfusion.diffusion.time_features.cache import (
+    TimeFeatureBasis,
+    TimeFeatureRows,
     cache_time_features,
     place_time_features,
-    time_feature_rows,
-    time_layers,
 )
+from bitsfusion.diffusion.time_features.choice import BASIS, Choice, Cover, choose_features
+from bitsfusion.diffusion.time_features.fit import fit_time_basis
+from bitsfusion.diffusion.time_features.layers import time_feature_rows, time_layers
 
 __all__ = [
+    "BASIS",
+    "Choice",
+    "Cover",
     "Coverage",
     "Sampler",
     "SamplerSteps",
+    "TimeBasis",
+    "TimeFeatureBasis",
+    "TimeFeatureRows",
     "build_scheduler",
     "cache_time_features",
+    "choose_features",
     "cover",
+    "fit_time_basis",
     "place_time_features",
     "sampler_timesteps",
     "time_feature_rows",

@@ -1,4 +1,4 @@
-// Linear layers and convolutions on activations rounded to int8 while they run (docs/kernels.md, "int8 activations").
+// Linear layers and convolutions on activations rounded to int8 while they run (docs/concepts/kernels.md, "int8 activations").
 //
 // An activation vector (a token; for a convolution the patch under its window) is q = round(x / t), t = max |x| / 127.
 // A weight enters as its symbol, level + 2^(b-1), which is a byte for b <= 7: sum(level q) = sum(symbol q) - 2^(b-1) sum(q),

@@ -1,0 +1,153 @@
+"""What a family of models has to say about itself; one file beside this one for each family."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bitsfusion.architectures.conditioning import Conditioning
+from bitsfusion.architectures.layers import LayerInfo, LayerRole
+
+STEERING = ("transformers_weights", "auto_map", "attn_implementation", "experts_implementation", "fusion_config")
+"""Keys (and all with a leading _) by which a config.json makes transformers take other files or code than its own."""
+
+DIFFUSERS_FILE, TRANSFORMERS_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One class of model: who builds it, which of its layers are packed, and the part that each plays.
+
+    Fields:
+        name: of the class in its library.
+        noun: what messages call such a model.
+        library: whose `from_pretrained` loads it.
+        component: its usual name in a pipeline.
+        layers: the kinds of layers that are packed, all of them: none is kept dense.
+    """
+
+    name: str
+    noun: str
+    library: Literal["diffusers", "transformers"]
+    component: str
+    layers: tuple[type[nn.Module], ...]
+
+    @property
+    def weights(self) -> str:
+        """The name of its one safetensors file."""
+        return DIFFUSERS_FILE if self.library == "diffusers" else TRANSFORMERS_FILE
+
+    @property
+    def timed(self) -> bool:
+        """Whether it has layers of the time step."""
+        return False
+
+    def role(self, name: str) -> LayerRole:
+        """The part that the layer of this name plays."""
+        raise NotImplementedError
+
+    def kind(self, name: str) -> str:
+        """What the layer of this name is there for, in words."""
+        return "projection"
+
+    def feature_values(self, name: str, out_channels: int) -> int:
+        """Values that time-embedding caching stores at each step for the layer of this name."""
+        return 0
+
+    def build(self, config: Mapping[str, Any], device: str = "meta") -> nn.Module:
+        """The dense model of a config.json, for inference; raises whatever the class meets."""
+        made: Any = getattr(importlib.import_module(self.library), self.name)
+        with torch.device(device):
+            if self.library == "diffusers":
+                model: nn.Module = made.from_config(dict(config))
+            else:
+                model = made(made.config_class.from_dict(without_steering(config)))
+        return model.eval()
+
+    def stored_names(self, model: Any, stored: Mapping[str, object]) -> dict[str, str]:
+        """The names in files of older versions of the library: parameter of `model` -> its name in `stored`.
+
+        Names of `stored` that are of no parameter stand for themselves.
+        """
+        if self.library == "diffusers":  # old attention blocks have other names; diffusers says which stand for which
+            names: dict[str, str] = model._fix_state_dict_keys_on_load({name: name for name in stored})
+            return names
+        return {name: name for name in stored}
+
+    def modules(self, model: nn.Module) -> dict[str, Any]:
+        """The layers that are packed, or are to be, by name in module order; on meta too."""
+        return {name: module for name, module in model.named_modules() if isinstance(module, self.layers)}
+
+    def layer_infos(self, model: nn.Module) -> dict[str, LayerInfo]:
+        """Name, role and shape of the same, dense or packed."""
+        return {name: self.layer_info(name, module) for name, module in self.modules(model).items()}
+
+    def layer_info(self, name: str, module: Any) -> LayerInfo:
+        """One of them."""
+        shape = getattr(module, "weight_shape", None) or tuple(module.weight.shape)
+        return LayerInfo(name, self.role(name), shape, self.kind(name), self.feature_values(name, shape[0]))
+
+
+@dataclass(frozen=True)
+class Denoiser(Architecture):
+    """A model that predicts noise, velocity or v: what a pipeline calls once a step.
+
+    Its blocks are named in the order of the forward, each once.
+    """
+
+    def predict(self, model: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """One forward: the prediction, in the shape of `noisy`. Only `diffusion.denoise` calls it.
+
+        Args:
+            model: of this class, or wrapped for training on several devices.
+            noisy: [n, c, h, w].
+            timesteps: [n], as the scheduler counts them.
+            conditioning: n rows.
+        """
+        raise NotImplementedError
+
+    def feature_blocks(self, model: nn.Module) -> list[nn.Module]:
+        """The blocks whose outputs feature distillation compares (Eq. 7)."""
+        raise NotImplementedError
+
+    def features(self, output: Any) -> Sequence[Tensor]:
+        """What of a feature block's output is compared."""
+        return output[:1] if isinstance(output, tuple) else (output,)
+
+    def stages(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Modules that run one after the other, or within one another, each once: what a replay can skip."""
+        raise NotImplementedError
+
+    def units(self, model: nn.Module) -> list[nn.Module]:
+        """The smallest repeated modules: sharding gathers them, gradient checkpointing runs them again, one by one."""
+        raise NotImplementedError
+
+    def example(
+        self, config: Mapping[str, Any], batch: int, latent: int, tokens: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Conditioning]:
+        """A noisy sample and its conditioning in the shapes that the config asks for, Gaussian, float32.
+
+        Args:
+            config: the model's.
+            batch, latent: of the sample, `latent` being its height and width.
+            tokens: of a prompt.
+            generator: of the values.
+
+        Raises:
+            InputError: a model that is given more than texts, sizes and a step.
+        """
+        raise NotImplementedError
+
+    def latent_size(self, config: Mapping[str, Any]) -> int:
+        """Height and width of the latents that the model was made for."""
+        return int(config["sample_size"])
+
+
+def without_steering(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A transformers config with nothing in it but the model."""
+    return {key: value for key, value in config.items() if key not in STEERING and not key.startswith("_")}

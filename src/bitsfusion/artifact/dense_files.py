@@ -1,0 +1,60 @@
+"""The components of a packed pipeline that are not packed: are their files whole, and do they fit each other?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from bitsfusion.artifact.limits import JSON_BYTES, shown
+from bitsfusion.errors import InputError
+from bitsfusion.io.files import read_json
+from bitsfusion.pipelines.completeness import check_component
+from bitsfusion.pipelines.folder import Component
+from bitsfusion.pipelines.model_folder import open_model
+
+_VOCABULARY_BYTES = 16 * JSON_BYTES
+
+
+def check_dense(component: Component) -> None:
+    """Checks a component by its files' headers; their values only SHA256SUMS can tell.
+
+    Raises:
+        InputError: a file that is missing, cut or no JSON, an index that contradicts its shards, a tensor that the
+            model lacks or that has another shape (of classes that can be packed; transformers and diffusers say the
+            rest).
+    """
+    check_component(component)
+    for file in component.files:
+        if file.suffix == ".json" and file.stat().st_size <= _VOCABULARY_BYTES:
+            _check_json(file)
+    weights = component.weights
+    if weights is None:
+        return
+    if weights.index is not None:
+        _check_index(weights.index)
+    if component.architecture is not None:
+        open_model(component.folder, component.architecture)
+
+
+def _check_json(file: Path) -> None:
+    try:
+        json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: got {shown(error)}, wanted JSON") from None
+
+
+def _check_index(index: Path) -> None:
+    """Whether every shard holds just the tensors that the index says."""
+    listed: dict[str, str] = read_json(index)["weight_map"]
+    for name in sorted(set(listed.values())):
+        try:
+            with safe_open(index.parent / name, framework="pt") as file:
+                got = set(file.keys())
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{index.parent / name}: got {shown(error)}, wanted a safetensors file") from None
+        wanted = {tensor for tensor, place in listed.items() if place == name}
+        for tensor in sorted(got ^ wanted):
+            where = "only in the index" if tensor in wanted else "only in the file"
+            raise InputError(f"{tensor}: got it {where} ({name}, {index.name}), wanted both to agree")

@@ -1,0 +1,248 @@
+"""What torch and diffusers offer for any model and packed bits cannot take part in, refused before anything changes."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitsfusion.errors import InputError
+from bitsfusion.nn.packed import PACKED_LAYERS
+
+_CACHED = ("time_proj", "time_embedding")
+_WAY = "call dequantize() on the model first"
+
+
+def guard(model: nn.Module) -> None:
+    """Makes a loaded packed model refuse, with an InputError that names the way, what would lose or spread its bits.
+
+    - `load_state_dict` of anything but its own bits, on the model or a part of it;
+    - `state_dict` of a part, which is how ControlNet, AnimateDiff and the like copy a UNet's weights;
+    - training as a whole: its parameters are frozen, and a forward that would give them gradients is refused;
+    - `fuse_lora` and `fuse_qkv_projections`, which would put dense weights beside the packed ones;
+    - an adapter for layers that are not there; one that fails half way is taken out again.
+
+    Adapters on packed layers, gradients to inputs and copies of the model go on as before.
+    """
+    model.requires_grad_(False)
+    model.register_load_state_dict_pre_hook(_check_load)
+    model.register_forward_pre_hook(_check_training, with_kwargs=True)
+    for part in _parts(model):
+        part.register_load_state_dict_pre_hook(_check_direct_load)
+        part.register_state_dict_pre_hook(_check_state)
+    for name, refuse in _REFUSED.items():
+        if hasattr(model, name):
+            setattr(model, name, refuse)
+    for name in ("load_lora_adapter", "add_adapter"):
+        if hasattr(model, name):
+            setattr(model, name, _Guarded(name, model))
+
+
+def unguard(model: nn.Module) -> None:
+    """Takes `guard` back: the model is an ordinary one, and trains. What cached rows stand for stays refused."""
+    for part in model.modules():
+        for hooks in (part._forward_pre_hooks, part._state_dict_pre_hooks, part._load_state_dict_pre_hooks):
+            for key, hook in list(hooks.items()):
+                if getattr(hook, "hook", hook) in _HOOKS:
+                    del hooks[key]
+                    part._forward_pre_hooks_with_kwargs.pop(key, None)
+    for name in (*_REFUSED, "load_lora_adapter", "add_adapter"):
+        vars(model).pop(name, None)
+    model.requires_grad_(True)
+
+
+def guard_cached(model: nn.Module) -> None:
+    """What stays refused on a dense model whose time layers are cached rows: their weights cannot be had back."""
+    model.register_load_state_dict_pre_hook(_check_cached_load)
+    for name in _CACHED:
+        part = getattr(model, name, None)
+        if isinstance(part, nn.Module):
+            part.register_state_dict_pre_hook(_check_cached_state)
+
+
+def _parts(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules below the model that hold packed layers, these included, or stand for time layers."""
+    for name, module in model.named_modules():
+        if name and (name in _CACHED or any(isinstance(inner, PACKED_LAYERS) for inner in module.modules())):
+            yield module
+
+
+def _check_load(model: nn.Module, state: Mapping[str, Tensor], prefix: str, *rest: Any) -> None:
+    for name, layer in model.named_modules():
+        if not isinstance(layer, PACKED_LAYERS):
+            continue
+        start = f"{prefix}{name}." if name else prefix
+        dense = start.replace(".base_layer.", ".")
+        if f"{start}weight" in state or f"{dense}weight" in state:
+            raise InputError(f"{name or 'load_state_dict'}: got a dense weight for a packed layer, wanted none: {_WAY}")
+        packed = state.get(f"{start}packed")
+        if packed is None:
+            continue  # part of a model, such as an adapter alone; of a whole one torch names what is missing
+        now = layer.packed
+        if packed.dtype != torch.uint8 or packed.shape != now.shape or not _equal(packed, now):
+            raise InputError(
+                f"{name or 'load_state_dict'}: got other bits than were loaded ({packed.dtype} {list(packed.shape)}), "
+                f"wanted those: load another packed model from its folder; to average or change weights, {_WAY}"
+            )
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two buffers are the same; what is offloaded is taken on trust."""
+    return one.is_meta or other.is_meta or torch.equal(one.to(other.device), other)
+
+
+def _check_direct_load(part: nn.Module, state: Mapping[str, Tensor], prefix: str, *rest: Any) -> None:
+    if not prefix:
+        _check_load(part, state, prefix, *rest)
+
+
+def _check_state(part: nn.Module, prefix: str, keep_vars: bool) -> None:
+    if not prefix:
+        raise InputError(
+            f"state_dict: got a part of a packed model ({type(part).__name__}), wanted the model as a whole: to copy "
+            f"its weights into a model of another class, {_WAY} (with time layers cached, pack with --cover any)"
+        )
+
+
+def _check_training(model: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return
+    way = "add an adapter and train that, or " + _WAY
+    for name, layer in model.named_modules():
+        bias = getattr(layer, "bias", None) if isinstance(layer, PACKED_LAYERS) else None
+        if bias is not None and bias.requires_grad:
+            raise InputError(
+                f"{name}: got a bias that asks for gradients, beside packed weights that cannot have any: "
+                f"requires_grad_(False), then {way}"
+            )
+    if model.training:
+        inputs = (value for value in (*arguments, *named.values()) if isinstance(value, Tensor))
+        if not any(tensor.requires_grad for tensor in (*inputs, *model.parameters())):
+            raise InputError(f"train: got a packed model in training mode and nothing in it to train: {way}, or eval()")
+
+
+def _check_cached_load(model: nn.Module, state: Mapping[str, Tensor], prefix: str, *rest: Any) -> None:
+    for name in state:
+        if name.startswith(f"{prefix}time_embedding.") or ".time_emb_proj." in name:
+            raise InputError(f"{name}: got a weight of a time layer that cached rows stand for: {_PACK}")
+
+
+def _check_cached_state(part: nn.Module, prefix: str, keep_vars: bool) -> None:
+    if not prefix:
+        raise InputError(f"state_dict: got time layers that cached rows stand for ({type(part).__name__}): {_PACK}")
+
+
+_PACK = "wanted a model with time layers: pack it with --cover any, then dequantize()"
+_HOOKS = (_check_load, _check_direct_load, _check_state, _check_training)
+
+
+def refuse_fusing(*args: Any, **kwargs: Any) -> None:
+    """Stands in for the model's `fuse_lora`.
+
+    Raises:
+        InputError: always.
+    """
+    raise InputError(
+        "fuse_lora: got a packed model, wanted a dense one: an adapter cannot be fused into packed bits; leave it "
+        "unfused, or call dequantize() on the model first"
+    )
+
+
+def refuse_fused_projections(*args: Any, **kwargs: Any) -> None:
+    """Stands in for the model's `fuse_qkv_projections`.
+
+    Raises:
+        InputError: always.
+    """
+    raise InputError(
+        "fuse_qkv_projections: got a packed model, wanted a dense one: fused projections are dense copies of packed "
+        f"ones; leave them apart, or {_WAY}"
+    )
+
+
+_REFUSED: Mapping[str, Callable[..., None]] = {
+    "fuse_lora": refuse_fusing,
+    "fuse_qkv_projections": refuse_fused_projections,
+}
+
+
+class _Guarded:
+    """A method of a model that adds an adapter, on the model itself: whole, or not at all.
+
+    Holds the model weakly; a copy of the model has one of its own.
+    """
+
+    def __init__(self, method: str, model: nn.Module) -> None:
+        self.method, self.model = method, weakref.ref(model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"method": self.method, "model": self.model()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["method"], state["model"])  # type: ignore[misc]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        model: Any = self.model()
+        for value in args[:1]:
+            if isinstance(value, Mapping):
+                _check_adapter(model, value, kwargs.get("prefix", "transformer"))
+        before = _Adapters(model)
+        try:
+            return getattr(type(model), self.method)(model, *args, **kwargs)
+        except Exception:
+            before.restore(model)
+            raise
+
+
+def _check_adapter(model: Any, state: Mapping[str, Any], prefix: str | None) -> None:
+    """Whether every layer that an adapter's tensors name is one that can be adapted."""
+    removed = model.hf_quantizer.content.removed
+    for key in state:
+        name = key.removeprefix(f"{prefix}.") if prefix else key
+        layer = name.split(".lora")[0].split(".lokr")[0]
+        if layer in removed:
+            raise InputError(
+                f"{layer}: got an adapter for a time layer that cached rows stand for, wanted none: pack with "
+                "--cover any, which keeps the time layers"
+            )
+
+
+class _Adapters:
+    """The modules and adapters that a model has, to be put back."""
+
+    def __init__(self, model: Any) -> None:
+        self.modules = dict(model.named_modules())
+        self.active = {
+            name: (list(module.active_adapters), set(_names(module)))
+            for name, module in self.modules.items()
+            if hasattr(module, "base_layer")
+        }
+        self.config = dict(getattr(model, "peft_config", {}))
+        self.loaded = getattr(model, "_hf_peft_config_loaded", False)
+        self.trained = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
+
+    def restore(self, model: Any) -> None:
+        for name, module in self.modules.items():
+            parent, _, child = name.rpartition(".")
+            if name and model.get_submodule(parent)._modules.get(child) is not module:
+                model.get_submodule(parent)._modules[child] = module
+        for name, (active, adapters) in self.active.items():
+            module = self.modules[name]
+            for adapter in _names(module) - adapters:
+                module.delete_adapter(adapter)
+            module.set_adapter(active)
+        for parameter in model.parameters():
+            parameter.requires_grad_(self.trained.get(id(parameter), False))
+        if self.config:
+            model.peft_config = self.config
+        else:
+            vars(model).pop("peft_config", None)
+        model._hf_peft_config_loaded = self.loaded
+
+
+def _names(module: Any) -> set[str]:
+    """The adapters of one adapted layer."""
+    return {key for kind in module.adapter_layer_names for key in getattr(module, kind)}

@@ -1,0 +1,75 @@
+"""What of a UNet's time features is stored: a basis for every step, rows of some samplers, or the layers themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from torch import nn
+
+from bitsfusion.diffusion.samplers import Coverage, SamplerSteps, cover
+from bitsfusion.diffusion.time_features.basis import TimeBasis
+from bitsfusion.diffusion.time_features.cache import TimeFeatureBasis
+from bitsfusion.diffusion.time_features.fit import TOLERANCE, fit_time_basis, layer_values
+from bitsfusion.diffusion.time_features.layers import time_outputs_width, uncacheable
+
+BASIS: Literal["basis"] = "basis"
+"""Features of every step as a low-rank basis; where they are not smooth, the time layers at 8 bits, with a note."""
+
+Cover: TypeAlias = Sequence[SamplerSteps | tuple[str, int]] | Literal["basis"] | None
+"""Samplers whose time features are stored exactly; `BASIS`; or None, which keeps the time layers at 8 bits."""
+
+_TRAINED_STEPS = 1000  # of a scheduler whose config does not say
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is stored.
+
+    Fields:
+        features: a fitted basis, the steps of exact rows, or None for the time layers at 8 bits.
+        values: how many 16-bit values Appendix H counts for it; of kept layers, as many as their bits come to.
+        note: in plain words, what was not done as asked.
+    """
+
+    features: TimeBasis | Coverage | None
+    values: int
+    note: str | None = None
+
+
+def choose_features(
+    unet: nn.Module, asked: Cover, scheduler_config: Mapping[str, Any], tolerance: float = TOLERANCE
+) -> Choice:
+    """What to store of `unet`'s time features.
+
+    Args:
+        unet: a UNet2DConditionModel with its time layers (on meta it will do where no basis is asked for).
+        asked: see `Cover`.
+        scheduler_config: the pipeline's: its steps, and the noise schedule of the samplers.
+        tolerance: of the basis; see `TimeBasis.error`.
+
+    Raises:
+        InputError: samplers that the schedule does not have, or rows of a UNet whose features depend on more than the
+            step.
+    """
+    if asked is None:
+        return Choice(None, layer_values(unet))
+    if asked == BASIS:
+        placed = getattr(unet, "time_proj", None)
+        if isinstance(placed, TimeFeatureBasis):
+            return Choice(placed.stored, placed.stored.values)
+        reason = uncacheable(unet)
+        if reason is not None:
+            note = f"time layers stay, at 8 bits and for any sampler: the UNet has {reason}, no features to cache"
+            return Choice(None, layer_values(unet), note)
+        fitted = fit_time_basis(unet, int(scheduler_config.get("num_train_timesteps", _TRAINED_STEPS)), tolerance)
+        if fitted is not None:
+            return Choice(fitted, fitted.values)
+        note = (
+            "time layers stay, at 8 bits and for any sampler: their features are not smooth, no basis within "
+            f"{tolerance:g} would be smaller"
+        )
+        return Choice(None, layer_values(unet), note)
+    coverage = cover(asked, scheduler_config)
+    return Choice(coverage, len(coverage.steps) * time_outputs_width(unet))

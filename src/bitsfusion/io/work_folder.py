@@ -1,0 +1,31 @@
+"""A folder that one process works in: locked, and cleared of what killed ones left half written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bitsfusion.errors import BitsFusionError, InputError
+from bitsfusion.io.atomic import remove_all_leftovers
+from bitsfusion.io.locks import Lock, try_lock
+
+
+def folder_lock(folder: Path, file: Path) -> Lock:
+    """Keeps other processes out of `folder` until what is returned is closed; makes both.
+
+    Half-written files of killed processes (`.NAME.*.partial`), in it and in its folders, are removed.
+
+    Raises:
+        InputError: it is a file, or another process holds the lock.
+        BitsFusionError: it cannot be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: got a file, wanted a folder or a new name")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = try_lock(file)
+    except OSError as error:
+        raise BitsFusionError(f"{folder}: could not be written ({error.strerror})") from error
+    if lock is None:
+        raise InputError(f"{folder}: another process is working in this folder")
+    remove_all_leftovers(folder)
+    return lock

@@ -1,0 +1,99 @@
+"""Is a component all there? Files that a broken download leaves out, cuts short, or leaves as pointers to elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from bitsfusion.errors import InputError
+from bitsfusion.pipelines.folder import Component, PipelineFolder
+
+_POINTER = b"version https://git-lfs.github.com/spec/v1"
+_NO_MODEL = {
+    "Scheduler": ("scheduler_config.json",),
+    "Tokenizer": ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model"),
+    "TokenizerFast": ("tokenizer.json",),
+    "Processor": ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
+    "ProcessorFast": ("preprocessor_config.json",),
+    "ProcessorPil": ("preprocessor_config.json",),
+    "Extractor": ("preprocessor_config.json",),
+}
+"""How a class's name ends -> files of which one must be there; all other classes are models."""
+
+
+def check_complete(folder: PipelineFolder) -> None:
+    """Refuses a pipeline that would not load from its own files.
+
+    Raises:
+        InputError: names the component and the file: missing weights or config, a git-lfs pointer, a download that was
+            not finished, a link that leads nowhere, a weight file that is cut, a shard that is not there.
+    """
+    for component in folder.components:
+        try:
+            check_component(component)
+        except InputError as error:
+            rest = f", or leave it out with --without {component.name}" if component.name in folder.optional else ""
+            raise InputError(f"{component.name}: {error}{rest}" if component.name else str(error)) from None
+
+
+def check_component(component: Component) -> None:
+    """`check_complete` of one component, without its name."""
+    for path in sorted(component.folder.iterdir()):
+        check_file(path)
+    wanted = wanted_files(component)
+    names = {file.name for file in component.files}
+    if not names & set(wanted):
+        raise InputError(
+            f"{component.folder}: got no {' or '.join(wanted[:2])}, wanted a whole {component.class_name}: "
+            "download it again"
+        )
+    if is_model(component):
+        if component.weights is None:
+            raise InputError(
+                f"{component.folder}: got no weights, wanted the safetensors files of a {component.class_name}: "
+                "download them again"
+            )
+        for file in component.weights.files:
+            check_safetensors(file)
+
+
+def is_model(component: Component) -> bool:
+    """Whether a component has weights, by the name of its class."""
+    return wanted_files(component) == ("config.json",)
+
+
+def wanted_files(component: Component) -> tuple[str, ...]:
+    """Files of which a component has at least one."""
+    return next(
+        (names for ending, names in _NO_MODEL.items() if component.class_name.endswith(ending)), ("config.json",)
+    )
+
+
+def check_file(path: Path) -> None:
+    """Refuses what a download that was not finished leaves.
+
+    Raises:
+        InputError: a link that leads nowhere, part of a file, or a git-lfs pointer.
+    """
+    if path.is_symlink() and not path.exists():
+        raise InputError(f"{path}: got a link that leads nowhere, wanted the file: download it again")
+    if path.name.endswith((".incomplete", ".part", ".crdownload", ".aria2")):
+        raise InputError(f"{path}: got part of a download, wanted it finished: download it again")
+    if path.is_file() and path.stat().st_size < 1024:
+        with open(path, "rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                raise InputError(f"{path}: got a git-lfs pointer, wanted the file itself: run `git lfs pull` there")
+
+
+def check_safetensors(path: Path) -> None:
+    """Whether a safetensors file has a header and all the bytes that it tells of.
+
+    Raises:
+        InputError: it is cut, or no such file.
+    """
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: got {' '.join(str(error).split())}, wanted a whole safetensors file") from None

@@ -1,0 +1,92 @@
+"""The command line before any command runs: what its help says and what it leaves unimported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bitsfusion import __version__
+from bitsfusion.cli.commands import load_command, places, summary
+
+HEAVY = {"torch", "numpy", "diffusers", "transformers", "pydantic", "scipy", "matplotlib", "bitsfusion_lab.bench.run"}
+MAIN = "import sys; from bitsfusion.cli.main import main; main(sys.argv[1:])"
+NAMES = list(places())
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", MAIN, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "300", **environment},
+    )
+
+
+def test_help_imports_nothing_heavy():
+    code = f"import atexit, sys; atexit.register(lambda: print(sorted(set(sys.modules) & {HEAVY!r}))); {MAIN}"
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_lists_every_command_under_its_heading():
+    shown = command("--help").stdout
+    for heading in {place.panel for place in places().values()}:
+        assert f" {heading} " in shown
+    lines = shown.splitlines()
+    for name, place in places().items():
+        listed = [line for line in lines if line.startswith(f"│ {name} ")]
+        assert len(listed) == 1
+        assert " ".join(summary(name, place.module).split()) in listed[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_listed_command_is_the_one_that_runs(name):
+    loaded = load_command(name)
+    assert loaded.name == name
+    listed = summary(name, places()[name].module)
+    assert listed and loaded.help is not None
+    assert loaded.help.startswith(listed)
+
+
+def test_version():
+    assert command("--version").stdout == f"bitsfusion {__version__}\n"
+
+
+def test_a_misspelt_command_is_a_mistake():
+    done = command("verfy")
+    assert done.returncode == 2
+    assert "Did you mean 'verify'" in done.stderr
+
+
+def test_the_shell_completes_commands():
+    done = command(_BITSFUSION_COMPLETE="complete_bash", COMP_WORDS="bitsfusion ve", COMP_CWORD="1")
+    assert done.stdout.split() == ["verify"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("init", "embedded", "--recipe", "uniform:2"), "bitsfusion: interrupted"),
+        (("demo", "--quiet"), "bitsfusion: interrupted; the same command goes on from here"),
+    ],
+    ids=["cannot be resumed", "resumes"],
+)
+def test_ctrl_c_says_whether_the_same_command_goes_on(arguments, line, tmp_path):
+    """The interruption comes when the first file of the command's work is written."""
+    out = tmp_path / "out"
+    code = (
+        "import os, signal, bitsfusion.io.files as files, bitsfusion.artifact.writer as writer;"
+        "import bitsfusion.runs.folder as folder;"
+        "stop = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT);"
+        "writer.atomic_folder = stop; folder.write_json = stop;" + MAIN
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments, "--out", str(out)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 130
+    assert done.stderr.strip().splitlines()[-1] == line
