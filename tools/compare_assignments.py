@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ def train_and_score(arm: Arm, config: RunConfig, folder: Path, until: str) -> li
         rows = []
         for stage in stages:
             scores = run.ladder.scores(stage)
-            overall = geneval(scores, run.ladder.prompts)
+            overall, change = geneval(scores, run.ladder.prompts), paired_difference(scores, reference)
             rows.append(
                 {
                     "method": arm.method,
@@ -114,7 +114,7 @@ def train_and_score(arm: Arm, config: RunConfig, folder: Path, until: str) -> li
                     "rung": stage,
                     "seeds": [score.seed for score in scores],
                     "geneval": None if overall is None else overall.overall,
-                    "against_full_precision": paired_difference(scores, reference),
+                    "against_full_precision": None if change is None else asdict(change),
                     "clip_score": known_mean([score.clip_score for score in scores]),
                     "image_mse": known_mean([score.image_mse for score in scores]),
                     "noise_error": known_mean([score.noise_error for score in scores]),

@@ -64,8 +64,8 @@ def estimate(values: Values, images_per_prompt: int = 1, groups: Sequence[str] |
         groups: of each image, where the mean is that of the groups' means (GenEval's tasks): resampled within.
     """
     prompts, names = _by_prompt(values, images_per_prompt, groups)
-    mean = float(np.mean([prompts[names == name].mean() for name in np.unique(names)]))
-    return Estimate(mean, *bootstrap_mean_interval(prompts, names.tolist()))
+    mean = float(np.mean([part.mean() for part in _parts(prompts, names)]))
+    return Estimate(mean, *bootstrap_mean_interval(prompts, names))
 
 
 def difference(
@@ -75,7 +75,7 @@ def difference(
     change = np.asarray(values, dtype=np.float64) - np.asarray(others, dtype=np.float64)
     found = estimate(change, images_per_prompt, groups)
     prompts, names = _by_prompt(change, images_per_prompt, groups)
-    parts = [prompts[names == name] for name in np.unique(names)]
+    parts = _parts(prompts, names)
     variance = sum(part.var(ddof=1) / len(part) for part in parts if len(part) > 1) / len(parts) ** 2
     p = _chance(found.mean, float(variance), len(prompts) - len(parts))
     return Difference(found.mean, found.low, found.high, p, len(prompts))
@@ -136,10 +136,15 @@ def verdicts(differences: Sequence[Difference]) -> list[Verdict]:
 
 def _by_prompt(
     values: Values, images_per_prompt: int, groups: Sequence[str] | None
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.str_]]:
+) -> tuple[npt.NDArray[np.float64], list[str]]:
     """The mean of each prompt, and its group."""
     prompts = np.asarray(values, dtype=np.float64).reshape(-1, images_per_prompt).mean(1)
-    return prompts, np.asarray([""] * len(prompts) if groups is None else list(groups)[::images_per_prompt])
+    return prompts, [""] * len(prompts) if groups is None else list(groups)[::images_per_prompt]
+
+
+def _parts(prompts: npt.NDArray[np.float64], names: Sequence[str]) -> list[npt.NDArray[np.float64]]:
+    """The prompts of each group."""
+    return [prompts[np.asarray(names) == name] for name in np.unique(names)]
 
 
 def _chance(mean: float, variance: float, freedom: float) -> float:

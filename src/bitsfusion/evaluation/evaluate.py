@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline
 from bitsfusion.artifact.inspect import inspect_folder
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.drawing import Sampling, draw_into
-from bitsfusion.evaluation.estimates import verdicts
+from bitsfusion.evaluation.estimates import Difference, verdicts
 from bitsfusion.evaluation.measures import Measure
 from bitsfusion.evaluation.pictures import PictureFiles, given
 from bitsfusion.evaluation.setting import Evaluation, Progress
@@ -56,8 +56,8 @@ def evaluate(
                 drawn[side] = dict.fromkeys(evaluation.set_guidance, pictures[side])
             else:
                 drawn[side] = _draw(evaluation, side, hashes[side], out, report)
-        results: list[Any] = []
-        differences: dict[Any, Any] = {}
+        results: list[dict[str, Any]] = []
+        differences: dict[int, Difference] = {}
         for guidance in evaluation.set_guidance:
             sides = {side: drawn[side][guidance] for side in sources}
             for measure in measures:
