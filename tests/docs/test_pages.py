@@ -13,7 +13,7 @@ from .markdown import ROOT, SITE_ONLY, anchors, code_blocks, links, pages, prose
 
 WIDTH = 100
 README_WORDS = 700
-NOT_WRAPPED = {"CHANGELOG.md", "docs/diffusers.md", "docs/evaluation.md", "docs/format.md"}
+NOT_WRAPPED = {"CHANGELOG.md", "docs/format.md"}
 """Pages that wait for a time when nobody edits them."""
 
 
