@@ -17,7 +17,7 @@ mkdir -p "$root/dist"
 cp "$work"/dist/bitsfusion-*.whl "$root/dist/"
 
 "$python" -m venv "$work/venv"
-"$work/venv/bin/python" -m pip install --quiet --constraint "$root/constraints.txt" "$(echo "$work"/dist/bitsfusion-*.whl)${EXTRAS:-}"
+"$work/venv/bin/python" -m pip install --quiet --constraint "$root/constraints.txt" "$(echo "$work"/dist/bitsfusion-*.whl)${EXTRAS-[train,eval]}"
 cd "$work" && mkdir empty && cd empty
 "$work/venv/bin/python" - <<'CODE'
 import bitsfusion

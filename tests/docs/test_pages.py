@@ -13,8 +13,6 @@ from .markdown import ROOT, SITE_ONLY, anchors, code_blocks, links, pages, prose
 
 WIDTH = 100
 README_WORDS = 700
-NOT_WRAPPED = {"CHANGELOG.md", "docs/diffusers.md", "docs/evaluation.md", "docs/format.md"}
-"""Pages that wait for a time when nobody edits them."""
 
 
 def name_of(page: Path) -> str:
@@ -35,7 +33,7 @@ def test_links_resolve(page):
             assert anchor in anchors(target.read_text(encoding="utf-8")), f"{link}: {target.name} has no such heading"
 
 
-@pytest.mark.parametrize("page", [page for page in pages() if name_of(page) not in NOT_WRAPPED], ids=name_of)
+@pytest.mark.parametrize("page", pages(), ids=name_of)
 def test_prose_wraps(page):
     for number, line in enumerate(prose(page.read_text(encoding="utf-8")).splitlines(), 1):
         unbreakable = line.startswith(("|", "#", "![")) or len(line.split()) <= 2

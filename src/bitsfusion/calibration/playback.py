@@ -17,7 +17,7 @@ from bitsfusion.calibration.trajectories import Call, denoise
 from bitsfusion.calibration.trees import Tree, is_spread, load_tree, map_tensors, save_tree, tensors_of
 
 MEMORY_BYTES = 2 << 30
-"""Of blocks' outputs, or of one block's inputs, that are held in memory."""
+"""Bytes of blocks' outputs, or of one block's inputs, that are held in memory."""
 
 
 class Side(str, Enum):

@@ -10,7 +10,7 @@ from torch import Tensor
 from bitsfusion.numerics import dequantize, half_levels, quantize
 
 FACTORS = tuple(0.6 + 0.05 * index for index in range(17))
-"""Of the weights' own best scale, tried one after another; what follows refits it."""
+"""Multiples of the weights' own best scale, tried one after another; what follows refits it."""
 
 
 def output_error(difference: Tensor, moments: Tensor) -> Tensor:

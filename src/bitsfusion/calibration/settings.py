@@ -16,7 +16,7 @@ class CalibrationSettings(BaseModel):
     """Sampler steps of each; the denoiser's inputs of every step count."""
     guidance: float = 7.5
     seed: int = Field(50_000, ge=0)
-    """Of the first picture's noise; the next ones count on."""
+    """Seeds the first picture's noise; the next ones count on."""
     size: int | None = Field(None, ge=1)
     """Height and width of the latents; null: the model's own."""
     batch_size: int | None = Field(None, ge=1)

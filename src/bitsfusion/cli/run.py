@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Run folder; the same command goes on with it.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Run folder; the same command continues it.")] = Path("runs/demo"),
     until: Until = STEPS[-1],
     device: ConfigDevice = None,
     quiet: Quiet = False,

@@ -36,7 +36,7 @@ def evaluate(
     """Draws what is missing under `out`, measures what is not measured, and writes scores.json: its content.
 
     `out` gets model/ and against/ with a folder of PNG files for each guidance, and values/ with every image's
-    values. A killed call goes on with the same arguments.
+    values. A killed call continues with the same arguments.
 
     Raises:
         InputError: no such model, or `out` holds images of others or is at work in another process; or whatever a

@@ -29,7 +29,7 @@ class PromptSet:
 
     @property
     def sha256(self) -> str:
-        """Of the texts and seeds."""
+        """A hash of the texts and seeds."""
         return sha256_json([self.texts, self.seeds])
 
     def check(self, images: npt.NDArray[np.uint8], where: slice = slice(None)) -> list[bool] | None:

@@ -18,7 +18,7 @@ from torch.nn import functional
 from bitsfusion.kernels.fake_quantize import gradients, rounded
 
 Geometry: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
-"""Of a convolution: stride, padding, dilation, groups."""
+"""A convolution's stride, padding, dilation and groups."""
 
 _scratch = threading.local()
 

@@ -41,7 +41,7 @@ class ImageSection(_Section):
 
     resolution: int = Field(512, ge=8)
     seed: int = Field(0, ge=0)
-    """Of the order; another one for each epoch follows from it."""
+    """Seeds the order; each epoch's own follows from it."""
     max_samples: int | None = Field(None, ge=1)
     """Only the first that many usable samples; null: all."""
     max_bad_samples: float = Field(0.01, ge=0)
@@ -151,7 +151,7 @@ class RunConfig(_Section):
     scale_init: ScaleInit | Literal["calibrated"] = ScaleInit.EXACT
     """How the student starts; calibrated: codes, scales and biases by what the model computes (docs/calibration.md)."""
     calibration: CalibrationSettings = CalibrationSettings()
-    """Of a calibrated start."""
+    """How a calibrated start is computed."""
     calibration_prompts: Path | None = None
     """A file of prompts for it; null: the package's own."""
     stage1: TrainingConfig = TrainingConfig(stage=1)

@@ -44,7 +44,7 @@ def init_pipeline(
 ) -> dict[str, PackedConfig]:
     """Quantizer init, time features and packing, without training (section 4.1).
 
-    No model is loaded as a whole, unless it is calibrated. A calibration that was killed goes on with the same call.
+    No model is loaded as a whole, unless it is calibrated. A calibration that was killed continues with the same call.
 
     Args:
         model: as `pipelines.resolve.resolve` takes it. Of a component alone, or a trainer's checkpoint of one, a packed

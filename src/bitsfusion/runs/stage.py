@@ -109,7 +109,7 @@ class _Parts:
 
 
 def train_stage(config: StageConfig, out: Path, progress: ProgressSink | None = None) -> TrainingResult:
-    """Trains one stage into folder `out`, or goes on with it; `out` is then what `bitsfusion pack` reads.
+    """Trains one stage into folder `out`, or continues there; `out` is then what `bitsfusion pack` reads.
 
     Holds one dense copy of the UNet, the student, and in Stage I the teacher in its own dtype. All processes of a
     launch call this; the main one writes.

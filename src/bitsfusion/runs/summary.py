@@ -125,7 +125,7 @@ def _seed_summary(ladder: Ladder, score: RungScores) -> dict[str, Any]:
 
 
 def training_seconds(ladder: Ladder, name: str) -> float | None:
-    """Of one seed, by the stage's own clock, which goes on across interruptions."""
+    """One seed's seconds by the stage's own clock, which continues across interruptions."""
     log = training_log(ladder, name)
     return float(log[-1]["seconds"]) if log else None
 

@@ -34,7 +34,7 @@ class SensitivityRow(BaseModel):
     mse: float = Field(ge=0)
     """Mean squared error against the full-precision model: of its images in [0, 1], or of its predicted noise."""
     psnr: float | None = None
-    """Of the images, dB."""
+    """Between the images, in dB."""
     lpips: float | None = None
     clip_drop: float | None = None
     """CLIP score of the full-precision model's images less that of the quantized model's."""

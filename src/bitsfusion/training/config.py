@@ -26,9 +26,9 @@ class TimeStepConfig(BaseModel):
     beta: float = Field(1.0, gt=0)
     mean: float = 0.0
     std: float = Field(1.0, gt=0)
-    """Of the normal variable of `logit_normal`."""
+    """Standard deviation of `logit_normal`'s normal variable, whose mean is `mean`."""
     curve: Path | None = None
-    """Of `measured`: the file that `bitsfusion timesteps` wrote; a step is drawn in proportion to its error."""
+    """For `measured`: the file that `bitsfusion timesteps` wrote; a step is drawn in proportion to its error."""
 
     @model_validator(mode="after")
     def _check(self) -> TimeStepConfig:
@@ -57,13 +57,13 @@ class TrainingConfig(BaseModel):
     gradient_checkpointing: bool = False
     learning_rate: float = Field(1e-5, gt=0)
     scale_learning_rate: float | None = Field(None, gt=0)
-    """Of the quantizer's scales, as a ratio: a step changes a scale by this part of it; null: the weights' number."""
+    """For the quantizer's scales, as a ratio: a step changes a scale by this part of it; null: the weights' number."""
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
     lr_warmup_steps: int = Field(0, ge=0)
     max_train_steps: int = Field(20_000, ge=1)
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_no_as_text)] = "no"
     teacher_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the teacher's weights; the 16-bit ones halve its memory."""
+    """The dtype of the teacher's weights; the 16-bit ones halve its memory."""
     use_8bit_adam: bool = False
     """AdamW with 8-bit moments, from bitsandbytes."""
     shard: bool = False
@@ -71,11 +71,11 @@ class TrainingConfig(BaseModel):
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
     adam_weight_decay: float = Field(1e-2, ge=0)
-    """Of all parameters but the scales, which are never decayed."""
+    """For all parameters but the scales, which are never decayed."""
     adam_epsilon: float = Field(1e-8, gt=0)
     max_grad_norm: float | None = Field(1.0, gt=0)
     ema_decay: float | None = Field(None, gt=0, lt=1)
-    """Of the averaged weights and scales that the stage returns; null: no average is kept."""
+    """For the averaged weights and scales that the stage returns; null: no average is kept."""
     text_dropout: float = Field(0.1, ge=0, le=1)
     """Probability p of the null prompt (Eq. 6)."""
     feature_weight: float = Field(0.01, ge=0)

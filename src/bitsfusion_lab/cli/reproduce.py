@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 def reproduce(
     table: Annotated[str, typer.Option(help=f"{', '.join(map(str, TABLES))} or all; several with commas.")] = "4",
-    out: Annotated[Path, typer.Option(help="Folder; the same command goes on with it.")] = Path("runs/reproduce"),
+    out: Annotated[Path, typer.Option(help="Folder; the same command continues it.")] = Path("runs/reproduce"),
     seeds: Annotated[str, typer.Option(help="Of training, with commas.")] = "0,1,2",
     steps: Annotated[int, typer.Option(min=1, help="Of Stage I; Stage II has half of them.")] = 200,
     per_task: Annotated[int, typer.Option(min=1, help="Prompts of each of the six tasks.")] = 50,

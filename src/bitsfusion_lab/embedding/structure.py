@@ -14,7 +14,7 @@ from bitsfusion_lab.embedding.tokenizer import tokenize
 from bitsfusion_lab.embedding.world import World
 
 WEIGHT = 0.1
-"""Of the head's loss beside the real one."""
+"""Weight of the head's loss beside the real one."""
 
 
 class StructureHead(torch.nn.Module):

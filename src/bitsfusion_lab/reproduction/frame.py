@@ -63,7 +63,7 @@ class Frame:
 
     @functools.cached_property
     def weights(self) -> int:
-        """Of all Linear and Conv2d layers: what bits a weight are counted over."""
+        """The weights of all Linear and Conv2d layers, over which bits a weight are counted."""
         return sum(layer.numel for layer in model_layers(self.unet).values())
 
     def recipe(self, strategy: Strategy, eta: float, target: float, filled: bool = True) -> tuple[str, Recipe]:

@@ -19,12 +19,12 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
-    """Of training: one model each."""
+    """Training seeds: one model each."""
     steps: int = Field(200, ge=1)
-    """Of Stage I; Stage II has half of them."""
+    """Steps of Stage I; Stage II has half as many."""
     train_batch_size: int = Field(64, ge=1)
     learning_rate: float = Field(3e-4, gt=0)
-    """Of Stage I, cosine to zero; a third of it in Stage II."""
+    """In Stage I, cosine to zero; a third of it in Stage II."""
     pool: int = Field(4096, ge=1)
     """Captioned scenes of the drawn world."""
     per_task: int = Field(50, ge=1)
@@ -34,7 +34,7 @@ class Settings(BaseModel):
     guidance: tuple[float, ...] = Field((7.5,), min_length=1)
     """Every image set is drawn at each; the paper averages Table 4 over 3.5, 5.5, 7.5 and 9.5."""
     sampler_steps: int = Field(50, ge=1)
-    """Of PNDM."""
+    """Steps of PNDM."""
     probe_samples: int = Field(512, ge=1)
     """Noisy latents of the teacher error."""
     target_bits: float = Field(1.99, gt=0)

@@ -68,7 +68,7 @@ class Student:
 
     @property
     def name(self) -> str:
-        """Of its folders; says every option."""
+        """The name of its folders; says every option."""
         bits = f"uniform{UNIFORM_BITS}" if self.strategy is None else self.strategy.value
         eta = f"_eta{self.eta:g}" if self.strategy is Strategy.PAPER else ""
         eta += "" if self.filled else "_unfilled"
