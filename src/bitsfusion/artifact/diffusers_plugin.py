@@ -149,7 +149,7 @@ class BitsFusionQuantizer(DiffusersQuantizer):
         # diffusers would refuse `.to(dtype)`, and with it `from_pipe`. Here only floating tensors change.
         model.is_quantized = False  # type: ignore[assignment]
         guard(model)
-        model.hf_quantizer = self  # type: ignore[assignment]  # diffusers sets it next; adapters ask for it
+        model.hf_quantizer = self  # diffusers sets it next; adapters ask for it
 
     def _refuse_missing(self, keys: Iterable[str]) -> None:
         for key in sorted(keys):
