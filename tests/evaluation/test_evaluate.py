@@ -15,8 +15,8 @@ from bitsfusion.cli.main import main
 from bitsfusion.diffusion.samplers import SamplerSteps
 from bitsfusion.embedded import SCORER_FOLDER
 from bitsfusion.errors import InputError
-from bitsfusion.evaluation.drawn import DrawingSettings, draw, read_png
-from bitsfusion.evaluation.estimates import Verdict, difference, estimate
+from bitsfusion.evaluation.drawing import Sampling, draw_into
+from bitsfusion.evaluation.estimates import Verdict, difference, estimate, verdicts
 from bitsfusion.evaluation.evaluate import evaluate
 from bitsfusion.evaluation.measures import (
     ImageMeasure,
@@ -28,9 +28,11 @@ from bitsfusion.evaluation.measures import (
     world_geneval_measure,
 )
 from bitsfusion.evaluation.partial import PartialJudgements
+from bitsfusion.evaluation.pictures import read_picture
 from bitsfusion.evaluation.prompts import file_prompts, world_prompts
 from bitsfusion.evaluation.setting import Evaluation
 from bitsfusion.io.files import folder_lock
+from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.metrics.generation import generate_images
 from bitsfusion.pipelines.load import EMBEDDED, load_pipeline
 from bitsfusion.runs.packing import init_pipeline
@@ -54,9 +56,9 @@ def evaluation(packed) -> Evaluation:
 @pytest.fixture
 def measures(evaluation):
     return [
-        clip_measure(str(SCORER_FOLDER), evaluation.prompts, "cpu", "scorer"),
-        pair_measure(Metric.MSE, "alex", "cpu"),
-        pair_measure(Metric.SSIM, "alex", "cpu"),
+        clip_measure(ClipScorer.from_pretrained(SCORER_FOLDER), evaluation.prompts, "scorer"),
+        pair_measure(Metric.MSE),
+        pair_measure(Metric.SSIM),
         world_geneval_measure(evaluation.prompts),
     ]
 
@@ -77,7 +79,7 @@ def test_scores_say_what_they_are_of(evaluation, measures, packed, tmp_path):
     assert ("against, guidance 3.5", 6, 6) in said
 
     clip, error, similar, geneval = scores["results"][:4]
-    drawn = [np.stack([read_png(tmp_path / side / "guidance-3.5" / f"{i:05d}.png") for i in range(6)])
+    drawn = [np.stack([read_picture(tmp_path / side / "guidance-3.5" / f"{i:05d}.png") for i in range(6)])
              for side in ("model", "against")]  # fmt: skip
     ours, theirs = (value.astype(np.float64) / 255 for value in drawn)
     assert error["to_original"]["mean"] == pytest.approx(np.square(ours - theirs).mean())
@@ -98,29 +100,36 @@ def test_scores_say_what_they_are_of(evaluation, measures, packed, tmp_path):
 
 
 def test_a_stopped_drawing_goes_on_with_the_same_images(packed, tmp_path):
-    prompts, settings = world_prompts("test", 1, 3), DrawingSettings("hash", "ddim", STEPS, 5.0)
+    prompts, sampling = world_prompts("test", 1, 3), Sampling("ddim", STEPS, 5.0, 2)
+
+    def into(name: str, sampling: Sampling, progress=None):
+        return draw_into(
+            tmp_path / name, lambda: load_pipeline(str(packed)), prompts, sampling, "hash", progress=progress
+        )
 
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        draw(lambda: load_pipeline(str(packed)), prompts, tmp_path / "a", settings, 2, stop)
+        into("a", sampling, stop)
     assert len(list((tmp_path / "a").glob("*.png"))) == 2
     assert not (tmp_path / "a" / "metadata.jsonl").exists()
-    done = draw(lambda: load_pipeline(str(packed)), prompts, tmp_path / "a", settings, 2)
-    whole = draw(lambda: load_pipeline(str(packed)), prompts, tmp_path / "b", settings, 2)
+    done = into("a", sampling)
+    whole = into("b", sampling)
     assert all(done.paths[i].read_bytes() == whole.paths[i].read_bytes() for i in range(6))
     lines = [json.loads(line) for line in (tmp_path / "a" / "metadata.jsonl").read_text().splitlines()]
     assert [(line["text"], line["seed"]) for line in lines] == list(zip(prompts.texts, prompts.seeds, strict=True))
     with pytest.raises(InputError, match="holds images of another guidance"):
-        draw(lambda: load_pipeline(str(packed)), prompts, tmp_path / "a", replace(settings, guidance=2.0), 2)
+        into("a", replace(sampling, guidance=2.0))
 
 
 def test_a_model_against_itself_differs_in_nothing(tmp_path):
     prompts = world_prompts("test", 1, 0)
     same = Evaluation(EMBEDDED, EMBEDDED, prompts, "test", 1, "ddim", STEPS, (4.0,), 6)
-    first = evaluate(same, [clip_measure(str(SCORER_FOLDER), prompts, "cpu", "scorer")], tmp_path)["results"][0]
-    assert first["difference"] == {"mean": 0, "low": 0, "high": 0, "verdict": "no difference shown"}
+    first = evaluate(same, [clip_measure(ClipScorer.from_pretrained(SCORER_FOLDER), prompts, "scorer")], tmp_path)[
+        "results"
+    ][0]
+    assert first["difference"] == {"mean": 0, "low": 0, "high": 0, "p": 1, "verdict": "no difference shown"}
     fid = fid_measure(f"clip:{SCORER_FOLDER}", tmp_path / "against", "cpu")
     (result,) = evaluate(same, [fid], tmp_path)["results"]
     assert result["model"]["value"] == pytest.approx(0, abs=1e-4)
@@ -129,7 +138,7 @@ def test_a_model_against_itself_differs_in_nothing(tmp_path):
 
 def test_tasks_count_the_same_whatever_their_number_of_images():
     groups = ["single_object"] * 4 + ["counting"]
-    measure = ImageMeasure(Metric.GENEVAL, lambda images, where: np.zeros(0), groups=groups)
+    measure = ImageMeasure(Metric.GENEVAL, lambda images, where: [], groups=groups)
     values = np.array([1.0, 1, 1, 0, 0])
     found = estimate(values, groups=groups)
     assert found.mean == pytest.approx((0.75 + 0) / 2)
@@ -140,15 +149,15 @@ def test_tasks_count_the_same_whatever_their_number_of_images():
 @given(
     values=st.lists(st.floats(-1, 1), min_size=12, max_size=20).filter(lambda values: len(values) % 2 == 0),
     shift=st.floats(-2, 2),
-    higher=st.booleans(),
 )
-def test_a_verdict_needs_an_interval_without_zero(values, shift, higher):
-    found = difference([value + shift for value in values], [0.0] * len(values), higher, images_per_prompt=2)
+def test_a_verdict_needs_an_interval_without_zero(values, shift):
+    found = difference([value + shift for value in values], [0.0] * len(values), images_per_prompt=2)
+    (verdict,) = verdicts([found])
     assert found.low <= found.mean <= found.high or found.low == pytest.approx(found.high)
     if found.low <= 0 <= found.high:
-        assert found.verdict is Verdict.NONE
-    else:
-        assert found.verdict is (Verdict.BETTER if (found.low > 0) == higher else Verdict.WORSE)
+        assert verdict is Verdict.NONE
+    elif verdict is not Verdict.NONE:
+        assert verdict is (Verdict.BETTER if found.low > 0 else Verdict.WORSE)
 
 
 def test_images_of_one_prompt_are_no_prompts_of_their_own():
@@ -174,7 +183,15 @@ def test_the_command(packed, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*main_of, *common])
     assert ended.value.code == 0
-    assert "no difference shown" in capsys.readouterr().out or (tmp_path / "out" / "scores.json").exists()
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    shown = capsys.readouterr().out
+    assert [result["metric"] for result in scores["results"]] == ["clip", "mse", "psnr", "ssim", "geneval"]
+    for result in scores["results"]:
+        (line,) = [line for line in shown.splitlines() if f" {result['metric']} " in line]
+        change = result.get("difference") or result["to_original"]
+        assert f"{change['mean']:.3g} ({change['low']:.3g} to {change['high']:.3g})" in line
+        assert change.get("verdict", "") in line
+    assert f"6 images a set; every interval, over prompts: {tmp_path / 'out' / 'scores.json'}" in shown
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from PIL import Image
 from bitsfusion.cli.main import main
 from bitsfusion.data.world.captions import prompt_set
 from bitsfusion.embedded import SCORER_FOLDER
-from bitsfusion.evaluation.drawn import given
+from bitsfusion.evaluation.pictures import given
 from bitsfusion.evaluation.prompts import PromptSet, picture_prompts
 from bitsfusion.metrics.geneval.files import read_results
 from bitsfusion.pipelines.load import EMBEDDED

@@ -10,7 +10,7 @@ def test_world_prompts_have_a_seed_each():
     assert len(prompts.texts) == 42
     assert prompts.seeds == tuple(range(100, 142))
     assert prompts.sha256 != world_prompts("validation", 7, 100).sha256
-    head = prompts.head(2)
+    head = prompts.chosen(prompts.first_of_each(2))
     assert [prompt.tag for prompt in head.world] == [tag for tag in TASKS for _ in range(2)]
     assert head.seeds[2] == prompts.seeds[7]
 

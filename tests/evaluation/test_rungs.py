@@ -66,11 +66,12 @@ def test_another_training_seed_is_no_new_prompt(prompts):
 
 def test_paired_difference_is_exact_where_all_prompts_agree():
     ours, theirs = [scores([True] * 40 + [False] * 20)], [scores([True] * 40 + [False] * 20, "full_precision", None)]
-    assert paired_difference(ours, theirs) == {"mean": 0, "low": 0, "high": 0}
+    same = paired_difference(ours, theirs)
+    assert (same.mean, same.low, same.high, same.p) == (0, 0, 0, 1)
     worse = [dataclasses.replace(ours[0], passed=[True] * 10 + [False] * 50)]
     difference = paired_difference(worse, theirs)
-    assert difference["mean"] == pytest.approx(-0.5)
-    assert difference["low"] < -0.5 < difference["high"] < 0
+    assert difference.mean == pytest.approx(-0.5)
+    assert difference.low < -0.5 < difference.high < 0
 
 
 def test_the_clip_score_is_paired_over_prompts_too():
@@ -81,8 +82,8 @@ def test_the_clip_score_is_paired_over_prompts_too():
     ]
     assert reference[0].clip_score == pytest.approx(0.55)
     difference = paired_difference(higher, reference, "clip_scores")
-    assert difference["mean"] == pytest.approx(0.15)
-    assert 0 < difference["low"] < 0.15 < difference["high"]
+    assert difference.mean == pytest.approx(0.15)
+    assert 0 < difference.low < 0.15 < difference.high
 
 
 def test_no_checker_no_marks():

@@ -52,9 +52,44 @@ def test_frechet_distance_is_the_formula(images, tmp_path):
     (mean, covariance), (mean2, covariance2) = statistics(images), statistics(others)
     root = linalg.sqrtm(covariance @ covariance2).real
     wanted = np.sum((mean - mean2) ** 2) + np.trace(covariance + covariance2 - 2 * root)
-    assert features.num_features == 4
+    assert features.width == 4
     assert found == pytest.approx(wanted, rel=1e-4)
     assert FrechetDistance(features, [images])([images]) == pytest.approx(0, abs=1e-6)
+
+
+class Learned(nn.Module):
+    """A float32 network with parameters, as an exported Inception is: it takes no other dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 5, 3, stride=4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.convolution(images.float() / 255).mean((2, 3))
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+def test_features_have_the_dtype_of_their_network(images, tmp_path, half):
+    torch.manual_seed(0)
+    network = Learned()
+    path = script(network, tmp_path / "learned.pt")
+    if half:
+        path = script(nn.Sequential(Learned(), Rounded()), tmp_path / "rounded.pt")
+    features = load_features(path)
+    found = features(images)
+    assert found.dtype == torch.float64 and found.shape == (40, 5)
+    if not half:
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+        assert torch.equal(found, network(pixels).double())
+    distance = FrechetDistance(features, [images])
+    assert distance([images // 2]) > distance([images]) == pytest.approx(0, abs=1e-4)
+
+
+class Rounded(nn.Module):
+    """To bfloat16."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values.to(torch.bfloat16)
 
 
 def test_frechet_distance_of_clip_features(images):

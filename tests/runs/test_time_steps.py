@@ -10,10 +10,10 @@ from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.writer import write_pipeline
 from bitsfusion.data.world_training import WorldData
 from bitsfusion.diffusion.conditioning import conditioner_of
-from bitsfusion.evaluation.time_step_figure import draw_time_steps
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.recipe.named import recipe_bits
+from bitsfusion.report.time_steps import draw_time_steps
 from bitsfusion.runs.time_steps import measure_time_steps
 from bitsfusion.training.checkpoint import identity, save_student
 from bitsfusion.training.time_steps import measured_density, read_curve

@@ -17,7 +17,7 @@ from bitsfusion.io.schema import parse
 from bitsfusion.training.config import PAPER_STAGE1, PAPER_STAGE2, TimeStepConfig, TrainingConfig
 from bitsfusion.training.ema import ExponentialMovingAverage
 from bitsfusion.training.losses import BlockFeatures, feature_distillation, noise_prediction
-from bitsfusion.training.optimizer import build_optimizer, learning_rate_factor
+from bitsfusion.training.optimizer import RELATIVE, build_optimizer, learning_rate_factor, with_relative_steps
 from bitsfusion.training.samples import draw_sample
 from bitsfusion.training.time_steps import time_step_sampler
 
@@ -239,6 +239,45 @@ def test_scales_have_their_own_rate_and_no_decay():
     assert (weights["lr"], scales["lr"], weights["weight_decay"], scales["weight_decay"]) == (1e-4, 1e-5, 1e-2, 0.0)
     assert len(weights["params"]) + len(scales["params"]) == len(names) == len(list(student.parameters()))
     assert all(name.endswith(".scale") for name in names[len(weights["params"]) :])
+
+
+def relative_and_plain(rate: float, steps: int, device: str = "cpu"):
+    """Scales of very different sizes after some steps of `build_optimizer`'s kind, and log s by torch's own AdamW."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.tensor([3.0, 0.03, 0.0003, -0.02, 0.0])
+    scale = torch.nn.Parameter(start.clone())
+    logs = torch.nn.Parameter(torch.zeros(5))
+    options = {"lr": rate, "weight_decay": 0.0, "eps": 1e-30}
+    ours = with_relative_steps(torch.optim.AdamW)([{"params": []}, {"params": [scale], RELATIVE: True}], **options)
+    theirs = torch.optim.AdamW([logs], **options)
+    for _ in range(steps):
+        scale.grad = torch.randn(5, generator=generator)
+        logs.grad = scale.grad * torch.where(start < 0, -1, 1)
+        ours.step()
+        theirs.step()
+    return start, scale.detach(), logs.detach()
+
+
+def test_scales_step_in_proportion():
+    """AdamW on log |s|: the same ratio for scales of all sizes; a scale of zero stays."""
+    start, scale, logs = relative_and_plain(0.01, 20)
+    signed = torch.where(start < 0, -logs, logs)
+    torch.testing.assert_close(scale, start * signed.exp(), rtol=1e-5, atol=0)
+    assert scale[4] == 0 and (scale[:4] != start[:4]).all()
+
+
+def test_scales_of_a_step_that_overflowed_stay():
+    """What torch's GradScaler tells an optimizer that divides by itself, as the fused AdamW does."""
+    scale = torch.nn.Parameter(torch.ones(2))
+    optimizer = with_relative_steps(torch.optim.AdamW)([{"params": [scale], RELATIVE: True}], lr=0.1)
+    scale.grad = torch.full((2,), 8.0)
+    optimizer.found_inf, optimizer.grad_scale = torch.tensor(1.0), torch.tensor(8.0)
+    optimizer.step()
+    assert scale.tolist() == [1, 1]
+    optimizer.found_inf = torch.tensor(0.0)
+    optimizer.step()
+    assert optimizer.state[scale]["exp_avg"].tolist() == pytest.approx([0.1, 0.1])
+    assert scale.tolist() == pytest.approx([math.exp(-0.1)] * 2)
 
 
 def test_the_averages_stand_in_for_the_parameters_for_a_while():

@@ -11,7 +11,8 @@ import typer
 
 from bitsfusion.cli.console import print_json, progress_bars
 from bitsfusion.cli.interruption import resumable
-from bitsfusion.cli.options import Covered, Json, Model, Quiet, time_cover
+from bitsfusion.cli.options import Covered, Device, Json, Model, Quiet, time_cover
+from bitsfusion.devices import AUTO
 from bitsfusion.diffusion.time_features import BASIS, SamplerSteps
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import file_prompts, world_prompts
@@ -71,7 +72,7 @@ def analyze(
     clip: Annotated[str | None, typer.Option(help="CLIP model for the drop of CLIP score: a folder or hub id.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     cover: Covered = ["basis"],  # noqa: B006 (typer reads it, nobody changes it)
-    device: Annotated[str, typer.Option(help="cpu, cuda and so on.")] = "cpu",
+    device: Device = AUTO,
     workers: Annotated[int, typer.Option(min=0, help="Processes that measure, by Ray; 0: this one, without Ray.")] = 0,
     ray_address: Annotated[
         str | None, typer.Option(help="Of a Ray cluster; without it the workers are on this machine.")

@@ -11,7 +11,7 @@ import typer
 from bitsfusion.cli.console import progress_bars
 from bitsfusion.cli.options import Quiet
 from bitsfusion.errors import InputError
-from bitsfusion.evaluation.card.card import (
+from bitsfusion.report.card import (
     HUB_ID,
     default_prompts,
     hub_id,
@@ -20,7 +20,7 @@ from bitsfusion.evaluation.card.card import (
     run_scores,
     write_card,
 )
-from bitsfusion.evaluation.card.hub import push_to_hub
+from bitsfusion.report.hub import push_to_hub
 
 
 def register(app: typer.Typer) -> None:

@@ -10,8 +10,9 @@ import typer
 
 from bitsfusion.cli.console import print_json, print_table, progress_bars
 from bitsfusion.cli.interruption import resumable
-from bitsfusion.cli.options import Json, Quiet
+from bitsfusion.cli.options import Device, Json, Quiet
 from bitsfusion.data.pictures import holds_pictures, is_tree
+from bitsfusion.devices import AUTO, resolve
 from bitsfusion.diffusion.samplers import Sampler
 from bitsfusion.embedded import SCORER_FOLDER
 from bitsfusion.errors import InputError
@@ -28,6 +29,7 @@ from bitsfusion.evaluation.measures import (
 from bitsfusion.evaluation.official import geneval_measure, tifa_measure
 from bitsfusion.evaluation.prompts import PromptSet, file_prompts, picture_prompts, world_prompts
 from bitsfusion.evaluation.setting import Evaluation
+from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.metrics.geneval.colors import OFFICIAL_CLIP, ClipColors
 from bitsfusion.metrics.geneval.detector import Mask2FormerDetector
 from bitsfusion.metrics.geneval.evaluator import Evaluator
@@ -65,7 +67,7 @@ def evaluate(
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(help='.txt, .jsonl (GenEval), .tsv (PartiPrompts), .json (TIFA); pictures, "embedded" need none.'),
+        typer.Option(help=".txt, .jsonl (GenEval), .tsv (PartiPrompts), .json (TIFA); else of pictures, embedded."),
     ] = None,
     per_task: Annotated[int, typer.Option(min=1, help="Of each task of the drawn world's prompts.")] = 100,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first that many prompts of the file.")] = None,
@@ -91,12 +93,13 @@ def evaluate(
     sentence_encoder: Annotated[
         str, typer.Option(help="Text encoder that maps TIFA's answers to choices.")
     ] = OFFICIAL_ENCODER,
-    device: Annotated[str, typer.Option(help="cpu, cuda and so on.")] = "cpu",
+    device: Device = AUTO,
     dtype: Annotated[str, typer.Option(help=f"Of the pipelines: {', '.join(DTYPES)}.")] = "float32",
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Scores a model, beside the original if there is one. Killed, the same command goes on."""
+    device = str(resolve(device))
     pictures = next((Path(side) for side in (model, against) if side and holds_pictures(side)), None)
     world = EMBEDDED in (model, against) and prompts is None and pictures is None
     asked = _metrics(metrics, against, world)
@@ -129,7 +132,8 @@ def evaluate(
         if metric is Metric.CLIP:
             own = EMBEDDED in (model, against) and clip is None
             source = str(SCORER_FOLDER) if own else clip or CLIP
-            measures.append(clip_measure(source, repeated, device, "the embedded model's scorer" if own else source))
+            scorer = ClipScorer.from_pretrained(source, device)
+            measures.append(clip_measure(scorer, repeated, "the embedded model's scorer" if own else source))
         elif metric in PAIRED:
             measures.append(pair_measure(metric, lpips, device))
         elif metric is Metric.FID:

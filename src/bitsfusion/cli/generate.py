@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from bitsfusion.cli.console import progress_bars
-from bitsfusion.cli.options import Quiet
+from bitsfusion.cli.options import Device, Quiet
+from bitsfusion.devices import AUTO
 from bitsfusion.diffusion.samplers import OWN, sampler_name
-from bitsfusion.runs.singles import generate_to_folder
+from bitsfusion.evaluation.drawing import generate_to_folder
 
 
 def register(app: typer.Typer) -> None:
@@ -28,6 +29,7 @@ def generate(
     steps: Annotated[int, typer.Option(min=1)] = 50,
     guidance: Annotated[float, typer.Option()] = 7.5,
     seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next ones count on.")] = 1024,
+    device: Device = AUTO,
     quiet: Quiet = False,
 ) -> None:
     """Draws images with a packed model."""
@@ -40,6 +42,7 @@ def generate(
             steps=steps,
             guidance=guidance,
             seed=seed,
+            device=device,
             progress=lambda done, total: progress.update("generate", done, total),
         )
     for path in paths:

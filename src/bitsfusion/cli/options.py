@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bitsfusion.devices import AUTO
 from bitsfusion.errors import InputError
 
 if TYPE_CHECKING:
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
 Model = Annotated[str, typer.Argument(help='A diffusers folder, a hub id, or "embedded".')]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Device = Annotated[
+    str, typer.Option(help=f"Where it computes: {AUTO} (an accelerator if there is one), cpu, cuda, cuda:1, mps.")
+]
+ConfigDevice = Annotated[
+    str | None, typer.Option("--device", help="In the place of the config's device: cpu, cuda, cuda:1, mps.")
+]
 Covered = Annotated[
     list[str],
     typer.Option(

@@ -11,7 +11,7 @@ import yaml
 
 from bitsfusion.cli.console import print_json, print_ladder, progress_bars
 from bitsfusion.cli.interruption import resumable
-from bitsfusion.cli.options import Json, Quiet
+from bitsfusion.cli.options import ConfigDevice, Json, Quiet
 from bitsfusion.io.files import read_json
 from bitsfusion.io.schema import parse
 from bitsfusion.runs.config import RunConfig, read_config
@@ -30,13 +30,14 @@ def register(app: typer.Typer) -> None:
 def demo(
     out: Annotated[Path, typer.Option(help="Run folder; the same command goes on with it.")] = Path("runs/demo"),
     until: Until = STEPS[-1],
+    device: ConfigDevice = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """The whole method on the embedded model, in minutes."""
     preset = resources.files("bitsfusion.runs") / "presets" / "demo.yaml"
     config = parse(RunConfig, yaml.safe_load(preset.read_text(encoding="utf-8")), "demo.yaml")
-    execute(config, out, until, quiet, json)
+    execute(on_device(config, device), out, until, quiet, json)
 
 
 def run(
@@ -44,15 +45,21 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/ and the config's name.")] = None,
     until: Until = STEPS[-1],
     dry_run: DryRun = False,
+    device: ConfigDevice = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """The same steps on any Stable Diffusion pipeline, as a YAML file says."""
-    resolved = read_config(config)
+    resolved = on_device(read_config(config), device)
     if dry_run:
         print_json(resolved.model_dump(mode="json"))
         return
     execute(resolved, out or Path("runs") / config.stem, until, quiet, json)
+
+
+def on_device(config: RunConfig, device: str | None) -> RunConfig:
+    """`config` with the device of --device, where one is given."""
+    return config if device is None else parse(RunConfig, {**config.model_dump(), "device": device}, "--device")
 
 
 def execute(config: RunConfig, out: Path, until: str, quiet: bool, json: bool) -> None:

@@ -10,11 +10,12 @@ import typer
 
 from bitsfusion.cli.console import print_json, print_table, progress_bars
 from bitsfusion.cli.interruption import resumable
-from bitsfusion.cli.options import Json, Model, Quiet
+from bitsfusion.cli.options import ConfigDevice, Device, Json, Model, Quiet
 from bitsfusion.cli.run import execute
+from bitsfusion.devices import AUTO, resolve
 from bitsfusion.errors import InputError
-from bitsfusion.evaluation.time_step_figure import draw_time_steps
 from bitsfusion.pipelines.load import EMBEDDED, load_pipeline
+from bitsfusion.report.time_steps import draw_time_steps
 from bitsfusion.runs.config import FolderSource, WorldSource
 from bitsfusion.runs.sources import training_data
 from bitsfusion.runs.stage import StageConfig, plan_training, read_training_config, train_stage
@@ -40,6 +41,7 @@ def train(
         bool, typer.Option("--dry-run", help="Print the resolved config and what it will cost, and stop.")
     ] = False,
     gpus: Annotated[int, typer.Option(min=1, help="A100-80GB of the plan that --dry-run prints.")] = 8,
+    device: ConfigDevice = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -47,7 +49,7 @@ def train(
 
     Under `accelerate launch` or torchrun all processes train together.
     """
-    resolved = read_training_config(config, set)
+    resolved = read_training_config(config, set, device)
     if dry_run:
         plans = plan_training(resolved, replace(Machine(), gpus=gpus))
         if json:
@@ -58,13 +60,15 @@ def train(
             _print_plans(plans)
         return
     out = out or Path("runs") / config.stem
-    quiet = quiet or not Ranks().main
+    training = resolved.training if isinstance(resolved, StageConfig) else resolved
+    ranks = Ranks(resolve(training.device))
+    quiet = quiet or not ranks.main
     if not isinstance(resolved, StageConfig):
         execute(resolved, out, "stage2", quiet, json=False)
         return
     with progress_bars(quiet) as progress, resumable():
         result = train_stage(resolved, out, progress)
-    if not Ranks().main:
+    if not ranks.main:
         return
     if json:
         print_json({"folder": str(out), "steps": result.steps, "loss": result.loss, "seconds": result.seconds})
@@ -105,6 +109,7 @@ def timesteps(
     samples: Annotated[int, typer.Option(min=1, help="Noisy latents at each.")] = 32,
     alpha: Annotated[float, typer.Option(help="Of the Beta distribution in the picture.")] = 3.0,
     beta: Annotated[float, typer.Option()] = 1.0,
+    device: Device = AUTO,
     json: Json = False,
 ) -> None:
     """At which time steps a quantized model errs (Eq. 9, figure 4)."""
@@ -116,8 +121,8 @@ def timesteps(
         else FolderSource(kind="imagefolder", train_data_dir=data, resolution=resolution)
     )
     pipeline = load_pipeline(model)
-    held_out = training_data(source, pipeline, "validation")
-    curve = measure_time_steps(pipeline, quantized, held_out, out, points, samples)
+    held_out = training_data(source, pipeline, "validation", device=resolve(device))
+    curve = measure_time_steps(pipeline, quantized, held_out, out, points, samples, device)
     picture = out.with_suffix(".png")
     draw_time_steps(curve, picture, alpha, beta, pipeline.scheduler.config.num_train_timesteps)
     if json:

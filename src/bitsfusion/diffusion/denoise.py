@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import Tensor, nn
@@ -46,25 +47,8 @@ def pipeline_denoiser(pipeline: Any) -> Any:
     raise InputError(f"{type(pipeline).__name__}: got no denoiser, wanted a component {wanted}")
 
 
-def denoiser_component(pipeline: Any) -> str:
-    """The name of the same component: "unet", "transformer"."""
-    model = pipeline_denoiser(pipeline)
-    return next(name for name in DENOISER_COMPONENTS if getattr(pipeline, name, None) is model)
-
-
 def with_denoiser(pipeline: Any, model: nn.Module) -> Any:
-    """A pipeline of the same class and components around another denoiser, without a safety checker."""
-    kind = type(pipeline)
-    changes: dict[str, Any] = {denoiser_component_of(model): model}
-    components = pipeline.components
-    if "safety_checker" in components:
-        changes |= {"safety_checker": None, "requires_safety_checker": False}
-    options = {name: pipeline.config[name] for name in kind._get_signature_keys(kind)[1] if name in pipeline.config}
-    made = kind(**{**options, **components, **changes})
-    made.set_progress_bar_config(disable=True)
-    return made
-
-
-def denoiser_component_of(model: nn.Module) -> str:
-    """The name of a pipeline's component that models of this family are."""
-    return denoiser_of(model).component
+    """The pipeline with `model`, put where the pipeline is, in its denoiser's place; it shares all else with it."""
+    other = copy.copy(pipeline)
+    other.register_modules(**{denoiser_of(model).component: model.to(pipeline.device)})
+    return other

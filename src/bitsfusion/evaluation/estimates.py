@@ -1,23 +1,29 @@
-"""Means over prompts with their intervals, and what may be said of a difference."""
+"""Means over prompts with their intervals, differences of two models, and what may be said of several of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import t as student_t
 
 from bitsfusion.metrics.intervals import bootstrap_mean_interval
 
 FEWEST = 6
 """Prompts below which nothing is shown: that all of five go one way happens by chance more often than in 5 % (2 / 2^5),
 and the bootstrap of so few has intervals that are far too narrow, of one prompt none at all."""
+LEVEL = 0.05
+"""The chance of any wrong verdict among those that are given together."""
+
+Values: TypeAlias = Sequence[float] | npt.NDArray[np.float64]
 
 
 class Verdict(str, Enum):
-    """What a paired difference shows; anything but NONE only of enough prompts, where its interval excludes zero."""
+    """What a paired difference shows (see `verdicts`)."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -26,7 +32,7 @@ class Verdict(str, Enum):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over prompts and its 95 % bootstrap interval over prompts."""
+    """A mean over prompts and its 95 % interval."""
 
     mean: float
     low: float
@@ -35,40 +41,109 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """Of two models on the same prompts and seeds."""
+    """A mean difference of two models on the same prompts and image seeds.
 
-    verdict: Verdict
+    Fields:
+        p: the chance of a difference as large if there were none, by Student's t (two-sided, of this one alone).
+        prompts: how many there are.
+        training_seeds: how many trainings the interval spans; None where the models themselves are compared, and not
+            the methods that trained them.
+    """
+
+    p: float
+    prompts: int
+    training_seeds: int | None = None
 
 
-def estimate(
-    values: Sequence[float] | npt.NDArray[np.float64], images_per_prompt: int = 1, groups: Sequence[str] | None = None
-) -> Estimate:
-    """Of per-image `values` ([prompts x images_per_prompt], the images of a prompt beside each other).
+def estimate(values: Values, images_per_prompt: int = 1, groups: Sequence[str] | None = None) -> Estimate:
+    """The mean of per-image `values` ([prompts x images_per_prompt], the images of a prompt beside each other).
 
-    Prompts are resampled, their images averaged: the interval speaks of new prompts.
+    Prompts are resampled (bootstrap), their images averaged: the interval speaks of new prompts.
 
     Args:
         groups: of each image, where the mean is that of the groups' means (GenEval's tasks): resampled within.
     """
-    prompts = np.asarray(values, dtype=np.float64).reshape(-1, images_per_prompt).mean(1)
-    of_prompts = groups if groups is None else list(groups)[::images_per_prompt]
-    names = np.asarray(of_prompts or [""] * len(prompts))
+    prompts, names = _by_prompt(values, images_per_prompt, groups)
     mean = float(np.mean([prompts[names == name].mean() for name in np.unique(names)]))
-    return Estimate(mean, *bootstrap_mean_interval(prompts, of_prompts))
+    return Estimate(mean, *bootstrap_mean_interval(prompts, names.tolist()))
 
 
 def difference(
-    values: Sequence[float] | npt.NDArray[np.float64],
-    others: Sequence[float] | npt.NDArray[np.float64],
-    higher_is_better: bool,
-    images_per_prompt: int = 1,
-    groups: Sequence[str] | None = None,
+    values: Values, others: Values, images_per_prompt: int = 1, groups: Sequence[str] | None = None
 ) -> Difference:
-    """`values` minus `others`, image by image; see `estimate`."""
+    """`values` minus `others`, image by image, of two given models: over prompts alone; see `estimate`."""
     change = np.asarray(values, dtype=np.float64) - np.asarray(others, dtype=np.float64)
-    paired = estimate(change, images_per_prompt, groups)
-    shown = len(values) >= FEWEST * images_per_prompt and (paired.low > 0 or paired.high < 0)
-    verdict = Verdict.NONE
-    if shown:
-        verdict = Verdict.BETTER if (paired.mean > 0) == higher_is_better else Verdict.WORSE
-    return Difference(paired.mean, paired.low, paired.high, verdict)
+    found = estimate(change, images_per_prompt, groups)
+    prompts, names = _by_prompt(change, images_per_prompt, groups)
+    parts = [prompts[names == name] for name in np.unique(names)]
+    variance = sum(part.var(ddof=1) / len(part) for part in parts if len(part) > 1) / len(parts) ** 2
+    p = _chance(found.mean, float(variance), len(prompts) - len(parts))
+    return Difference(found.mean, found.low, found.high, p, len(prompts))
+
+
+def trained_difference(change: npt.NDArray[np.float64]) -> Difference:
+    """The difference of two methods, from `change` [training seeds, prompts]: over new prompts and new trainings.
+
+    Seeds and prompts are crossed random effects. The mean's variance is that of prompts plus what training seeds add
+    beyond the noise of single images (the two-way analysis of variance of multi-reader studies; Dorfman, Berbaum and
+    Metz 1992), with Satterthwaite's degrees of freedom. One seed alone has an interval over prompts, and no verdict.
+    """
+    seeds, prompts = change.shape
+    if seeds == 1 or prompts == 1:
+        alone = difference(change.mean(0), np.zeros(prompts))
+        return Difference(alone.mean, alone.low, alone.high, alone.p, prompts, seeds)
+    mean, by_seed, by_prompt = float(change.mean()), change.mean(1), change.mean(0)
+    residual = change - by_seed[:, None] - by_prompt + mean
+    freedom = np.array([prompts - 1, seeds - 1, (prompts - 1) * (seeds - 1)], dtype=np.float64)
+    parts = np.array(
+        [
+            by_prompt.var(ddof=1) / prompts,
+            by_seed.var(ddof=1) / seeds,
+            np.square(residual).sum() / freedom[2] / change.size,
+        ]
+    )
+    if parts[1] <= parts[2]:  # seeds differ by no more than single images do
+        variance, left = float(parts[0]), float(freedom[0])
+    else:
+        variance = float(parts[0] + parts[1] - parts[2])
+        left = variance**2 / float((parts**2 / freedom).sum())
+    half = float(student_t.ppf(1 - LEVEL / 2, left)) * variance**0.5
+    return Difference(mean, mean - half, mean + half, _chance(mean, variance, left), prompts, seeds)
+
+
+def holm(chances: Sequence[float]) -> list[float]:
+    """P-values corrected for their number (Holm 1979): of any wrong rejection below a level among all of them."""
+    order = np.argsort(chances)
+    corrected = np.asarray(chances, dtype=np.float64)[order] * np.arange(len(order), 0, -1)
+    result = np.empty(len(order))
+    result[order] = np.minimum(np.maximum.accumulate(corrected), 1)
+    return [float(p) for p in result]
+
+
+def verdicts(differences: Sequence[Difference]) -> list[Verdict]:
+    """What each of several differences, higher being better, shows: all that are reported together go in.
+
+    Something is shown only of `FEWEST` prompts or more and of two training seeds or more, where the interval excludes
+    zero and the p-value, corrected by `holm`, is below `LEVEL`.
+    """
+    return [
+        Verdict.NONE
+        if p >= LEVEL or one.low <= 0 <= one.high or one.prompts < FEWEST or one.training_seeds == 1
+        else (Verdict.BETTER if one.mean > 0 else Verdict.WORSE)
+        for one, p in zip(differences, holm([one.p for one in differences]), strict=True)
+    ]
+
+
+def _by_prompt(
+    values: Values, images_per_prompt: int, groups: Sequence[str] | None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.str_]]:
+    """The mean of each prompt, and its group."""
+    prompts = np.asarray(values, dtype=np.float64).reshape(-1, images_per_prompt).mean(1)
+    return prompts, np.asarray([""] * len(prompts) if groups is None else list(groups)[::images_per_prompt])
+
+
+def _chance(mean: float, variance: float, freedom: float) -> float:
+    """Of a mean as far from zero as `mean`; 1 where there is nothing to tell its spread from."""
+    if mean == 0 or freedom < 1:
+        return 1.0
+    return 0.0 if variance == 0 else float(2 * student_t.sf(abs(mean) / variance**0.5, freedom))

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from diffusers import DiffusionPipeline
+
 from bitsfusion.artifact.inspect import inspect_folder
 from bitsfusion.errors import InputError
-from bitsfusion.evaluation.card import PICTURES, README
-from bitsfusion.evaluation.drawn import DrawingSettings, DrawnImages, draw, given
+from bitsfusion.evaluation.drawing import Sampling, draw_into
+from bitsfusion.evaluation.estimates import verdicts
 from bitsfusion.evaluation.measures import Measure
+from bitsfusion.evaluation.pictures import PictureFiles, given
 from bitsfusion.evaluation.setting import Evaluation, Progress
-from bitsfusion.evaluation.values import KeptValues, scores_of
+from bitsfusion.evaluation.values import KeptValues
 from bitsfusion.io.files import folder_lock, sha256_folder, write_json
+from bitsfusion.pipelines.card_files import CARD
 from bitsfusion.pipelines.load import load_pipeline, pipeline_folder
 
 SCHEMA_VERSION = 1
@@ -45,25 +50,32 @@ def evaluate(
     hashes = {side: pictures[side].sha256 if side in pictures else _sha256(sources[side]) for side in sources}
     identities = {side: _identity(source, hashes[side], pictures.get(side)) for side, source in sources.items()}
     with folder_lock(out, out / ".lock"):
-        drawn: dict[str, dict[float | None, DrawnImages]] = {}
+        drawn: dict[str, dict[float | None, PictureFiles]] = {}
         for side in sources:
             if side in pictures:
                 drawn[side] = dict.fromkeys(evaluation.set_guidance, pictures[side])
             else:
                 drawn[side] = _draw(evaluation, side, hashes[side], out, report)
-        results = []
+        results: list[Any] = []
+        differences: dict[Any, Any] = {}
         for guidance in evaluation.set_guidance:
             sides = {side: drawn[side][guidance] for side in sources}
             for measure in measures:
-                values = KeptValues(out, measure, guidance, evaluation, hashes, report)
+                kept = KeptValues(out, measure, guidance, evaluation, hashes, sides, report)
+                found, change = kept.scores()
+                if change is not None:
+                    differences[len(results)] = change
                 results.append(
                     {
                         "metric": measure.metric.value,
                         "guidance": guidance,
-                        **scores_of(measure, sides, values),
+                        **found,
                         "of": {**evaluation.record(), **identities, "settings": dict(measure.settings)},
                     }
                 )
+        for (place, change), verdict in zip(differences.items(), verdicts(list(differences.values())), strict=True):
+            shown = {name: value for name, value in asdict(change).items() if name in ("mean", "low", "high", "p")}
+            results[place]["difference"] = shown | {"verdict": verdict.value}
         scores = {
             "schema_version": SCHEMA_VERSION,
             **identities,
@@ -81,16 +93,17 @@ def evaluate(
 
 def _draw(
     evaluation: Evaluation, side: str, model_sha256: str, out: Path, report: Progress
-) -> dict[float | None, DrawnImages]:
-    """Every set of images of one model, by its guidance."""
+) -> dict[float | None, PictureFiles]:
+    """Every set of pictures of one model, by its guidance."""
     load = functools.cache(functools.partial(_pipeline, evaluation.sources[side], evaluation))
     return {
-        guidance: draw(
+        guidance: draw_into(
+            out / side / f"guidance-{guidance:g}",
             load,
             evaluation.prompts,
-            out / side / f"guidance-{guidance:g}",
-            DrawingSettings(model_sha256, evaluation.sampler, evaluation.steps, guidance, evaluation.dtype_name),
-            evaluation.batch_size,
+            Sampling(evaluation.sampler, evaluation.steps, guidance, evaluation.batch_size),
+            model_sha256,
+            evaluation.dtype_name,
             functools.partial(report, f"{side}, guidance {guidance:g}"),
         )
         for guidance in evaluation.guidance
@@ -100,14 +113,14 @@ def _draw(
 def _sha256(source: str) -> str:
     if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
         raise InputError(f"{source}: got neither model_index.json nor metadata.jsonl, wanted a pipeline, or pictures")
-    return sha256_folder(pipeline_folder(source), without=(README, PICTURES))
+    return sha256_folder(pipeline_folder(source), without=CARD)
 
 
-def _pipeline(source: str, evaluation: Evaluation) -> Any:
+def _pipeline(source: str, evaluation: Evaluation) -> DiffusionPipeline:
     return load_pipeline(source, evaluation.dtype).to(evaluation.device)
 
 
-def _identity(source: str, sha256: str, pictures: DrawnImages | None) -> dict[str, Any]:
+def _identity(source: str, sha256: str, pictures: PictureFiles | None) -> dict[str, Any]:
     """Which model, and at how many bits it is if it is packed; or which pictures, and what is said of them."""
     if pictures is not None:
         return {"source": source, "sha256": sha256, "bits": None, "pictures": pictures.said}

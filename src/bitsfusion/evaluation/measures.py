@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from bitsfusion.data.world.captions import TASKS
 from bitsfusion.errors import InputError
-from bitsfusion.evaluation.drawn import DrawnImages, read_png
+from bitsfusion.evaluation.pictures import Images, PictureFiles, read_picture
 from bitsfusion.evaluation.prompts import PromptSet
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.metrics.fid import Batches, FrechetDistance, load_features
@@ -22,8 +22,7 @@ from bitsfusion.metrics.image_error import mse, psnr
 from bitsfusion.metrics.lpips import Lpips
 from bitsfusion.metrics.structure import ssim
 
-Images = npt.NDArray[np.uint8]
-Values = npt.NDArray[np.float64]
+Values: TypeAlias = npt.NDArray[np.float64]
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -41,20 +40,33 @@ class Metric(str, Enum):
 
 
 PAIRED = (Metric.MSE, Metric.PSNR, Metric.SSIM, Metric.LPIPS)
-"""Of an image and the original's image of the same prompt and seed."""
+"""Those of a picture and the original's of the same prompt and seed."""
 
 
 @dataclass(frozen=True)
-class _OfGroups:
-    """What the measures of single images share: higher is better, and tasks may count the same.
+class Judgement:
+    """A picture's value, and what was found in it, as JSON."""
+
+    value: float
+    record: Any = None
+
+
+@dataclass(frozen=True)
+class ImageMeasure:
+    """A value of each picture by itself; higher is better.
 
     Fields:
+        judge: images [n, h, w, 3] uint8 and where they are among the prompts, to n judgements.
         settings: what the number depends on, as JSON.
-        groups: of each image: the mean is that of the groups' means (GenEval's tasks); none: of all images.
+        groups: the group of each picture: the mean is that of the groups' means (GenEval's tasks); None: of all.
+        publish: writes the pictures' records to a folder, in the files of the published evaluator.
     """
 
-    settings: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
-    groups: Sequence[str] | None = field(default=None, kw_only=True)
+    metric: Metric
+    judge: Callable[[Images, slice], Sequence[Judgement]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    groups: Sequence[str] | None = None
+    publish: Callable[[PictureFiles, Sequence[Any], Path], None] | None = None
 
     def by_group(self, values: Values) -> dict[str, float] | None:
         """The mean of each group."""
@@ -66,42 +78,8 @@ class _OfGroups:
 
 
 @dataclass(frozen=True)
-class ImageMeasure(_OfGroups):
-    """A value of each image by itself.
-
-    Fields:
-        score: images [n, h, w, 3] uint8 and where they are among the prompts, to n values.
-    """
-
-    metric: Metric
-    score: Callable[[Images, slice], Values]
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """An image's value, and what was found in it, as JSON."""
-
-    value: float
-    record: Any
-
-
-@dataclass(frozen=True)
-class JudgedMeasure(_OfGroups):
-    """A value of each image by itself with what it rests on, written in the files of its published evaluator.
-
-    Fields:
-        judge: images [n, h, w, 3] uint8 and where they are among the prompts, to n judgements.
-        publish: writes the images' records to a folder.
-    """
-
-    metric: Metric
-    judge: Callable[[Images, slice], Sequence[Judgement]]
-    publish: Callable[[DrawnImages, Sequence[Any], Path], None]
-
-
-@dataclass(frozen=True)
 class PairMeasure:
-    """A value of each pair of images, [n, h, w, 3] uint8 each, to n values."""
+    """A value of each pair of pictures; `distance` takes two [n, h, w, 3] uint8 to n values."""
 
     metric: Metric
     distance: Callable[[Images, Images], Values]
@@ -110,28 +88,27 @@ class PairMeasure:
 
 @dataclass(frozen=True)
 class SetMeasure:
-    """A value of a whole set of images, given in batches; lower is better."""
+    """A value of a whole set of pictures, which are passed in batches; lower is better."""
 
     metric: Metric
     score: Callable[[Batches], float]
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-Measure = ImageMeasure | JudgedMeasure | PairMeasure | SetMeasure
+Measure: TypeAlias = ImageMeasure | PairMeasure | SetMeasure
 
 
-def clip_measure(source: str, prompts: PromptSet, device: str, name: str) -> ImageMeasure:
+def clip_measure(scorer: ClipScorer, prompts: PromptSet, name: str) -> ImageMeasure:
     """CLIP score, as a cosine (others report 100 times this); `name` is what results call the model."""
-    scorer = ClipScorer.from_pretrained(source, device)
-    return ImageMeasure(
-        Metric.CLIP,
-        lambda images, where: scorer.score(images, prompts.texts[where]),
-        settings={"clip": name, "scale": 1},
-    )
+
+    def judge(images: Images, where: slice) -> list[Judgement]:
+        return [Judgement(float(value)) for value in scorer.score(images, prompts.texts[where])]
+
+    return ImageMeasure(Metric.CLIP, judge, {"clip": name, "scale": 1})
 
 
-def pair_measure(metric: Metric, lpips: str, device: str) -> PairMeasure:
-    """MSE, PSNR, SSIM or LPIPS."""
+def pair_measure(metric: Metric, lpips: str = "alex", device: str = "cpu") -> PairMeasure:
+    """MSE, PSNR, SSIM or LPIPS; `lpips` and `device` are of its network."""
     if metric is Metric.LPIPS:
         network = Lpips.from_pretrained(lpips, device)
         return PairMeasure(metric, network, {"network": network.name})
@@ -153,7 +130,7 @@ def fid_measure(features: str, reference: Path, device: str) -> SetMeasure:
 
     @functools.cache
     def distance() -> FrechetDistance:
-        return FrechetDistance(network, (_square(read_png(path))[None] for path in files), device)
+        return FrechetDistance(network, (_square(read_picture(path))[None] for path in files))
 
     settings = {
         "features": network.name,
@@ -169,15 +146,14 @@ def world_geneval_measure(prompts: PromptSet) -> ImageMeasure:
     """GenEval on the drawn world, by its own exact reader."""
     assert prompts.world is not None
 
-    def score(images: Images, where: slice) -> Values:
-        part = PromptSet(prompts.texts[where], prompts.seeds[where], prompts.world and prompts.world[where])
-        return np.asarray(part.check(images), dtype=np.float64)
+    def judge(images: Images, where: slice) -> list[Judgement]:
+        return [Judgement(float(right)) for right in prompts.check(images, where) or ()]
 
     return ImageMeasure(
         Metric.GENEVAL,
-        score,
-        settings={"detector": "the drawn world's reader", "rules": "strict: nothing but what was asked for"},
-        groups=[prompt.tag for prompt in prompts.world],
+        judge,
+        {"detector": "the drawn world's reader", "rules": "strict: nothing but what was asked for"},
+        [prompt.tag for prompt in prompts.world],
     )
 
 

@@ -21,7 +21,7 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class NoiseProbe:
-    """Noisy latents that every model is asked about.
+    """Noisy latents that every model is asked about, on the device of the pipeline that they are made for.
 
     Fields:
         samples: what is asked, float32.

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from bitsfusion.errors import InputError
-from bitsfusion.evaluation.drawn import DrawnImages
-from bitsfusion.evaluation.measures import Images, JudgedMeasure, Judgement, Metric
+from bitsfusion.evaluation.measures import ImageMeasure, Judgement, Metric
+from bitsfusion.evaluation.pictures import Images, PictureFiles
 from bitsfusion.io.files import sha256_json
 from bitsfusion.metrics.geneval.evaluator import Evaluator
 from bitsfusion.metrics.geneval.files import ResultLine, image_path, write_metadata, write_results
@@ -26,7 +26,7 @@ from bitsfusion.metrics.tifa.scores import TifaScores, answered
 from bitsfusion.metrics.tifa.vqa import VqaModel
 
 
-def geneval_measure(evaluator: Evaluator, prompts: Sequence[GenEvalPrompt], images_per_prompt: int) -> JudgedMeasure:
+def geneval_measure(evaluator: Evaluator, prompts: Sequence[GenEvalPrompt], images_per_prompt: int) -> ImageMeasure:
     """GenEval by the published rules; writes the official tree of images and results.jsonl.
 
     Args:
@@ -42,7 +42,7 @@ def geneval_measure(evaluator: Evaluator, prompts: Sequence[GenEvalPrompt], imag
         lines = [evaluator.evaluate(image, prompt, "") for image, prompt in zip(images, each[where], strict=True)]
         return [Judgement(float(line.correct), asdict(line)) for line in lines]
 
-    def publish(images: DrawnImages, records: Sequence[Any], folder: Path) -> None:
+    def publish(images: PictureFiles, records: Sequence[Any], folder: Path) -> None:
         if any(path.resolve().is_relative_to(folder.resolve()) for path in images.paths):
             raise InputError(
                 f"{folder}: got the pictures that are scored where results are written, wanted another --out"
@@ -55,14 +55,12 @@ def geneval_measure(evaluator: Evaluator, prompts: Sequence[GenEvalPrompt], imag
             lines.append(ResultLine(**{**record, "filename": str(path)}))
         write_results(folder / "results.jsonl", lines)
 
-    return JudgedMeasure(
-        Metric.GENEVAL, judge, publish, settings=evaluator.settings(), groups=[prompt.tag for prompt in each]
-    )
+    return ImageMeasure(Metric.GENEVAL, judge, evaluator.settings(), [prompt.tag for prompt in each], publish)
 
 
 def tifa_measure(
     vqa: VqaModel, matcher: ChoiceMatcher, captions: Sequence[TifaCaption], questions: Sequence[TifaQuestion]
-) -> JudgedMeasure:
+) -> ImageMeasure:
     """TIFA, an image a caption; writes the official map of images and the official result.
 
     Raises:
@@ -84,7 +82,7 @@ def tifa_measure(
             found.append(Judgement(value, [answer.fields() for answer in answers]))
         return found
 
-    def publish(images: DrawnImages, records: Sequence[Any], folder: Path) -> None:
+    def publish(images: PictureFiles, records: Sequence[Any], folder: Path) -> None:
         paths = {caption.id: path for caption, path in zip(captions, images.paths, strict=True)}
         write_image_paths(folder / "images.json", paths)
         answers = [AnsweredQuestion.model_validate(answer) for record in records for answer in record]
@@ -96,7 +94,7 @@ def tifa_measure(
         "questions": sum(map(len, by_image)),
         "questions_sha256": sha256_json([[question.fields() for question in about] for about in by_image]),
     }
-    return JudgedMeasure(Metric.TIFA, judge, publish, settings=settings)
+    return ImageMeasure(Metric.TIFA, judge, settings, publish=publish)
 
 
 def _link(source: Path, target: Path) -> None:

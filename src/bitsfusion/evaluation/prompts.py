@@ -1,11 +1,11 @@
-"""The prompts that every rung is scored on, each with its seed."""
+"""The prompts that models are scored on, each with its seed."""
 
 from __future__ import annotations
 
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,32 +32,32 @@ class PromptSet:
         """Of the texts and seeds."""
         return sha256_json([self.texts, self.seeds])
 
-    def check(self, images: npt.NDArray[np.uint8]) -> list[bool] | None:
-        """Whether each image ([n, 64, 64, 3] uint8) shows exactly what its prompt asks for; None without a checker."""
+    def check(self, images: npt.NDArray[np.uint8], where: slice = slice(None)) -> list[bool] | None:
+        """Whether each of `images` ([n, 64, 64, 3] uint8) shows exactly what its prompt asks for; None without a world.
+
+        Args:
+            where: the images' places among the prompts.
+        """
         if self.world is None:
             return None
-        return [fits(prompt, read(image)) for prompt, image in zip(self.world, images, strict=True)]
+        return [fits(prompt, read(image)) for prompt, image in zip(self.world[where], images, strict=True)]
 
     def repeated(self, times: int) -> PromptSet:
         """Every prompt `times` times, side by side; image i has the first seed + i."""
-        index = [place for place in range(len(self.texts)) for _ in range(times)]
-        world = None if self.world is None else tuple(self.world[place] for place in index)
-        seeds = tuple(range(self.seeds[0], self.seeds[0] + len(index)))
-        return PromptSet(tuple(self.texts[place] for place in index), seeds, world)
+        several = self.chosen([place for place in range(len(self.texts)) for _ in range(times)])
+        return replace(several, seeds=tuple(range(self.seeds[0], self.seeds[0] + len(several.texts))))
 
-    def head(self, per_task: int) -> PromptSet:
-        """The first `per_task` of each task, or the first 6 x `per_task` where there are no tasks."""
+    def chosen(self, places: Sequence[int]) -> PromptSet:
+        """Those at `places`, in that order."""
+        world = None if self.world is None else tuple(self.world[place] for place in places)
+        return PromptSet(tuple(self.texts[i] for i in places), tuple(self.seeds[i] for i in places), world)
+
+    def first_of_each(self, per_task: int) -> list[int]:
+        """The places of the first `per_task` of each task, or the first 6 x `per_task` where there are no tasks."""
         if self.world is None:
-            chosen: Sequence[int] = range(min(len(self.texts), 6 * per_task))
-        else:
-            seen: dict[str, int] = {}
-            chosen = [
-                index
-                for index, prompt in enumerate(self.world)
-                if seen.setdefault(prompt.tag, 0) < per_task and not seen.update({prompt.tag: seen[prompt.tag] + 1})
-            ]
-        world = None if self.world is None else tuple(self.world[index] for index in chosen)
-        return PromptSet(tuple(self.texts[i] for i in chosen), tuple(self.seeds[i] for i in chosen), world)
+            return list(range(min(len(self.texts), 6 * per_task)))
+        tags = [prompt.tag for prompt in self.world]
+        return [place for place, tag in enumerate(tags) if tags[:place].count(tag) < per_task]
 
 
 def world_prompts(split: Split, per_task: int, seed: int) -> PromptSet:

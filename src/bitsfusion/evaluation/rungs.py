@@ -1,28 +1,30 @@
-"""Scores of one model of the ladder: the images it draws and the noise it predicts."""
+"""What was measured of one model of a ladder: the images it draws, the noise it predicts, and how it compares."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from bitsfusion.data.world.captions import TASKS
+from bitsfusion.errors import InputError
+from bitsfusion.evaluation.estimates import Difference, difference, trained_difference
+from bitsfusion.evaluation.measures import Metric, clip_measure, pair_measure, world_geneval_measure
+from bitsfusion.evaluation.pictures import Images, PictureArray
 from bitsfusion.evaluation.prompts import PromptSet
+from bitsfusion.evaluation.values import measured
 from bitsfusion.io.files import atomic_path, read_json, write_json
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.metrics.geneval import GenEvalResult, GenEvalSummary, geneval_summary
-from bitsfusion.metrics.image_error import mse
-from bitsfusion.metrics.intervals import bootstrap_mean_interval
 
 SCHEMA_VERSION = 2
 """Of scores.json; steps that write it name it among what they depend on."""
 
-Images = npt.NDArray[np.uint8]
-ImageMeasure = Literal["passed", "clip_scores"]
+ImageMeasure: TypeAlias = Literal["passed", "clip_scores"]
 """What every image has a value of: whether it is right, and its CLIP score."""
 
 
@@ -82,11 +84,15 @@ def score_images(
     images: Images, prompts: PromptSet, reference: Images | None, scorer: ClipScorer | None
 ) -> dict[str, Any]:
     """passed, clip_scores and image_mse of `images` ([n, h, w, 3] uint8), one a prompt."""
-    return {
-        "passed": prompts.check(images),
-        "clip_scores": None if scorer is None else scorer.score(images, prompts.texts).tolist(),
-        "image_mse": None if reference is None else float(mse(images, reference).mean()),
-    }
+    pictures = PictureArray(images)
+    passed = clip_scores = image_mse = None
+    if prompts.world is not None:
+        passed = [bool(value) for value in measured(world_geneval_measure(prompts), pictures).values]
+    if scorer is not None:
+        clip_scores = measured(clip_measure(scorer, prompts, ""), pictures).values.tolist()
+    if reference is not None:
+        image_mse = float(measured(pair_measure(Metric.MSE), pictures, PictureArray(reference)).values.mean())
+    return {"passed": passed, "clip_scores": clip_scores, "image_mse": image_mse}
 
 
 def geneval(scores: Sequence[RungScores], prompts: PromptSet) -> GenEvalSummary | None:
@@ -106,18 +112,28 @@ def geneval(scores: Sequence[RungScores], prompts: PromptSet) -> GenEvalSummary 
 
 def paired_difference(
     scores: Sequence[RungScores], reference: Sequence[RungScores], measure: ImageMeasure = "passed"
-) -> dict[str, float] | None:
+) -> Difference | None:
     """How much more often than `reference` the images are right, or how much higher their CLIP score is.
 
-    Each prompt's mean over training seeds is compared with the reference's on the same prompt and image
-    seed: mean and 95 % interval over prompts. It speaks of new prompts, not of new training seeds.
+    Prompt by prompt on the same image seeds, and trained model by trained model of the same training seed; what was
+    not trained stands beside each of them. Over prompts and training seeds: see `trained_difference`.
     """
-    ours, theirs = (
-        [np.asarray(values, dtype=np.float64) for score in group if (values := getattr(score, measure)) is not None]
-        for group in (scores, reference)
-    )
+    ours, theirs = _by_seed(scores, measure), _by_seed(reference, measure)
     if not ours or not theirs:
         return None
-    difference = np.mean(ours, axis=0) - np.mean(theirs, axis=0)
-    low, high = bootstrap_mean_interval(difference)
-    return {"mean": float(difference.mean()), "low": low, "high": high}
+    if None in ours and None in theirs:
+        return difference(ours[None], theirs[None])
+    if None in ours or None in theirs:
+        pairs = [(one, other) for one in ours.values() for other in theirs.values()]
+    elif not (pairs := [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]):
+        raise InputError(f"difference: got training seeds {list(ours)} and {list(theirs)}, wanted some in common")
+    return trained_difference(np.stack([one - other for one, other in pairs]))
+
+
+def _by_seed(scores: Sequence[RungScores], measure: ImageMeasure) -> dict[int | None, npt.NDArray[np.float64]]:
+    """Each training seed's value of every prompt, the mean over what it was drawn with (guidance)."""
+    found: dict[int | None, list[npt.NDArray[np.float64]]] = {}
+    for score in scores:
+        if (values := getattr(score, measure)) is not None:
+            found.setdefault(score.seed, []).append(np.asarray(values, dtype=np.float64))
+    return {seed: np.mean(values, axis=0) for seed, values in found.items()}

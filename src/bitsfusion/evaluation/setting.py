@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bitsfusion.data.pictures import holds_pictures
-from bitsfusion.evaluation.drawn import seeds_said
+from bitsfusion.evaluation.pictures import seeds_said
 from bitsfusion.evaluation.prompts import PromptSet
 
 MODEL, AGAINST = "model", "against"

@@ -1,142 +1,127 @@
-"""Every image's value by a measure, kept in files, and the scores that they come to."""
+"""Every picture's value by a measure, kept in files where asked for, and the scores that the values come to."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bitsfusion.evaluation.drawn import DrawnImages
-from bitsfusion.evaluation.estimates import difference, estimate
-from bitsfusion.evaluation.measures import (
-    ImageMeasure,
-    JudgedMeasure,
-    Judgement,
-    Measure,
-    PairMeasure,
-    SetMeasure,
-    Values,
-)
+from bitsfusion.evaluation.estimates import Difference, difference, estimate
+from bitsfusion.evaluation.measures import Judgement, Measure, PairMeasure, SetMeasure, Values
 from bitsfusion.evaluation.partial import PartialJudgements
+from bitsfusion.evaluation.pictures import PictureFiles, Pictures
 from bitsfusion.evaluation.setting import AGAINST, MODEL, Evaluation, Progress
 from bitsfusion.io.files import read_json, sha256_json, write_json
 
 
 @dataclass(frozen=True)
-class _Found:
-    """Values, and the records of a `JudgedMeasure`."""
+class Measured:
+    """The value of each picture, or the one of a whole set; and the records of a measure that keeps some."""
 
     values: Values
     records: list[Any] = field(default_factory=list)
 
 
+def measured(
+    measure: Measure,
+    pictures: Pictures,
+    others: Pictures | None = None,
+    batch_size: int | None = None,
+    done: Callable[[int], None] | None = None,
+    partial: PartialJudgements | None = None,
+) -> Measured:
+    """`measure` of `pictures`; the only place where a measure is asked.
+
+    Args:
+        others: what a `PairMeasure` compares with, one for one.
+        batch_size: pictures in memory at a time; None: all.
+        done: is told how many are measured.
+        partial: judgements of single pictures are kept there, and gone on with.
+    """
+    size = batch_size or max(1, pictures.count)
+    tell = done or (lambda count: None)
+    if isinstance(measure, SetMeasure):
+        value = measure.score(pictures.batches(size))
+        tell(pictures.count)
+        return Measured(np.asarray([value]))
+    if isinstance(measure, PairMeasure):
+        assert others is not None
+        distances = np.zeros(0)
+        for batch, other in zip(pictures.batches(size), others.batches(size), strict=True):
+            distances = np.concatenate([distances, measure.distance(batch, other)])
+            tell(len(distances))
+        return Measured(distances)
+    found: list[Judgement] = [] if partial is None else partial.open()
+    for batch in pictures.batches(size, len(found)):
+        judgements = measure.judge(batch, slice(len(found), len(found) + len(batch)))
+        if partial is not None:
+            partial.append(judgements)
+        found += judgements
+        tell(len(found))
+    records = [one.record for one in found] if measure.publish is not None else []
+    return Measured(np.array([one.value for one in found]), records)
+
+
 @dataclass(frozen=True)
 class KeptValues:
-    """Every image's value by one measure, kept in files below `out`."""
+    """The values of one measure on one set of pictures of each side, kept in files below `out`."""
 
     out: Path
     measure: Measure
     guidance: float | None
     evaluation: Evaluation
-    hashes: dict[str, str]
+    hashes: Mapping[str, str]
+    sides: Mapping[str, PictureFiles]
     report: Progress
 
-    def of(self, side: str, compute: Callable[[Callable[[int], None], PartialJudgements], _Found]) -> _Found:
-        """From the file if it is of the same images and settings, otherwise computed; told how many are done."""
+    def of(self, side: str) -> Measured:
+        """From the file if it is of the same pictures and settings, otherwise measured."""
         metric = self.measure.metric.value
         path = self.out / "values" / f"{metric}-{side}-{self._set}.json"
         models = self.hashes if isinstance(self.measure, PairMeasure) else self.hashes[side]
         parts = [models, self.guidance, self.evaluation.record(), metric, dict(self.measure.settings)]
         identity = sha256_json(parts)
-        count = len(self.evaluation.prompts.texts)
+        count = self.sides[side].count
         stored = read_json(path) if path.exists() else None
         if isinstance(stored, dict) and stored.get("identity") == identity:
             values = np.asarray(stored.get("values"), dtype=np.float64)
             if values.shape == ((1,) if isinstance(self.measure, SetMeasure) else (count,)):
-                return _Found(values, stored.get("records", []))
+                return Measured(values, stored.get("records", []))
         partial = PartialJudgements(path.with_suffix(".partial.jsonl"), identity)
-        found = compute(lambda done: self.report(f"{metric}, {side}, {self._set}", done, count), partial)
+        found = measured(
+            self.measure,
+            self.sides[side],
+            self.sides.get(AGAINST),
+            self.evaluation.batch_size,
+            lambda done: self.report(f"{metric}, {side}, {self._set}", done, count),
+            partial,
+        )
         records = {"records": found.records} if found.records else {}
         write_json(path, {"identity": identity, "values": found.values.tolist(), **records})
         partial.remove()
         return found
 
-    def official(self, side: str) -> Path:
-        """Where the published evaluator's files go."""
-        return self.out / self.measure.metric.value / side / self._set
+    def scores(self) -> tuple[dict[str, Any], Difference | None]:
+        """What the values come to, means with intervals; and the difference of two models where there is one."""
+        each, measure = self.evaluation.images_per_prompt, self.measure
+        if isinstance(measure, PairMeasure):
+            return {"to_original": asdict(estimate(self.of(MODEL).values, each))}, None
+        found = {side: self.of(side) for side in self.sides}
+        if isinstance(measure, SetMeasure):
+            return {side: {"value": float(whole.values[0])} for side, whole in found.items()}, None
+        scores: dict[str, Any] = {}
+        for side, alone in found.items():
+            if measure.publish is not None:
+                measure.publish(self.sides[side], alone.records, self.out / measure.metric.value / side / self._set)
+            tasks = measure.by_group(alone.values)
+            scores[side] = asdict(estimate(alone.values, each, measure.groups)) | ({"tasks": tasks} if tasks else {})
+        if AGAINST not in found:
+            return scores, None
+        return scores, difference(found[MODEL].values, found[AGAINST].values, each, measure.groups)
 
     @property
     def _set(self) -> str:
         return "given" if self.guidance is None else f"guidance-{self.guidance:g}"
-
-
-def scores_of(measure: Measure, sides: dict[str, DrawnImages], values: KeptValues) -> dict[str, Any]:
-    """What a measure comes to on one set of images of each side, and on the pairs they make: means with intervals."""
-    size, each = values.evaluation.batch_size, values.evaluation.images_per_prompt
-    if isinstance(measure, PairMeasure):
-        pairs = values.of(MODEL, functools.partial(_pairs, measure, sides[MODEL], sides[AGAINST], size))
-        return {"to_original": asdict(estimate(pairs.values, each))}
-    if isinstance(measure, SetMeasure):
-        return {
-            side: {"value": float(values.of(side, functools.partial(_set, measure, images, size)).values[0])}
-            for side, images in sides.items()
-        }
-    found = {side: values.of(side, functools.partial(_alone, measure, images, size)) for side, images in sides.items()}
-    scores: dict[str, Any] = {}
-    for side, alone in found.items():
-        if isinstance(measure, JudgedMeasure):
-            measure.publish(sides[side], alone.records, values.official(side))
-        tasks = measure.by_group(alone.values)
-        scores[side] = asdict(estimate(alone.values, each, measure.groups)) | ({"tasks": tasks} if tasks else {})
-    if AGAINST in found:
-        paired = difference(found[MODEL].values, found[AGAINST].values, True, each, measure.groups)
-        scores["difference"] = asdict(paired) | {"verdict": paired.verdict.value}
-    return scores
-
-
-def _alone(
-    measure: ImageMeasure | JudgedMeasure,
-    images: DrawnImages,
-    size: int,
-    done: Callable[[int], None],
-    partial: PartialJudgements,
-) -> _Found:
-    found = partial.open()
-    for batch in images.batches(size, len(found)):
-        where = slice(len(found), len(found) + len(batch))
-        if isinstance(measure, JudgedMeasure):
-            judgements = measure.judge(batch, where)
-        else:
-            judgements = [Judgement(float(value), None) for value in measure.score(batch, where)]
-        partial.append(judgements)
-        found += judgements
-        done(where.stop)
-    records = [judgement.record for judgement in found] if isinstance(measure, JudgedMeasure) else []
-    return _Found(np.array([judgement.value for judgement in found]), records)
-
-
-def _pairs(
-    measure: PairMeasure,
-    images: DrawnImages,
-    others: DrawnImages,
-    size: int,
-    done: Callable[[int], None],
-    partial: PartialJudgements,
-) -> _Found:
-    values = []
-    for batch, other in zip(images.batches(size), others.batches(size), strict=True):
-        values.append(measure.distance(batch, other))
-        done(sum(map(len, values)))
-    return _Found(np.concatenate(values))
-
-
-def _set(
-    measure: SetMeasure, images: DrawnImages, size: int, done: Callable[[int], None], partial: PartialJudgements
-) -> _Found:
-    value = measure.score(images.batches(size))
-    done(images.count)
-    return _Found(np.asarray([value]))

@@ -66,7 +66,7 @@ def unpack_into(packed: Tensor, shape: Sequence[int], bits: int, out: Tensor) ->
     kind, known = packed.device.type, out.dtype in _DTYPES
     if kind == "cpu" and known and not isinstance(library(), Missing):
         cpu.unpack_into(packed, shape, bits, out)
-    elif kind == "cuda" and known and _on_cuda().why is None:
+    elif kind == "cuda" and known and triton_serves():
         from bitsfusion.kernels import triton
 
         triton.unpack_into(packed, shape, bits, out)
@@ -79,6 +79,11 @@ def unpack(packed: Tensor, shape: Sequence[int], bits: int, dtype: torch.dtype) 
     out = torch.empty(tuple(shape), dtype=dtype, device=packed.device)
     unpack_into(packed, shape, bits, out)
     return out
+
+
+def triton_serves() -> bool:
+    """Whether CUDA tensors here are served by Triton's kernels."""
+    return _on_cuda().why is None
 
 
 @cache

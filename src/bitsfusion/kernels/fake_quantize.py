@@ -1,4 +1,7 @@
-"""Fake quantization in one pass over the weights each way where the library is built: training's inner loop."""
+"""Fake quantization in one pass over the weights each way, training's inner loop: compiled on the CPU, Triton on CUDA.
+
+The eager form, `numerics.fake_quantize`, is the truth beside both and serves every other device.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,17 @@ import torch
 from torch import Tensor
 
 from bitsfusion.kernels.cpu.library import Library, library
+from bitsfusion.kernels.dispatch import triton_serves
 from bitsfusion.numerics import fake_quantize as reference
+from bitsfusion.numerics import fake_quantize_gradients as reference_gradients
 from bitsfusion.numerics import half_levels
 
 
 def fake_quantize(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     """`numerics.fake_quantize`: the same result bit for bit, the same weight gradient, the scale's to rounding.
 
-    Compiled for contiguous float32 on the CPU; anything else, and everything without the library, is left to the
-    reference.
+    One pass for contiguous float32 on the CPU (where the library is built) and on CUDA (where Triton is installed);
+    anything else is left to the reference.
 
     Args:
         weight: [out, ...] float32.
@@ -29,7 +34,7 @@ def fake_quantize(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     Returns:
         float32 of `weight`'s shape.
     """
-    if torch.compiler.is_compiling() or _compiled(weight, scale) is None:
+    if torch.compiler.is_compiling() or not (_by_triton(weight, scale) or _compiled(weight, scale)):
         return reference(weight, scale, bits)
     result: Tensor = _FakeQuantize.apply(weight, scale, bits)
     return result
@@ -37,9 +42,13 @@ def fake_quantize(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
 
 @torch.no_grad()
 def rounded(weight: Tensor, scale: Tensor, bits: int, out: Tensor | None = None) -> Tensor:
-    """`fake_quantize` without gradients, into `out` (float32, contiguous, of `weight`'s shape) where given."""
+    """`fake_quantize` without gradients, into `out` where given (contiguous, of its shape, any floating dtype)."""
+    if _by_triton(weight, scale):
+        from bitsfusion.kernels import triton_fake_quantize
+
+        return triton_fake_quantize.rounded(weight, scale, bits, torch.empty_like(weight) if out is None else out)
     functions = _compiled(weight, scale)
-    if functions is None:
+    if functions is None or (out is not None and out.dtype != torch.float32):
         value = reference(weight, scale, bits)
         return value if out is None else out.copy_(value)
     out = torch.empty_like(weight) if out is None else out
@@ -59,14 +68,16 @@ def gradients(weight: Tensor, scale: Tensor, bits: int, grad: Tensor) -> tuple[T
 
     Args:
         weight, scale, bits: as `fake_quantize`.
-        grad: of `weight`'s shape, float32; not to be used afterwards.
+        grad: of `weight`'s shape and any floating dtype; not to be used afterwards.
     """
+    if _by_triton(weight, scale):
+        from bitsfusion.kernels import triton_fake_quantize
+
+        return triton_fake_quantize.gradients(weight, scale, bits, grad.contiguous())
     functions = _compiled(weight, scale)
+    grad = grad.to(weight.dtype)
     if functions is None:
-        with torch.enable_grad():
-            leaves = weight.detach().requires_grad_(), scale.detach().requires_grad_()
-            first, second = torch.autograd.grad(reference(*leaves, bits), leaves, grad)
-        return first, second
+        return reference_gradients(weight, scale, bits, grad)
     grad, grad_scale = grad.contiguous(), torch.empty_like(scale)
     rows, width = _rows(weight)
     half = half_levels(bits)
@@ -98,6 +109,13 @@ class _FakeQuantize(torch.autograd.Function):
         weight, scale = ctx.saved_tensors
         own = grads[0].clone(memory_format=torch.contiguous_format)  # others may hold this gradient, too
         return *gradients(weight, scale, ctx.bits, own), None
+
+
+def _by_triton(*tensors: Tensor) -> bool:
+    """Whether Triton's kernels go for these tensors."""
+    return all(t.device.type == "cuda" and t.dtype == torch.float32 and t.is_contiguous() for t in tensors) and (
+        triton_serves()
+    )
 
 
 def _compiled(*tensors: Tensor) -> ctypes.CDLL | None:

@@ -6,7 +6,8 @@ all of them are part of the result.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +26,23 @@ Batches = Iterable[npt.NDArray[np.uint8]]
 """Images in batches of [n, h, w, 3] uint8; the sizes may differ from batch to batch."""
 
 
-class Features(nn.Module):
-    """Turns uint8 images [n, 3, h, w] into features [n, width]; `name` is what results record."""
+@dataclass(frozen=True)
+class Features:
+    """What the distance is taken between.
 
-    def __init__(self, network: Any, name: str, width: int) -> None:
-        super().__init__()
-        self.network = network
-        self.name = name
-        self.num_features = width  # torchmetrics' name
+    Fields:
+        of: uint8 images [n, h, w, 3] to features [n, ...], in whatever dtype and on whatever device the network has.
+        name: what results record.
+        width: values an image.
+    """
 
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.network(images)
-        return features.reshape(len(images), -1)
+    of: Callable[[npt.NDArray[np.uint8]], Tensor]
+    name: str
+    width: int
 
-
-class _ClipImages(nn.Module):
-    def __init__(self, scorer: ClipScorer) -> None:
-        super().__init__()
-        self.scorer = scorer
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.scorer.image_features(images.permute(0, 2, 3, 1).cpu().numpy())
+    def __call__(self, images: npt.NDArray[np.uint8]) -> Tensor:
+        """The features of `images` ([n, h, w, 3] uint8): [n, width] float64 on the CPU, where sets are summed up."""
+        return self.of(images).reshape(len(images), -1).cpu().double()
 
 
 def load_features(source: str, device: str = "cpu") -> Features:
@@ -60,8 +57,7 @@ def load_features(source: str, device: str = "cpu") -> Features:
     """
     if source.startswith(CLIP_PREFIX):
         scorer = ClipScorer.from_pretrained(source.removeprefix(CLIP_PREFIX), device)
-        width = int(scorer.model.config.projection_dim)
-        return Features(_ClipImages(scorer), source, width)
+        return Features(scorer.image_features, source, int(scorer.model.config.projection_dim))
     if source == INCEPTION:
         return _inception(device)
     if not Path(source).is_file():
@@ -73,7 +69,7 @@ def load_features(source: str, device: str = "cpu") -> Features:
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise InputError(f"FID features: {source} is no TorchScript of uint8 images: {reason}") from None
-    return Features(network, Path(source).name, int(width))
+    return Features(_on_pixels(network, device), Path(source).name, int(width))
 
 
 class FrechetDistance:
@@ -82,7 +78,7 @@ class FrechetDistance:
     Two images a set are the least there can be; a stable number takes thousands (the paper: 30 000).
     """
 
-    def __init__(self, features: Features, reference: Batches, device: str = "cpu") -> None:
+    def __init__(self, features: Features, reference: Batches) -> None:
         """Looks at the `reference` set.
 
         Raises:
@@ -90,12 +86,14 @@ class FrechetDistance:
         """
         from torchmetrics.image.fid import FrechetInceptionDistance
 
-        metric = FrechetInceptionDistance(feature=features, reset_real_features=False)
-        self._metric, self._device = metric.to(torch.device(device)).set_dtype(torch.float64), device
+        passed_on: Any = nn.Identity()
+        passed_on.num_features = features.width  # torchmetrics' name
+        self._metric = FrechetInceptionDistance(feature=passed_on, reset_real_features=False)
+        self._features = features
         self._add(reference, real=True)
 
     def __call__(self, images: Batches) -> float:
-        """Of a set, read once, in batches.
+        """The distance of a set, read once, in batches.
 
         Raises:
             InputError: it has fewer than two images.
@@ -107,11 +105,20 @@ class FrechetDistance:
     def _add(self, batches: Batches, real: bool) -> None:
         count = 0
         for batch in batches:
-            pixels = torch.from_numpy(np.ascontiguousarray(batch)).permute(0, 3, 1, 2)
-            self._metric.update(pixels.to(self._device), real=real)
+            self._metric.update(self._features(batch), real=real)
             count += len(batch)
         if count < 2:
             raise InputError(f"FID: got a set of {count} images, wanted at least two")
+
+
+def _on_pixels(network: Callable[[Tensor], Tensor], device: str) -> Callable[[npt.NDArray[np.uint8]], Tensor]:
+    """`network` of uint8 [n, 3, h, w] on `device`, given images as they are read."""
+
+    @torch.no_grad()
+    def features(images: npt.NDArray[np.uint8]) -> Tensor:
+        return network(torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(device))
+
+    return features
 
 
 def _inception(device: str) -> Features:
@@ -124,4 +131,4 @@ def _inception(device: str) -> Features:
             f"wanted it, {CLIP_PREFIX}MODEL or a TorchScript file"
         )
     network = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"]).to(torch.device(device))
-    return Features(network, "Inception 2048 (torch-fidelity), bilinear to 299", 2048)
+    return Features(_on_pixels(network, device), "Inception 2048 (torch-fidelity), bilinear to 299", 2048)

@@ -6,21 +6,21 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 from PIL import Image
 
+from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.diffusion.samplers import OWN, Sampler, build_scheduler
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import atomic_path
 
 
 def generate_images(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     prompts: Sequence[str],
     seeds: Sequence[int],
     steps: int = 50,
@@ -62,8 +62,8 @@ def generate_images(
             if progress is not None:
                 progress(min(start + batch_size, len(prompts)), len(prompts))
     if not images:
-        size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-        return np.zeros((0, size, size, 3), dtype=np.uint8)
+        height, width = (side * pipeline.vae_scale_factor for side in initial_latents(pipeline, [0]).shape[2:])
+        return np.zeros((0, height, width, 3), dtype=np.uint8)
     return np.concatenate(images)
 
 
@@ -73,33 +73,33 @@ def write_png(path: Path, image: npt.NDArray[np.uint8]) -> None:
         Image.fromarray(image).save(temporary, format="PNG")
 
 
-def initial_latents(pipeline: StableDiffusionPipeline, seeds: Sequence[int]) -> torch.Tensor:
+def initial_latents(pipeline: DiffusionPipeline, seeds: Sequence[int]) -> torch.Tensor:
     """Standard normal latents [n, c, h, w], each from its own seed, the same on every device (drawn in float32)."""
-    size = pipeline.unet.config.sample_size
+    model = pipeline_denoiser(pipeline)
+    size = model.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
-    shape = (pipeline.unet.config.in_channels, height, width)
+    shape = (model.config.in_channels, height, width)
     latents = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
-    return torch.stack(latents).to(pipeline.device, pipeline.unet.dtype)
+    return torch.stack(latents).to(pipeline.device, model.dtype)
 
 
-def _built(sampler: str, own: Any) -> Any:
+def _built(sampler: str, own: SchedulerMixin) -> SchedulerMixin:
     """A scheduler of the run's own, with which the pipeline's is not changed."""
     return copy.deepcopy(own) if sampler == OWN else build_scheduler(sampler, own.config)
 
 
 @contextlib.contextmanager
-def _prepared(pipeline: StableDiffusionPipeline, scheduler: Any) -> Iterator[None]:
+def _prepared(pipeline: DiffusionPipeline, scheduler: SchedulerMixin) -> Iterator[None]:
     """The pipeline with another scheduler, no safety checker and no progress bar, as it was again afterwards."""
-    before = (pipeline.scheduler, getattr(pipeline, "_progress_bar_config", None))
-    checker = getattr(pipeline, "safety_checker", None)  # SDXL's pipelines know none
-    pipeline.scheduler = scheduler
-    if checker is not None:
-        pipeline.safety_checker = None
+    names = ["scheduler", *(["safety_checker"] if hasattr(pipeline, "safety_checker") else [])]
+    before = {name: getattr(pipeline, name) for name in names}
+    progress = getattr(pipeline, "_progress_bar_config", None)
+    for name in names:
+        setattr(pipeline, name, scheduler if name == "scheduler" else None)
     pipeline.set_progress_bar_config(disable=True)
     try:
         yield
     finally:
-        pipeline.scheduler, progress = before
-        if checker is not None:
-            pipeline.safety_checker = checker
+        for name, value in before.items():
+            setattr(pipeline, name, value)
         pipeline.set_progress_bar_config(**(progress or {}))

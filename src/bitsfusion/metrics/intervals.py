@@ -23,7 +23,8 @@ def wilson_interval(successes: float, trials: int, confidence: float = 0.95) -> 
     """
     if trials < 1 or not 0 <= successes <= trials:
         raise InputError(f"proportion: got {successes} of {trials}, wanted 0 <= successes <= trials and trials >= 1")
-    z = _normal_quantile(confidence)
+    _check_confidence(confidence)
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
     share = successes / trials
     center = share + z * z / (2 * trials)
     spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
@@ -61,7 +62,9 @@ def bootstrap_mean_interval(
         np.float64,
         resamples,
     )
-    return quantile_interval(means, _expanded(confidence, sample.size, len(parts)))
+    tail = (1 - _expanded(confidence, sample.size, len(parts))) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def _expanded(confidence: float, values: int, groups: int) -> float:
@@ -71,18 +74,6 @@ def _expanded(confidence: float, values: int, groups: int) -> float:
         return confidence
     reach = np.sqrt(values / freedom) * student_t.ppf((1 + confidence) / 2, freedom)
     return min(float(2 * NormalDist().cdf(reach) - 1), 1 - 1e-12)
-
-
-def quantile_interval(statistics: npt.NDArray[np.float64], confidence: float) -> tuple[float, float]:
-    """The central interval that holds a share `confidence` of resampled `statistics` ([resamples])."""
-    _check_confidence(confidence)
-    low, high = np.quantile(statistics, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
-
-
-def _normal_quantile(confidence: float) -> float:
-    _check_confidence(confidence)
-    return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
 def _check_confidence(confidence: float) -> None:

@@ -30,7 +30,6 @@ def fusible(input: Tensor, weight: Tensor) -> bool:
         and weight.requires_grad
         and weight.dtype == torch.float32
         and weight.is_contiguous()
-        and input.device.type in ("cpu", "cuda")
         and not torch.compiler.is_compiling()
     )
 
@@ -84,7 +83,7 @@ class _Fused(torch.autograd.Function):
             parts = _linear_backward if ctx.geometry is None else _conv2d_backward
             grad_input, grad_value, grad_bias = parts(grad, input, value, wanted, ctx.geometry)
             assert grad_value is not None
-            grad_weight, grad_scale = gradients(weight, scale, ctx.bits, grad_value.float())
+            grad_weight, grad_scale = gradients(weight, scale, ctx.bits, grad_value)
         return (
             None if grad_input is None else grad_input.to(ctx.input_dtype),
             grad_weight,
@@ -119,7 +118,7 @@ def _conv2d_backward(
 def _rounded(weight: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
     """The rounded weight in memory that the next call of this thread overwrites (fresh memory on an accelerator)."""
     if weight.device.type != "cpu":
-        return rounded(weight, scale, bits).to(dtype)
+        return rounded(weight, scale, bits, torch.empty_like(weight, dtype=dtype))
     value = rounded(weight, scale, bits, _memory(weight, torch.float32))
     return value if dtype == torch.float32 else _memory(weight, dtype).copy_(value)
 

@@ -50,8 +50,9 @@ class _FakeQuantize(torch.autograd.Function):
     """Rounding passes the gradient straight through; clipping stops it (section 3.1).
 
     The scale's gradient is LSQ's (Esser et al., 2020): d(q s)/ds = q - w/s inside the range and q at its
-    ends, times 1 / sqrt(N 2^(b-1)) with N the weights a scale serves, so that scales and weights move at
-    comparable rates.
+    ends, times 1 / sqrt(N 2^(b-1)) with N the weights a scale serves. The factor keeps the norm of all gradients, by
+    which they are clipped, from being the scales' alone; how far a scale moves is the optimizer's affair: AdamW divides
+    the factor away again (`training/optimizer.py`).
     """
 
     @staticmethod
@@ -62,16 +63,29 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        (grad,) = grads
         weight, scale = ctx.saved_tensors
-        half = ctx.half
-        ratio = torch.div(weight, _per_channel(torch.where(scale == 0, math.inf, scale), weight))
-        clipped = ratio.clamp(-half, half)
-        inside = clipped == ratio
-        slope = clipped.round_().sub_(ratio.mul_(inside))
-        factor = 1 / math.sqrt(max(1, weight[0].numel()) * half)
-        grad_scale = slope.mul_(grad).flatten(1).sum(1) * factor
-        return grad * inside, grad_scale, None
+        return *_gradients(weight, scale, ctx.half, grads[0]), None
+
+
+def _gradients(weight: Tensor, scale: Tensor, half: int, grad: Tensor) -> tuple[Tensor, Tensor]:
+    ratio = torch.div(weight, _per_channel(torch.where(scale == 0, math.inf, scale), weight))
+    clipped = ratio.clamp(-half, half)
+    inside = clipped == ratio
+    slope = clipped.round_().sub_(ratio.mul_(inside))
+    factor = 1 / math.sqrt(max(1, weight[0].numel()) * half)
+    grad_scale = slope.mul_(grad).flatten(1).sum(1) * factor
+    return grad * inside, grad_scale
+
+
+@torch.no_grad()
+def fake_quantize_gradients(weight: Tensor, scale: Tensor, bits: int, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """What `fake_quantize` gives back to weight and scale for the gradient of its result; see `_FakeQuantize`.
+
+    Args:
+        weight, scale, bits: as `fake_quantize`.
+        grad: of `weight`'s shape, float32.
+    """
+    return _gradients(weight, scale, half_levels(bits), grad)
 
 
 def fake_quantize(weight: Tensor, scale: Tensor, bits: int) -> Tensor:

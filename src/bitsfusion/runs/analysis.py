@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bitsfusion.data.batches import TrainingData
+from bitsfusion.devices import AUTO, resolve
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import sha256_folder
 from bitsfusion.metrics.clip_score import ClipScorer
@@ -35,7 +34,7 @@ class AnalysisJob:
         data: what candidates are measured or trained on; paths as for the model.
         samplers: whose time features a recipe is to count.
         clip: CLIP model of the score's drop, a folder or hub id.
-        device: where the pipeline is put, such as "cuda".
+        device: where it measures, by its name; each worker finds its own.
     """
 
     model: str
@@ -43,21 +42,17 @@ class AnalysisJob:
     data: FolderSource | WorldSource
     samplers: Counted
     clip: str | None = None
-    device: str = "cpu"
+    device: str = AUTO
 
     def load(self) -> tuple[Any, TrainingData]:
         """The pipeline on its device, and the data."""
-        pipeline = load_pipeline(self.model)
-        data = training_data(self.data, pipeline, "train")
-        try:
-            pipeline.to(torch.device(self.device))
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"device: got {self.device!r}, wanted one that torch can use ({error})") from None
-        return pipeline, data
+        device = resolve(self.device)
+        pipeline = load_pipeline(self.model).to(device)
+        return pipeline, training_data(self.data, pipeline, "train", device=device)
 
     def scorer(self) -> ClipScorer | None:
         """The CLIP model, if there is one."""
-        return None if self.clip is None else ClipScorer.from_pretrained(self.clip)
+        return None if self.clip is None else ClipScorer.from_pretrained(self.clip, str(resolve(self.device)))
 
     def method(self) -> Method:
         """The measurement of single candidates, with a model of its own: what a worker builds."""
@@ -71,9 +66,10 @@ class AnalysisJob:
         """`count` processes that measure; each has an accelerator of its own where `device` is one."""
         if isinstance(self.settings, JacobianSettings):
             raise InputError("workers: got the jacobian method, which measures all layers at once, wanted no workers")
-        gpus = 0 if self.device == "cpu" else 1
+        gpus = 0 if resolve(self.device).type == "cpu" else 1
         model = str(Path(self.model).resolve()) if Path(self.model).exists() else self.model
-        return RayWorkers(replace(self, model=model).method, count, address=address, cpus=cpus, gpus=gpus)
+        job = replace(self, model=model, device=self.device.partition(":")[0])  # Ray shows a worker its own alone
+        return RayWorkers(job.method, count, address=address, cpus=cpus, gpus=gpus)
 
     def run(
         self,

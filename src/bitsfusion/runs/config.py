@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from bitsfusion.calibration.settings import CalibrationSettings
+from bitsfusion.devices import AUTO, NAME_PATTERN
 from bitsfusion.diffusion.samplers import Sampler, SamplerSteps, sampler_name
 from bitsfusion.diffusion.time_features import BASIS, Cover
 from bitsfusion.embedded import SCORER_FOLDER
@@ -141,10 +143,17 @@ class RunConfig(_Section):
 
     model: str = EMBEDDED
     """A diffusers folder, a hub id, or "embedded"."""
+    device: str = Field(AUTO, pattern=NAME_PATTERN)
+    """Where all of it computes: auto, cpu, cuda, cuda:1, mps; see `devices.resolve`."""
     data: Annotated[DataSource, Field(discriminator="kind")] = WorldSource()
     analysis: Annotated[Settings, Field(discriminator="method")] = NoiseErrorSettings()
     recipe: RecipeSection = RecipeSection()
-    scale_init: ScaleInit = ScaleInit.EXACT
+    scale_init: ScaleInit | Literal["calibrated"] = ScaleInit.EXACT
+    """How the student starts; calibrated: codes, scales and biases by what the model computes (docs/calibration.md)."""
+    calibration: CalibrationSettings = CalibrationSettings()
+    """Of a calibrated start."""
+    calibration_prompts: Path | None = None
+    """A file of prompts for it; null: the package's own."""
     stage1: TrainingConfig = TrainingConfig(stage=1)
     stage2: TrainingConfig = TrainingConfig(stage=2)
     seeds: tuple[int, ...] = (0,)
@@ -158,6 +167,9 @@ class RunConfig(_Section):
     def _check(self) -> RunConfig:
         if (self.stage1.stage, self.stage2.stage) != (1, 2):
             raise ValueError("stage1 and stage2: wanted stage 1 and stage 2")
+        for name, stage in (("stage1", self.stage1), ("stage2", self.stage2)):
+            if stage.device not in (AUTO, self.device):
+                raise ValueError(f"{name}.device: got {stage.device}, wanted {self.device}, which is the whole run's")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: got {list(self.seeds)}, wanted one or more, none twice")
         evaluation = self.evaluation

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitsfusion.evaluation.card import PICTURES, README
 from bitsfusion.io.files import folder_lock, read_json, sha256_file, sha256_folder, sha256_json, write_json
 from bitsfusion.io.locks import Lock
+from bitsfusion.pipelines.card_files import CARD
 from bitsfusion.training.ranks import Ranks
 
 SCHEMA_VERSION = 1
@@ -152,7 +152,7 @@ class RunFolder:
 
 def _sha256(path: Path) -> str:
     """What `bitsfusion card` adds to a folder later does not make it another."""
-    return sha256_folder(path, without=(README, PICTURES)) if path.is_dir() else sha256_file(path)
+    return sha256_folder(path, without=CARD) if path.is_dir() else sha256_file(path)
 
 
 def _remove(path: Path) -> None:

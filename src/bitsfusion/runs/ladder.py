@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import copy
 import functools
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bitsfusion.diffusion.denoise import with_denoiser
 from bitsfusion.diffusion.time_features import cache_time_features, choose_features
-from bitsfusion.evaluation.noise import make_probe, mean_squared, predict, time_step_curve
-from bitsfusion.evaluation.prompts import PromptSet, file_prompts, world_prompts
-from bitsfusion.evaluation.rungs import SCHEMA_VERSION, RungScores, load_images, score_images
+from bitsfusion.evaluation.noise import time_step_curve
+from bitsfusion.evaluation.prompts import PromptSet
+from bitsfusion.evaluation.rungs import SCHEMA_VERSION, RungScores
 from bitsfusion.io.files import write_json
-from bitsfusion.metrics.generation import generate_images
 from bitsfusion.pipelines.load import load_pipeline
+from bitsfusion.runs.scoring import Packed, Scoring
 from bitsfusion.runs.workspace import Workspace, stage_folder
 from bitsfusion.training.checkpoint import load_student
-
-PROBE_SEED = 77
-RELOAD_CHECK = 24  # images drawn both by the packed folder and by the model as trained
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,7 @@ class Ladder:
     """Scores every rung of a run on the same prompts, seeds and noisy latents."""
 
     def __init__(self, workspace: Workspace) -> None:
-        self.workspace = workspace
+        self.workspace, self.scoring = workspace, Scoring(workspace)
         config = workspace.config
         self.models = [RungModel("full_precision", None, None), RungModel("init", None, "init")]
         for stage in ("stage1", "stage2", *(["control"] if config.control else [])):
@@ -56,13 +49,10 @@ class Ladder:
         """The scoring steps."""
         return [f"score-{model.step}" for model in self.models] + ["time-steps"]
 
-    @functools.cached_property
+    @property
     def prompts(self) -> PromptSet:
         """What the images are asked to show."""
-        section = self.workspace.config.evaluation
-        if section.prompts is not None:
-            return file_prompts(section.prompts, section.seed)
-        return world_prompts(section.split, section.per_task, section.seed)
+        return self.scoring.prompts
 
     def folder(self, model: RungModel) -> Path:
         """Where its images and scores are."""
@@ -102,55 +92,30 @@ class Ladder:
         )
 
     def _score(self, model: RungModel) -> None:
-        started = time.monotonic()
-        unet, reload_difference = self._unet(model), None
-        if model == self.packed:
-            pipeline = load_pipeline(str(self.workspace.path / "packed"))
-            images = self._draw(pipeline, self.prompts, model)
+        original, unet = self.models[0], self._unet(model)
+
+        def packed() -> Packed:
             trained = copy.deepcopy(unet)
             choice = choose_features(trained, self.workspace.covers, self.workspace.pipeline.scheduler.config)
             if choice.features is not None:
                 cache_time_features(trained, choice.features)
-            few = PromptSet(self.prompts.texts[:RELOAD_CHECK], self.prompts.seeds[:RELOAD_CHECK])
-            again = self._draw(self._with_unet(trained), few, model)
-            reload_difference = int(np.abs(images[: len(again)].astype(int) - again.astype(int)).max())
-        else:
-            images = self._draw(self._with_unet(unet), self.prompts, model)
-        original = self.models[0]
-        reference = None if model == original else load_images(self.folder(original))
-        predicted = predict(unet, self._probe)
-        scores = RungScores(
-            name=model.name,
-            seed=model.seed,
-            **score_images(images, self.prompts, reference, self.workspace.scorer),
-            noise_error=mean_squared(predicted, self._teacher_prediction),
-            noise_loss=mean_squared(predicted, self._probe.target),
-            seconds=round(time.monotonic() - started, 2),
-            reload_difference=reload_difference,
-        )
-        scores.save(self.folder(model), images)
+            return Packed(load_pipeline(str(self.workspace.path / "packed")), trained)
 
-    def _draw(self, pipeline: Any, prompts: PromptSet, model: RungModel) -> Any:
-        section = self.workspace.config.evaluation
-        return generate_images(
-            pipeline,
-            prompts.texts,
-            prompts.seeds,
-            steps=section.steps,
-            guidance=section.guidance,
-            sampler=section.sampler,
-            batch_size=section.batch_size,
-            progress=lambda done, total: self.workspace.progress.update(f"score-{model.step}", done, total),
+        self.scoring.score(
+            f"score-{model.step}",
+            model.name,
+            model.seed,
+            unet,
+            self.folder(model),
+            None if model == original else self.folder(original),
+            packed=packed if model == self.packed else None,
         )
 
     def _unet(self, model: RungModel) -> Any:
         if model.made_by is None:
             return self.workspace.denoiser
         folder = model.name if model.seed is None else stage_folder(model.name, model.seed)
-        return load_student(self.workspace.path / folder)
-
-    def _with_unet(self, unet: Any) -> Any:
-        return with_denoiser(self.workspace.pipeline, unet)
+        return load_student(self.workspace.path / folder).to(self.workspace.device)
 
     def _curves(self) -> dict[str, RungModel]:
         first: dict[str, RungModel] = {}
@@ -161,17 +126,9 @@ class Ladder:
 
     def _time_steps(self) -> None:
         """Eq. 9's curve of each quantized rung."""
-        curves = {
-            name: time_step_curve(self._unet(model), self.workspace.pipeline, self.workspace.held_out)
-            for name, model in self._curves().items()
-        }
+        pipeline, held_out = self.workspace.pipeline, self.workspace.held_out
+        with self.workspace.placed():
+            curves = {
+                name: time_step_curve(self._unet(model), pipeline, held_out) for name, model in self._curves().items()
+            }
         write_json(self.workspace.path / "time_steps.json", {"schema_version": 1, "latent_error": curves})
-
-    @functools.cached_property
-    def _probe(self) -> Any:
-        count = self.workspace.config.evaluation.probe_samples
-        return make_probe(self.workspace.held_out, self.workspace.pipeline, count, PROBE_SEED)
-
-    @functools.cached_property
-    def _teacher_prediction(self) -> Any:
-        return predict(self.workspace.denoiser, self._probe)

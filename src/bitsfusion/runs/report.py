@@ -5,17 +5,25 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from bitsfusion.architectures.registry import layer_kind
 from bitsfusion.artifact.inspect import Inspection, inspect_folder
-from bitsfusion.evaluation.card.scores import ScoreTable, read_scores
-from bitsfusion.evaluation.report import write_report
-from bitsfusion.evaluation.report_data import Curve, LayerRow, Pictures, ReportData, Rung, SeedScores, Sizes
-from bitsfusion.evaluation.rungs import RungScores, geneval, load_images, paired_difference
+from bitsfusion.evaluation.rungs import RungScores, geneval, load_images
 from bitsfusion.io.files import read_json, sha256_file
 from bitsfusion.io.schema import parse
 from bitsfusion.pipelines.load import EMBEDDED
+from bitsfusion.report import write_report
+from bitsfusion.report.data import Curve, LayerRow, Pictures, ReportData, Rung, SeedScores, Sizes, layer_rows
+from bitsfusion.report.scores import ScoreTable, read_scores
 from bitsfusion.runs.ladder import Ladder
-from bitsfusion.runs.summary import fp16_bytes, known_mean, rung_bits, rung_names, training_log, training_seconds
+from bitsfusion.runs.summary import (
+    Comparison,
+    comparisons,
+    fp16_bytes,
+    known_mean,
+    rung_bits,
+    rung_names,
+    training_log,
+    training_seconds,
+)
 from bitsfusion.sensitivity.table import read_table
 from bitsfusion.vote.results import VoteResults
 
@@ -37,11 +45,12 @@ LABELS = {
 def write_run_report(ladder: Ladder) -> Path:
     """Writes report/index.html."""
     inspection, model = inspect_folder(ladder.workspace.path / "packed"), ladder.workspace.config.model
+    compared = comparisons(ladder)
     return write_report(
         ReportData(
             title=f"{MODEL_NAMES.get(model, model)} at {inspection.average_bits:.2f} bits",
             model=model,
-            rungs=[_rung(ladder, name) for name in rung_names(ladder)],
+            rungs=[_rung(ladder, name, compared.get(name)) for name in rung_names(ladder)],
             final=ladder.packed.name,
             sizes=_sizes(ladder, inspection),
             pictures=_pictures(ladder),
@@ -76,10 +85,9 @@ def _evaluated(folder: Path, inspection: Inspection) -> ScoreTable | None:
     return next((read_scores(folder / name, inspection) for name in SCORES if (folder / name).is_file()), None)
 
 
-def _rung(ladder: Ladder, name: str) -> Rung:
+def _rung(ladder: Ladder, name: str, compared: Comparison | None) -> Rung:
     scores = ladder.scores(name)
     label, note = LABELS[name]
-    paired = None if name == "full_precision" else paired_difference(scores, ladder.scores("full_precision"))
     return Rung(
         name=name,
         label=label,
@@ -91,7 +99,8 @@ def _rung(ladder: Ladder, name: str) -> Rung:
         noise_error=known_mean([score.noise_error for score in scores]),
         noise_loss=known_mean([score.noise_loss for score in scores]),
         seconds=training_seconds(ladder, name),
-        paired=None if paired is None else (paired["mean"], paired["low"], paired["high"]),
+        difference=compared.difference if compared else None,
+        verdict=compared.verdict if compared else None,
         seeds=[_seed(ladder, score, score.seed) for score in scores if score.seed is not None],
     )
 
@@ -105,8 +114,7 @@ def _seed(ladder: Ladder, score: RungScores, seed: int) -> SeedScores:
 def _pictures(ladder: Ladder) -> Pictures:
     """The first prompts of each task, as every rung (the first seed's) drew them."""
     prompts = ladder.prompts
-    few = prompts.head(PICTURED_PER_TASK)
-    rows = [prompts.seeds.index(seed) for seed in few.seeds]
+    rows = prompts.first_of_each(PICTURED_PER_TASK)
     images, passed = {}, {}
     for model in ladder.models:
         if model.name not in images:
@@ -114,24 +122,13 @@ def _pictures(ladder: Ladder) -> Pictures:
             marks = RungScores.load(ladder.folder(model)).passed
             if marks is not None:
                 passed[model.name] = [marks[row] for row in rows]
-    return Pictures(few.texts, images, passed)
+    return Pictures([prompts.texts[row] for row in rows], images, passed)
 
 
 def _layers(ladder: Ladder, inspection: Inspection) -> list[LayerRow]:
     """Each packed layer, with its error alone where that bit width was measured."""
     table = read_table(ladder.workspace.path / "sensitivity.json")
-    errors = {(row.layer, row.bits): row.mse for row in table.rows}
-    return [
-        LayerRow(
-            name=layer.name,
-            kind=layer_kind(layer.name),
-            weights=layer.weights,
-            bits=layer.bits,
-            error=errors.get((layer.name, layer.bits)),
-            entropy=layer.entropy,
-        )
-        for layer in inspection.layers
-    ]
+    return layer_rows(inspection, {(row.layer, row.bits): row.mse for row in table.rows})
 
 
 def _sizes(ladder: Ladder, inspection: Inspection) -> Sizes:
@@ -162,7 +159,7 @@ def _settings(ladder: Ladder) -> dict[str, object]:
         "Prompts SHA-256": ladder.prompts.sha256[:16],
         "Analysis": config.analysis.method,
         "Assignment": f"{config.recipe.strategy.value}, at most {config.recipe.target_bits} bits",
-        "Scale init": config.scale_init.value,
+        "Scale init": str(getattr(config.scale_init, "value", config.scale_init)),
         "Stage I": f"{config.stage1.max_train_steps} steps of {config.stage1.train_batch_size}",
         "Stage II": f"{config.stage2.max_train_steps} steps of {config.stage2.train_batch_size}",
         "Training seeds": ", ".join(map(str, config.seeds)),

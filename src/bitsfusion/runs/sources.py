@@ -18,10 +18,10 @@ from bitsfusion.data.records import ImageSource
 from bitsfusion.data.tar_shards import TarShards
 from bitsfusion.data.world.captions import Split
 from bitsfusion.data.world_training import WorldData
+from bitsfusion.devices import placed, resolve
 from bitsfusion.diffusion.conditioning import Conditioner, conditioner_of
 from bitsfusion.runs.config import DataSource, FolderSource, HfDatasetSource, WorldSource
 from bitsfusion.runs.progress import ProgressSink
-from bitsfusion.training.ranks import on_cpu
 
 HELD_OUT_SEED = 1_000_003
 """Of the scenes that no student trains on."""
@@ -33,29 +33,32 @@ def training_data(
     split: Split,
     progress: ProgressSink | None = None,
     denoiser: nn.Module | None = None,
+    device: torch.device | None = None,
 ) -> TrainingData:
     """The data of `source` for a pipeline's VAE and prompts.
 
     Args:
-        source: the drawn world, or captioned images: these are encoded into a cache first, on an accelerator where
-            there is one, unless they are there already.
+        source: the drawn world, or captioned images: these are encoded into a cache first, unless they are there
+            already.
         pipeline: gives the VAE and the tokenizers.
         split: of the drawn world's captions; "test" has scenes of its own too. Captioned images have one split only.
         progress: is told about the encoding, as step "data".
         denoiser: says what it is given, where the pipeline has none.
+        device: where the VAE encodes, `devices.resolve()` unless given; it is afterwards where it was.
     """
     conditioner = conditioner_of(pipeline, denoiser)
-    if not isinstance(source, WorldSource):
-        return _captioned(source, pipeline.vae, conditioner, progress or ProgressSink())
-    held_out = split != "train"
-    return WorldData(
-        pipeline.vae,
-        conditioner,
-        seed=HELD_OUT_SEED if held_out else 0,
-        pool=min(source.pool, 1024) if held_out else source.pool,
-        split=split,
-        task_weights=source.task_weights,
-    )
+    with placed(pipeline.vae, device or resolve()):
+        if not isinstance(source, WorldSource):
+            return _captioned(source, pipeline.vae, conditioner, progress or ProgressSink())
+        held_out = split != "train"
+        return WorldData(
+            pipeline.vae,
+            conditioner,
+            seed=HELD_OUT_SEED if held_out else 0,
+            pool=min(source.pool, 1024) if held_out else source.pool,
+            split=split,
+            task_weights=source.task_weights,
+        )
 
 
 def image_source(source: DataSource) -> ImageSource:
@@ -93,31 +96,18 @@ def _captioned(source: Any, vae: Any, conditioner: Conditioner, progress: Progre
         encoded = True
         progress.update("data", done, total or done)
 
-    home = vae.device
-    vae.to(_encoding_device(home))
-    try:
-        data = cached_data(
-            image_source(source),
-            vae,
-            conditioner,
-            source.latents_cache_dir or default_cache(),
-            resolution=source.resolution,
-            dtype=source.latents_dtype,
-            seed=source.seed,
-            max_bad_samples=source.max_bad_samples,
-            max_samples=source.max_samples,
-            progress=report,
-        )
-    finally:
-        vae.to(home)
+    data = cached_data(
+        image_source(source),
+        vae,
+        conditioner,
+        source.latents_cache_dir or default_cache(),
+        resolution=source.resolution,
+        dtype=source.latents_dtype,
+        seed=source.seed,
+        max_bad_samples=source.max_bad_samples,
+        max_samples=source.max_samples,
+        progress=report,
+    )
     if encoded:
         progress.finish("data", time.monotonic() - began)
     return data
-
-
-def _encoding_device(home: torch.device) -> torch.device:
-    """An accelerator where one is used, this process's own under a launcher; otherwise where the VAE is."""
-    accelerator = None if on_cpu() else torch.accelerator.current_accelerator()
-    if accelerator is None:
-        return home
-    return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count())

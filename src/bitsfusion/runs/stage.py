@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bitsfusion.architectures.registry import model_layers
+from bitsfusion.devices import resolve
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import folder_lock, read_json
 from bitsfusion.io.schema import parse
@@ -52,12 +53,15 @@ class StageConfig(BaseModel):
         return self
 
 
-def read_training_config(path: Path, overrides: list[str] | None = None) -> StageConfig | RunConfig:
+def read_training_config(
+    path: Path, overrides: list[str] | None = None, device: str | None = None
+) -> StageConfig | RunConfig:
     """A YAML file of one stage (it has a `training` section) or of a whole run.
 
     Args:
         path: the file.
         overrides: "key.key=value" each, the value in YAML; put in the place of what the file says.
+        device: put in the place of the file's, where given.
 
     Raises:
         InputError: there is no such file, it is not YAML, or a field is unknown or out of range.
@@ -71,6 +75,8 @@ def read_training_config(path: Path, overrides: list[str] | None = None) -> Stag
     for text in overrides or ():
         _override(values, text)
     schema: type[StageConfig | RunConfig] = StageConfig if "training" in values else RunConfig
+    if device is not None:
+        _override(values, f"training.device={device}" if schema is StageConfig else f"device={device}")
     return parse(schema, values, str(path))
 
 
@@ -111,13 +117,13 @@ def train_stage(config: StageConfig, out: Path, progress: ProgressSink | None = 
     Raises:
         InputError: parts that do not go together, or another run works in `out`; see `train`.
     """
-    sink, ranks = progress or ProgressSink(), Ranks()
+    sink, ranks = progress or ProgressSink(), Ranks(resolve(config.training.device))
     lock = folder_lock(out, out / ".lock") if ranks.main else None
     ranks.wait()
     try:
         parts = _load(config.model)
         student = _student(config, parts, out)
-        data = training_data(config.data, parts.components, "train", sink, student)
+        data = training_data(config.data, parts.components, "train", sink, student, ranks.device)
         teacher = None
         if config.training.stage == 1:
             teacher = parts.unet(getattr(torch, config.training.teacher_dtype))

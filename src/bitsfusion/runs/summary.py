@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from bitsfusion.artifact.inspect import inspect_folder
+from bitsfusion.evaluation.estimates import Difference, Verdict, verdicts
 from bitsfusion.evaluation.rungs import RungScores, geneval, paired_difference
 from bitsfusion.io.files import write_json
 from bitsfusion.runs.ladder import Ladder
@@ -20,6 +22,7 @@ def write_summary(ladder: Ladder) -> None:
     """Writes summary.json, the one place other programs read."""
     inspection = inspect_folder(ladder.workspace.path / "packed")
     evaluation, prompts = ladder.workspace.config.evaluation, ladder.prompts
+    compared = comparisons(ladder)
     summary = {
         "schema_version": SCHEMA_VERSION,
         "model": ladder.workspace.config.model,
@@ -31,7 +34,7 @@ def write_summary(ladder: Ladder) -> None:
             "bytes_in_memory": inspection.bytes_in_memory,
             "bytes_fp16": fp16_bytes(ladder),
         },
-        "rungs": [_rung_summary(ladder, name) for name in rung_names(ladder)],
+        "rungs": [_rung_summary(ladder, name, compared.get(name)) for name in rung_names(ladder)],
         "settings": {
             "sampler": evaluation.sampler.value,
             "steps": evaluation.steps,
@@ -67,15 +70,37 @@ def known_mean(values: list[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _rung_summary(ladder: Ladder, name: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Comparison:
+    """A rung beside full precision: how much more often its images are right, and what that shows."""
+
+    difference: Difference
+    verdict: Verdict
+
+
+def comparisons(ladder: Ladder) -> dict[str, Comparison]:
+    """Every rung that was compared with full precision; their verdicts are corrected for how many there are."""
+    reference = ladder.scores("full_precision")
+    found = {
+        name: change
+        for name in rung_names(ladder)
+        if name != "full_precision" and (change := paired_difference(ladder.scores(name), reference)) is not None
+    }
+    shown = verdicts(list(found.values()))
+    return {name: Comparison(*pair) for name, pair in zip(found, zip(found.values(), shown, strict=True), strict=True)}
+
+
+def _rung_summary(ladder: Ladder, name: str, compared: Comparison | None) -> dict[str, Any]:
     """One rung, averaged over its training seeds, each of which is under `per_seed`."""
-    scores, reference = ladder.scores(name), ladder.scores("full_precision")
+    scores = ladder.scores(name)
     pooled = geneval(scores, ladder.prompts)
     return {
         "name": name,
         "bits": rung_bits(ladder, name),
         "geneval": None if pooled is None else {**pooled.scores(), "interval": [pooled.low, pooled.high]},
-        "against_full_precision": None if name == "full_precision" else paired_difference(scores, reference),
+        "against_full_precision": None
+        if compared is None
+        else {**asdict(compared.difference), "verdict": compared.verdict.value},
         "clip_score": known_mean([score.clip_score for score in scores]),
         "image_mse": known_mean([score.image_mse for score in scores]),
         "noise_error": known_mean([score.noise_error for score in scores]),

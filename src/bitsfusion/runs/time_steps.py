@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bitsfusion.data.batches import TrainingData
+from bitsfusion.devices import AUTO, placed, resolve
 from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.diffusion.time_features import Coverage
 from bitsfusion.evaluation.noise import time_step_curve
@@ -28,7 +29,13 @@ def load_quantized(folder: Path) -> Any:
 
 
 def measure_time_steps(
-    pipeline: Any, folder: Path, data: TrainingData, out: Path, points: int = 20, each: int = 32
+    pipeline: Any,
+    folder: Path,
+    data: TrainingData,
+    out: Path,
+    points: int = 20,
+    each: int = 32,
+    device: str = AUTO,
 ) -> list[tuple[int, float]]:
     """Writes {schema_version, latent_error: {folder's name: [[t, error], ...]}} to `out`; see `time_step_curve`.
 
@@ -39,10 +46,13 @@ def measure_time_steps(
         out: a JSON file, which `timesteps: {kind: measured, curve: FILE}` reads.
         points: time steps.
         each: samples at each.
+        device: where it is measured, see `devices.resolve`.
     """
-    student = load_quantized(folder)
+    where = resolve(device)
+    student = load_quantized(folder).to(where)
     coverage = getattr(getattr(student, "time_proj", None), "coverage", None)
     rows = [int(step) for step in coverage.steps if step == int(step)] if isinstance(coverage, Coverage) else None
-    curve = time_step_curve(student, pipeline, data, points, each, rows)
+    with placed(pipeline, where):
+        curve = time_step_curve(student, pipeline, data, points, each, rows)
     write_json(out, {"schema_version": CURVE_SCHEMA_VERSION, "latent_error": {folder.resolve().name: curve}})
     return curve

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from bitsfusion.data.batches import TrainingData
+from bitsfusion.devices import placed, resolve
 from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.diffusion.time_features import BASIS, Cover
 from bitsfusion.io.files import sha256_folder
@@ -19,6 +21,7 @@ from bitsfusion.runs.folder import RunFolder
 from bitsfusion.runs.progress import ProgressSink
 from bitsfusion.runs.sources import training_data
 from bitsfusion.sensitivity.measure import Counted
+from bitsfusion.training.ranks import Ranks
 
 
 class Workspace:
@@ -30,14 +33,16 @@ class Workspace:
         progress: is told what goes on.
 
     Raises:
-        InputError: no such model, or another process works in the folder.
+        InputError: no such model or device, or another process works in the folder.
     """
 
     def __init__(self, config: RunConfig, folder: Path, progress: ProgressSink | None = None) -> None:
         self.config = config
         self.progress = progress or ProgressSink()
         self.source_sha256 = sha256_folder(pipeline_folder(config.model))
-        self.folder = RunFolder(folder)
+        ranks = Ranks(resolve(config.device))
+        self.device = ranks.device
+        self.folder = RunFolder(folder, ranks)
         self.path = self.folder.path
 
     def step(
@@ -61,8 +66,12 @@ class Workspace:
 
     @functools.cached_property
     def pipeline(self) -> Any:
-        """The full-precision pipeline."""
+        """The full-precision pipeline, on the CPU unless it is `placed`."""
         return load_pipeline(self.config.model)
+
+    def placed(self) -> AbstractContextManager[None]:
+        """Inside, the pipeline is on the run's device: for steps that draw or measure."""
+        return placed(self.pipeline, self.device)
 
     @property
     def denoiser(self) -> Any:
@@ -72,17 +81,20 @@ class Workspace:
     @functools.cached_property
     def data(self) -> TrainingData:
         """What the students train on."""
-        return training_data(self.config.data, self.pipeline, "train", self.progress)
+        return training_data(self.config.data, self.pipeline, "train", self.progress, device=self.device)
 
     @functools.cached_property
     def held_out(self) -> TrainingData:
         """What they are measured on."""
-        return training_data(self.config.data, self.pipeline, self.config.evaluation.split, self.progress)
+        return training_data(
+            self.config.data, self.pipeline, self.config.evaluation.split, self.progress, device=self.device
+        )
 
     @functools.cached_property
     def scorer(self) -> ClipScorer | None:
         """The CLIP model of the score."""
-        return None if self.config.scorer is None else ClipScorer.from_pretrained(self.config.scorer)
+        source = self.config.scorer
+        return None if source is None else ClipScorer.from_pretrained(source, str(self.device))
 
     def recipe(self) -> Recipe:
         """The assigned recipe."""

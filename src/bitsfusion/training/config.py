@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from bitsfusion.devices import AUTO, NAME_PATTERN
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import read_json, sha256_json
 
@@ -51,10 +52,12 @@ class TrainingConfig(BaseModel):
     gradient_accumulation_steps: int = Field(1, ge=1)
     total_batch_size: int | None = Field(None, ge=1)
     """Samples of an optimizer step over all processes; where given, it decides the accumulation steps."""
+    device: str = Field(AUTO, pattern=NAME_PATTERN)
+    """Where it trains, see `devices.resolve`."""
     gradient_checkpointing: bool = False
     learning_rate: float = Field(1e-5, gt=0)
     scale_learning_rate: float | None = Field(None, gt=0)
-    """Of the quantizer's scales; null: the same as the weights'."""
+    """Of the quantizer's scales, as a ratio: a step changes a scale by this part of it; null: the weights' number."""
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
     lr_warmup_steps: int = Field(0, ge=0)
     max_train_steps: int = Field(20_000, ge=1)
@@ -127,7 +130,8 @@ class TrainingConfig(BaseModel):
     def deciding(self, processes: int = 1) -> dict[str, Any]:
         """The options that the result depends on, as JSON; a resumed run must repeat them.
 
-        How a step's samples are split over processes and micro-batches is none of them: it changes the rounding only.
+        How a step's samples are split over processes and micro-batches is none of them, and neither is the device: they
+        change the rounding only.
         """
         split = {
             "train_batch_size",
@@ -135,6 +139,7 @@ class TrainingConfig(BaseModel):
             "total_batch_size",
             "gradient_checkpointing",
             "shard",
+            "device",
         }
         kept = {"checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "report_to"}
         shown = {"validation_prompts", "validation_steps", "validation_inference_steps"}
@@ -142,7 +147,7 @@ class TrainingConfig(BaseModel):
         options = self.model_dump(mode="json", exclude=split | kept | shown)
         if self.timesteps.curve:
             options["timesteps"]["curve"] = sha256_json(read_json(self.timesteps.curve))
-        return {"samples_per_step": samples, **options}
+        return {"samples_per_step": samples, "scale_steps": "relative", **options}
 
 
 PAPER_STAGE1 = TrainingConfig(stage=1, train_batch_size=32, total_batch_size=256, max_train_steps=20_000)

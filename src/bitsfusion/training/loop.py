@@ -12,17 +12,19 @@ from typing import Any, TypeAlias
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import DistributedType
 from diffusers import ModelMixin
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from bitsfusion.data.batches import TrainingData
+from bitsfusion.devices import device_of, placed
 from bitsfusion.diffusion.conditioning import conditioner_of
 from bitsfusion.diffusion.process import process_of
 from bitsfusion.errors import BitsFusionError, InputError
 from bitsfusion.nn.replace import fake_quantized_layers
+from bitsfusion.training.accelerator import build_accelerator
+from bitsfusion.training.ahead import one_ahead
 from bitsfusion.training.checkpoint import (
     STUDENT_INFO,
     TrainingState,
@@ -40,7 +42,6 @@ from bitsfusion.training.ema import ExponentialMovingAverage
 from bitsfusion.training.log import LOG_NAME, append_log, cut_log, read_log
 from bitsfusion.training.objective import Objective
 from bitsfusion.training.optimizer import build_optimizer, learning_rate_factor
-from bitsfusion.training.ranks import on_cpu
 from bitsfusion.training.samples import Sample, draw_sample
 from bitsfusion.training.sharding import is_sharded, shard, synchronize
 from bitsfusion.training.validation import Validation
@@ -77,10 +78,11 @@ def train(
 ) -> TrainingResult:
     """Trains one stage and writes checkpoints, log.jsonl and the final student to `out_dir`.
 
-    All of the student's parameters train: weights and scales of the quantized layers, biases, norms and the
-    time layers (their features are cached after training). Dropout is off. The same call after a kill goes on
-    from the latest checkpoint and ends, on the same machine and number of processes, with the same bits; after
-    the end it loads the result. Several processes give what one gives at the same samples a step, within rounding.
+    Models compute on config.device and are afterwards where they were. All of the student's parameters train:
+    weights and scales of the quantized layers, biases, norms and the time layers (their features are cached after
+    training). Dropout is off. The same call after a kill goes on from the latest checkpoint and ends, on the same
+    machine and number of processes, with the same bits; after the end it loads the result. Several processes give
+    what one gives at the same samples a step, within rounding.
 
     Args:
         student: a fake-quantized denoiser, trained in place; a full-precision one in Stage II is the control, what
@@ -102,7 +104,7 @@ def train(
     _check(student, teacher, config)
     conditioner, process = conditioner_of(pipeline, student), process_of(pipeline.scheduler.config)
     out_dir = Path(out_dir)
-    accelerator = _accelerator(config, out_dir)
+    accelerator = build_accelerator(config, out_dir)
     accumulation = config.accumulation(accelerator.num_processes)
     validation = Validation(student, pipeline, config)
     info = identity(student, config.deciding(accelerator.num_processes), data.fingerprint, accelerator.num_processes)
@@ -112,15 +114,16 @@ def train(
         load_finished(out_dir, student)
         return _result(student.eval(), out_dir, config.max_train_steps)
 
-    for encoder in conditioner.encoders:
-        encoder.requires_grad_(False).eval().to(accelerator.device)
+    for frozen in (*conditioner.encoders, teacher):
+        if frozen is not None:
+            frozen.requires_grad_(False).eval()
     if teacher is not None:
-        teacher.requires_grad_(False).eval().to(accelerator.device)
         teacher.to(getattr(torch, config.teacher_dtype))
+    sharded = config.shard or accelerator.distributed_type == DistributedType.FSDP
+    home = device_of(student)
     student.requires_grad_(True).eval().to(accelerator.device)
     if config.gradient_checkpointing:
         student.enable_gradient_checkpointing()
-    sharded = config.shard or accelerator.distributed_type == DistributedType.FSDP
     if sharded:
         shard(student)
     optimizer, names = build_optimizer(student, config, accelerator.device)
@@ -145,23 +148,29 @@ def train(
     factor = learning_rate_factor(config)
     base_rates = [group["lr"] for group in optimizer.param_groups]
     size = config.train_batch_size * accumulation
-    first = accelerator.process_index * size
+    rank, processes = accelerator.process_index, accelerator.num_processes
     began = time.monotonic() - state.seconds
 
+    def sample_of(step: int) -> tuple[Sample, list[Sample]]:
+        batch = data.batch(step, rank, processes, size)
+        sample = draw_sample(batch, config, process, rank * size, step)
+        return sample, [part.pinned(accelerator.device) for part in sample.split(config.train_batch_size)]
+
     with contextlib.ExitStack() as stack:
+        stack.enter_context(placed([*conditioner.encoders, teacher, *validation.models], accelerator.device))
         objective = Objective(student, teacher, conditioner, process, config, accelerator, stack)
-        while state.step < config.max_train_steps:
-            batch = data.batch(state.step, accelerator.process_index, accelerator.num_processes, size)
-            sample = draw_sample(batch, config, process, first, state.step)
+        samples = stack.enter_context(one_ahead(sample_of, state.step, config.max_train_steps))
+        for sample, parts in samples:
             for group, base in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = base * factor(state.step)
-            metrics, errors = _accumulate(accelerator, model, objective, sample.split(config.train_batch_size))
+            losses, errors = _accumulate(accelerator, model, objective, parts)
             if config.max_grad_norm is not None:
-                metrics["grad_norm"] = _clip(accelerator, parameters, config.max_grad_norm, sharded)
-                if state.scaler and not math.isfinite(metrics["grad_norm"]):
-                    del metrics["grad_norm"]  # fp16 overflowed: the loss scaler skips this step and mends itself
+                losses["grad_norm"] = _clip(accelerator, parameters, config.max_grad_norm, sharded)
+            metrics = _read(losses)
+            if state.scaler and not math.isfinite(metrics.get("grad_norm", 0.0)):
+                del metrics["grad_norm"]  # fp16 overflowed: the loss scaler skips this step and mends itself
             if not all(map(math.isfinite, metrics.values())):
-                raise BitsFusionError(_not_finite(state.step, accelerator.process_index, metrics, errors, sample))
+                raise BitsFusionError(_not_finite(state.step, rank, metrics, errors, sample))
             stepper.step()
             stepper.zero_grad()
             state.step += 1
@@ -189,6 +198,8 @@ def train(
     if config.report_to:
         accelerator.end_training()
     accelerator.free_memory()
+    if home is not None and not sharded:
+        student.to(home)
     return _result(student, out_dir, state.step, state.seconds, resumed_from)
 
 
@@ -203,36 +214,13 @@ def _check(student: ModelMixin, teacher: ModelMixin | None, config: TrainingConf
             raise InputError("teacher: shares weights with the student, wanted a deep copy taken before quantizing")
 
 
-def _accelerator(config: TrainingConfig, out_dir: Path) -> Accelerator:
-    AcceleratorState._reset_state()  # of the stage before, whose precision may have been another
-    buckets = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # gradients are held once
-    try:
-        accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
-            cpu=on_cpu(),
-            log_with=config.report_to,
-            project_dir=out_dir,
-            kwargs_handlers=[buckets],
-        )
-    except ValueError as error:
-        raise InputError(f"mixed_precision: got {config.mixed_precision}: {error}") from None
-    if config.report_to and not accelerator.log_with:
-        raise InputError(f"report_to: got {config.report_to}, wanted a tracker whose package is installed")
-    kinds = DistributedType
-    if accelerator.distributed_type not in (kinds.NO, kinds.MULTI_CPU, kinds.MULTI_GPU, kinds.FSDP):
-        raise InputError(f"accelerate: got {accelerator.distributed_type.value}, wanted one process, DDP or FSDP")
-    if config.shard and accelerator.num_processes == 1:
-        raise InputError("shard: got one process, wanted several (accelerate launch, torchrun)")
-    if accelerator.distributed_type == kinds.FSDP and config.mixed_precision == "fp16":
-        raise InputError("mixed_precision: got fp16 with FSDP, wanted bf16 or no")
-    accelerator.gradient_accumulation_steps = 1  # the loop divides by its own, whatever `accelerate launch` was told
-    return accelerator
-
-
 def _accumulate(
     accelerator: Accelerator, model: nn.Module, objective: Objective, parts: Sequence[Sample]
-) -> tuple[dict[str, float], Tensor]:
-    """Gradients of all micro-batches; their losses averaged over them and over processes, and each own sample's."""
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Gradients of all micro-batches; their losses averaged over them and over processes, and each own sample's.
+
+    Nothing waits for the device.
+    """
     losses: list[dict[str, Tensor]] = []
     errors: list[Tensor] = []
     for part in parts:
@@ -240,21 +228,27 @@ def _accumulate(
         if is_sharded(model):
             synchronize(model, not more)
         with accelerator.no_sync(model) if more and not is_sharded(model) else contextlib.nullcontext():
-            measured, sample_errors = objective(model, part)
+            measured, sample_errors = objective(model, part.to(accelerator.device))
             accelerator.backward(measured["loss"] / len(parts))
         losses.append({name: value.detach() for name, value in measured.items()})
         errors.append(sample_errors)
     means = torch.stack([torch.stack(list(values.values())) for values in losses]).mean(0)
     means = accelerator.gather(means[None]).mean(0)
-    return dict(zip(losses[0], means.tolist(), strict=True)), torch.cat(errors)
+    return dict(zip(losses[0], means.unbind(), strict=True)), torch.cat(errors)
 
 
-def _clip(accelerator: Accelerator, parameters: Sequence[nn.Parameter], limit: float, sharded: bool) -> float:
+def _clip(accelerator: Accelerator, parameters: Sequence[nn.Parameter], limit: float, sharded: bool) -> Tensor:
     """Scales the gradients down to `limit`; their norm before."""
     if not sharded:
-        return float(accelerator.clip_grad_norm_(parameters, limit))
+        return torch.as_tensor(accelerator.clip_grad_norm_(parameters, limit))
     norm = nn.utils.clip_grad_norm_(parameters, limit)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def _read(values: dict[str, Tensor]) -> dict[str, float]:
+    """The step's numbers, in the one moment that waits for the device."""
+    read: list[float] = torch.stack([value.float() for value in values.values()]).tolist()
+    return dict(zip(values, read, strict=True))
 
 
 def _not_finite(step: int, rank: int, metrics: dict[str, float], errors: Tensor, sample: Sample) -> str:

@@ -7,23 +7,41 @@ from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils import broadcast_object_list
+
+from bitsfusion.devices import resolve
+from bitsfusion.errors import InputError
 
 Value = TypeVar("Value")
 
 
-def on_cpu() -> bool:
-    """Whether to compute on the CPU: no accelerator here, or `accelerate launch --cpu`."""
-    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-
-
 class Ranks:
-    """This process among those of its launch; alone without one. Joins the others when it is made."""
+    """This process among those of its launch; alone without one. Joins the others when it is made.
 
-    def __init__(self) -> None:
-        self._state = PartialState(cpu=on_cpu())
+    Args:
+        device: where it computes; `resolve()` unless given. Accelerate computes there from now on.
+
+    Raises:
+        InputError: the processes of the launch have joined on another type of device already.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        wanted = device or resolve()
+        self._state = PartialState(cpu=wanted.type == "cpu")
+        if self.count == 1:
+            self._state.device = wanted
+        elif self._state.device.type != wanted.type:
+            raise InputError(
+                f"device: got {wanted.type} in a launch on {self._state.device.type}, wanted the launch's (--cpu?)"
+            )
         if self.count > 1:  # its threads must end before the interpreter does, which crashes otherwise now and then
             atexit.register(self._state.destroy_process_group)  # does nothing the second time
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        device: torch.device = self._state.device
+        return device
 
     @property
     def main(self) -> bool:

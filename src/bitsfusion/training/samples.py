@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,6 +30,19 @@ class Sample:
     noise: Tensor
     timesteps: Tensor
     dropped: Tensor
+
+    def to(self, device: torch.device) -> Sample:
+        """On another device; from pinned memory without waiting. Sizes stay where they are, who reads them is there."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))
+
+    def pinned(self, device: torch.device) -> Sample:
+        """In memory that a CUDA device copies from without waiting; for other devices as it is."""
+        return self._map(Tensor.pin_memory) if device.type == "cuda" else self
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Sample:
+        prompts = {name: function(tensor) for name, tensor in self.batch.prompts.items()}
+        batch = replace(self.batch, latents=function(self.batch.latents), prompts=prompts)
+        return Sample(batch, function(self.noise), function(self.timesteps), function(self.dropped))
 
     def split(self, size: int) -> list[Sample]:
         """In parts of `size` samples."""

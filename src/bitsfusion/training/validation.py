@@ -30,6 +30,11 @@ class Validation:
             raise InputError("validation_prompts: got prompts and no VAE, wanted the pipeline's VAE")
         self._pipeline = with_denoiser(pipeline, student)
 
+    @property
+    def models(self) -> list[nn.Module]:
+        """What has to be where the student is, beside the text encoder; none without prompts."""
+        return [self._pipeline.vae] if self._pipeline else []
+
     def due(self, step: int) -> bool:
         """Whether images are to be drawn after `step`."""
         every = self._config.validation_steps or self._config.max_train_steps

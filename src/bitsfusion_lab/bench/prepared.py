@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bitsfusion.evaluation.report.bench_file import Dtype
 from bitsfusion.io.files import atomic_folder, read_json, sha256_json, write_json
+from bitsfusion_lab.bench.bench_file import Dtype
 from bitsfusion_lab.bench.methods.base import Method
 from bitsfusion_lab.bench.process import WorkerProcess
 

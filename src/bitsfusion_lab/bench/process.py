@@ -10,7 +10,7 @@ import tempfile
 from types import TracebackType
 from typing import Any
 
-from bitsfusion.evaluation.report.bench_file import Dtype
+from bitsfusion_lab.bench.bench_file import Dtype
 
 
 class MethodFailed(Exception):

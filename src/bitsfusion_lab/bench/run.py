@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from bitsfusion.errors import BitsFusionError
-from bitsfusion.evaluation.report.bench_file import BenchResult, BenchRow, BenchSettings, Dtype
+from bitsfusion_lab.bench.bench_file import BenchResult, BenchRow, BenchSettings, Dtype
 from bitsfusion_lab.bench.inputs import forward_inputs
 from bitsfusion_lab.bench.layers import LayerMeasurement, sqnr_db
 from bitsfusion_lab.bench.machine import machine_facts

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from bitsfusion.errors import InputError
-from bitsfusion.evaluation.report.bench_file import BenchRow
 from bitsfusion.io.files import read_json, sha256_json, write_json
 from bitsfusion.io.schema import parse
+from bitsfusion_lab.bench.bench_file import BenchRow
 
 
 class Work:

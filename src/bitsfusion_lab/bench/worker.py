@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bitsfusion.diffusion.denoise import denoise
-from bitsfusion.evaluation.report.bench_file import Dtype
+from bitsfusion_lab.bench.bench_file import Dtype
 from bitsfusion_lab.bench.inputs import ForwardInputs, forward_inputs
 from bitsfusion_lab.bench.layers import measure_layers, model_bytes
 from bitsfusion_lab.bench.methods import method_called

@@ -11,8 +11,8 @@ import typer
 from bitsfusion.cli.console import print_json, print_table, progress_bars
 from bitsfusion.cli.interruption import resumable
 from bitsfusion.cli.options import Json, Quiet
-from bitsfusion.evaluation.report.bench_file import BenchResult, BenchRow, BenchSettings, Dtype
 from bitsfusion.io.files import write_json
+from bitsfusion_lab.bench.bench_file import BenchResult, BenchRow, BenchSettings, Dtype
 from bitsfusion_lab.bench.machine import physical_memory
 from bitsfusion_lab.bench.methods import chosen_peers
 from bitsfusion_lab.bench.run import bench as run_bench

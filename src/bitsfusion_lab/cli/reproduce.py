@@ -31,6 +31,9 @@ def reproduce(
     seeds: Annotated[str, typer.Option(help="Of training, with commas.")] = "0,1,2",
     steps: Annotated[int, typer.Option(min=1, help="Of Stage I; Stage II has half of them.")] = 200,
     per_task: Annotated[int, typer.Option(min=1, help="Prompts of each of the six tasks.")] = 50,
+    split: Annotated[
+        str, typer.Option(help="Of the prompts: validation to choose settings on, test to report.")
+    ] = "test",
     guidance: Annotated[str, typer.Option(help="Of the images, with commas; the paper's: 3.5,5.5,7.5,9.5.")] = "7.5",
     sampler_steps: Annotated[int, typer.Option(min=1, help="Of PNDM.")] = 50,
     sensitivity: Annotated[
@@ -45,6 +48,7 @@ def reproduce(
         "seeds": _numbers("seeds", seeds, int, 2**63 - 1),
         "steps": steps,
         "per_task": per_task,
+        "split": split,
         "guidance": _numbers("guidance", guidance, float, 1000),
         "sampler_steps": sampler_steps,
         "sensitivity": sensitivity,

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import functools
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 from bitsfusion.architectures.registry import model_layers
-from bitsfusion.diffusion.denoise import with_denoiser
 from bitsfusion.diffusion.time_features import choose_features
 from bitsfusion.errors import InputError
-from bitsfusion.evaluation.noise import NoiseProbe, make_probe, mean_squared, predict
-from bitsfusion.evaluation.prompts import PromptSet, world_prompts
-from bitsfusion.evaluation.rungs import SCHEMA_VERSION, RungScores, load_images, score_images
+from bitsfusion.evaluation.rungs import SCHEMA_VERSION, RungScores
 from bitsfusion.io.files import sha256_file
-from bitsfusion.metrics.generation import generate_images
 from bitsfusion.recipe.assign import Strategy, assign
 from bitsfusion.recipe.schema import Recipe, check_fits, read_recipe, write_recipe
 from bitsfusion.runs.progress import ProgressSink
+from bitsfusion.runs.scoring import Scoring
 from bitsfusion.runs.workspace import Workspace
 from bitsfusion.sensitivity.measure import analyze
 from bitsfusion.sensitivity.settings import NoiseErrorSettings
@@ -43,6 +39,7 @@ class Frame:
         self.workspace = Workspace(settings.run_config(), out, progress)
         self.path, self.step = self.workspace.path, self.workspace.step
         self.pipeline_config = self.workspace.config
+        self.scoring = Scoring(self.workspace)
         self._recipes: dict[str, Recipe] = {}
         if settings.sensitivity is not None:
             try:
@@ -69,23 +66,25 @@ class Frame:
         """Of all Linear and Conv2d layers: what bits a weight are counted over."""
         return sum(layer.numel for layer in model_layers(self.unet).values())
 
-    def recipe(self, strategy: Strategy, eta: float, target: float) -> tuple[str, Recipe]:
+    def recipe(self, strategy: Strategy, eta: float, target: float, filled: bool = True) -> tuple[str, Recipe]:
         """The step that made it, and the recipe; the analysis is made first where it is not there."""
         name = f"recipe-{strategy.value}-{target:g}" + (f"-eta{eta:g}" if strategy is Strategy.PAPER else "")
+        name += "" if filled else "-unfilled"
         if name not in self._recipes:
-            self._recipes[name] = self._assign(name, strategy, eta, target)
+            self._recipes[name] = self._assign(name, strategy, eta, target, filled)
         return name, self._recipes[name]
 
-    def _assign(self, name: str, strategy: Strategy, eta: float, target: float) -> Recipe:
+    def _assign(self, name: str, strategy: Strategy, eta: float, target: float, filled: bool) -> Recipe:
         table_path = self._analyze()
         output = f"recipes/{name.removeprefix('recipe-')}.json"
 
         def work() -> None:
-            recipe = assign(read_table(table_path), target, strategy, eta=eta)
+            recipe = assign(read_table(table_path), target, strategy, eta=eta, fill_up=filled)
             check_fits(recipe, model_layers(self.unet))
             write_recipe(self.path / output, recipe)
 
-        options = {"strategy": strategy.value, "eta": eta, "target_bits": target}
+        options: dict[str, Any] = {"strategy": strategy.value, "eta": eta, "target_bits": target}
+        options |= {} if filled else {"fill_up": False}
         self.step(name, {**options, "made": self.made("analyze")}, [output], work)
         return read_recipe(self.path / output)
 
@@ -144,7 +143,7 @@ class Frame:
         inputs: dict[str, Any] = {
             "scores": SCHEMA_VERSION,
             "evaluation": section,
-            "prompts_sha256": self.prompts.sha256,
+            "prompts_sha256": self.scoring.prompts.sha256,
             "data": self.pipeline_config.data,
             "made": made,
         }
@@ -153,45 +152,11 @@ class Frame:
             inputs["reference"] = self.made(_step_name(reference))
 
         def work() -> None:
-            started, model = time.monotonic(), unet()
-            images = generate_images(
-                with_denoiser(self.workspace.pipeline, model),
-                self.prompts.texts,
-                self.prompts.seeds,
-                steps=section["steps"],
-                guidance=guidance,
-                sampler=section["sampler"],
-                batch_size=section["batch_size"],
-                progress=lambda done, total: self.workspace.progress.update(_step_name(place), done, total),
-            )
-            predicted = predict(model, self._probe)
-            original = None if reference is None else load_images(self.path / reference)
-            RungScores(
-                name=name,
-                seed=seed,
-                **score_images(images, self.prompts, original, self.workspace.scorer),
-                noise_error=mean_squared(predicted, self._teacher_prediction),
-                noise_loss=mean_squared(predicted, self._probe.target),
-                seconds=round(time.monotonic() - started, 2),
-            ).save(self.path / place, images)
+            original = None if reference is None else self.path / reference
+            self.scoring.score(_step_name(place), name, seed, unet(), self.path / place, original, guidance)
 
         self.step(_step_name(place), inputs, [place], work)
         return RungScores.load(self.path / place)
-
-    @functools.cached_property
-    def prompts(self) -> PromptSet:
-        """What the images are asked to show: the drawn world's held-out test prompts."""
-        section = self.pipeline_config.evaluation
-        return world_prompts(section.split, section.per_task, section.seed)
-
-    @functools.cached_property
-    def _probe(self) -> NoiseProbe:
-        count = self.pipeline_config.evaluation.probe_samples
-        return make_probe(self.workspace.held_out, self.workspace.pipeline, count, PROBE_SEED)
-
-    @functools.cached_property
-    def _teacher_prediction(self) -> Any:
-        return predict(self.unet, self._probe)
 
 
 def _place(name: str, seed: int | None, guidance: float) -> str:

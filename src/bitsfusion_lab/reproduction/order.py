@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
+from bitsfusion.evaluation.estimates import Difference, Verdict, verdicts
 from bitsfusion.evaluation.rungs import ImageMeasure, RungScores, paired_difference
+
+WORDS = {Verdict.BETTER: "holds", Verdict.WORSE: "reversed", Verdict.NONE: "not told apart"}
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,9 @@ class Order:
         better, worse: labels.
         published: by how much its CLIP score is better in the paper.
         measure: what they are compared by here: CLIP score, as in the paper, or the share of right images.
-        mean, low, high: by how much it is better here, with the paired 95 % interval.
+        mean, low, high: by how much it is better here, with the 95 % interval over prompts and training seeds.
+        verdict: `holds` or `reversed` where that is shown (see `verdicts`, corrected for the pairs that are compared by
+            this measure), otherwise `not told apart`.
     """
 
     better: str
@@ -28,14 +32,7 @@ class Order:
     low: float
     high: float
 
-    @property
-    def verdict(self) -> str:
-        """`holds` or `reversed` where the interval excludes zero, otherwise `not told apart`."""
-        return "holds" if self.low > 0 else "reversed" if self.high < 0 else "not told apart"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return {**asdict(self), "verdict": self.verdict}
+    verdict: str
 
 
 def orders(
@@ -56,10 +53,14 @@ def orders(
         return []
     best = max(known, key=lambda row: row[1])
     pairs = list(zip(known[1:], known, strict=False)) if cumulative else [(best, row) for row in known if row != best]
-    found = []
+    found: list[tuple[str, str, float, Difference]] = []
     for one, other in pairs:
         better, worse = (one, other) if one[1] >= other[1] else (other, one)
         difference = paired_difference(scores[better[0]], scores[worse[0]], measure)
         if difference is not None:
-            found.append(Order(better[0], worse[0], better[1] - worse[1], measure, **difference))
-    return found
+            found.append((better[0], worse[0], better[1] - worse[1], difference))
+    shown = verdicts([difference for *_, difference in found])
+    return [
+        Order(better, worse, gain, measure, change.mean, change.low, change.high, WORDS[verdict])
+        for (better, worse, gain, change), verdict in zip(found, shown, strict=True)
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -29,6 +29,8 @@ class Settings(BaseModel):
     """Captioned scenes of the drawn world."""
     per_task: int = Field(50, ge=1)
     """Prompts of each of the six tasks."""
+    split: Literal["validation", "test"] = "test"
+    """Of the prompts: settings are chosen on validation prompts, and reported on test prompts."""
     guidance: tuple[float, ...] = Field((7.5,), min_length=1)
     """Every image set is drawn at each; the paper averages Table 4 over 3.5, 5.5, 7.5 and 9.5."""
     sampler_steps: int = Field(50, ge=1)
@@ -60,6 +62,7 @@ class Settings(BaseModel):
             serve=ServeSection(samplers={Sampler.PNDM: self.sampler_steps}),
             evaluation=EvaluationSection(
                 per_task=self.per_task,
+                split=self.split,
                 steps=self.sampler_steps,
                 guidance=self.guidance[0],
                 batch_size=50,

@@ -48,7 +48,7 @@ class Student:
         levels: see `Levels`.
         strategy: how bits are assigned; None: two in every layer, time layers included, but 8 in conv_in and
             conv_out. With a recipe the time layers are cached.
-        eta: of the paper's strategy.
+        eta, filled: of the paper's strategy: the exponent, and whether what Alg. 1 leaves of the budget is spent, too.
         scale_init: None: LSQ's own.
         feature_weight: lambda.
         timesteps: of Stage I and II.
@@ -59,6 +59,7 @@ class Student:
     levels: Levels = Levels.BALANCE
     strategy: Strategy | None = None
     eta: float = ETA
+    filled: bool = True
     scale_init: ScaleInit | None = ScaleInit.MINMAX
     feature_weight: float = 0.0
     timesteps: TimeStepConfig = UNIFORM_STEPS
@@ -70,6 +71,7 @@ class Student:
         """Of its folders; says every option."""
         bits = f"uniform{UNIFORM_BITS}" if self.strategy is None else self.strategy.value
         eta = f"_eta{self.eta:g}" if self.strategy is Strategy.PAPER else ""
+        eta += "" if self.filled else "_unfilled"
         init = "own" if self.scale_init is None else self.scale_init.value
         steps = f"beta{self.timesteps.alpha:g}" if self.timesteps.kind == "beta" else self.timesteps.kind
         last = "_tuned" if self.fine_tuned else "_joined" if self.joined else ""
@@ -90,7 +92,7 @@ class Student:
         if self.strategy is None:
             ends = {LayerRole.FIRST_LAST: FIRST_LAST_BITS}
             return {}, {n: ends.get(layer.role, UNIFORM_BITS) for n, layer in model_layers(frame.unet).items()}
-        step, recipe = frame.recipe(self.strategy, self.eta, frame.settings.target_bits)
+        step, recipe = frame.recipe(self.strategy, self.eta, frame.settings.target_bits, self.filled)
         return frame.made(step), dict(recipe.bits)
 
     def make(self, frame: Frame, seed: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def _measured(
 ) -> dict[str, Any]:
     """Figures of one row; `groups` has a list for each training seed, with one entry for each guidance.
 
-    The intervals are over prompts (see `paired_difference`), the spreads over training seeds.
+    The intervals are over prompts and training seeds (see `paired_difference`), the spreads over training seeds.
     """
     every = [score for group in groups for score in group]
     figures = {
@@ -111,11 +111,16 @@ def _measured(
             "spread": float(np.std(known, ddof=1)) if len(known) > 1 else None,
             "seeds": values,
         }
-    line["against_full_precision"] = None if name is None else paired_difference(every, reference)
+    line["against_full_precision"] = None if name is None else _compared(every, reference)
     line["against_row_above"] = (
-        None if above is None else paired_difference(every, [score for group in above for score in group])
+        None if above is None else _compared(every, [score for group in above for score in group])
     )
     return line
+
+
+def _compared(scores: Sequence[RungScores], others: Sequence[RungScores]) -> dict[str, float] | None:
+    found = paired_difference(scores, others)
+    return None if found is None else {"mean": found.mean, "low": found.low, "high": found.high}
 
 
 def _overall(group: Sequence[RungScores]) -> float | None:
@@ -143,12 +148,12 @@ def _write(
             **frame.settings.model_dump(mode="json"),
             "sensitivity": None if frame.settings.sensitivity is None else frame.settings.sensitivity.name,
         },
-        "prompts": len(frame.prompts.texts),
-        "prompts_sha256": frame.prompts.sha256,
+        "prompts": len(frame.scoring.prompts.texts),
+        "prompts_sha256": frame.scoring.prompts.sha256,
         "source_sha256": frame.workspace.source_sha256,
         "rows": lines,
         "order": [
-            order.to_dict() for measure in MEASURES for order in orders(published, measured, table.cumulative, measure)
+            asdict(order) for measure in MEASURES for order in orders(published, measured, table.cumulative, measure)
         ],
     }
     stem = frame.path / f"table{table.number}"
@@ -192,7 +197,8 @@ def markdown(content: dict[str, Any]) -> str:
         f"{content['prompts']} held-out prompts, PNDM {settings['sampler_steps']} steps, guidance {guidance}; "
         f"{settings['steps']} steps of {settings['train_batch_size']} samples in Stage I, half of them in Stage II; "
         f"training seeds {', '.join(map(str, settings['seeds']))}. ± is the standard deviation over training seeds; "
-        "intervals are paired over prompts. MB and bits a weight are of the weight file that was written, with all "
+        "intervals are over prompts and training seeds (of a single seed: over prompts). "
+        "MB and bits a weight are of the weight file that was written, with all "
         "scales, palettes, biases, norms, cached time features and its header, over the weights of all layers.",
         "",
     ]
@@ -200,7 +206,7 @@ def markdown(content: dict[str, Any]) -> str:
         lines += [content["note"], ""]
     for measure, name in MEASURES.items():
         if found := [one for one in content["order"] if one["measure"] == measure]:
-            lines += [f"The paper's order, by {name} here:", ""]
+            lines += [f"The paper's order, by {name} here, corrected for {len(found)} comparisons (Holm):", ""]
             lines += [
                 f"- {one['better']} over {one['worse']} (the paper's CLIP {one['published']:+.4f}): "
                 f"**{one['verdict']}**, {_interval(one, 4 if measure == 'clip_scores' else 3)}"

@@ -14,11 +14,11 @@ from bitsfusion.artifact.writer import write_pipeline
 from bitsfusion.cli.main import main
 from bitsfusion.embedded import PIPELINE_FOLDER
 from bitsfusion.errors import InputError
-from bitsfusion.evaluation.report.bench_file import BenchResult, BenchRow, Dtype
 from bitsfusion.io.files import read_json
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.load import load_pipeline
+from bitsfusion_lab.bench.bench_file import BenchResult, BenchRow, Dtype
 from bitsfusion_lab.bench.inputs import forward_inputs
 from bitsfusion_lab.bench.layers import LayerMeasurement, measure_layers, model_bytes, sqnr_db
 from bitsfusion_lab.bench.methods import DENSE, OURS, PEERS, chosen_peers, method_called

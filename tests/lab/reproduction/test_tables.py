@@ -82,7 +82,12 @@ def test_means_and_spreads_are_over_seeds():
 
 def test_the_papers_order():
     right, wrong = [True] * 40, [False] * 40
-    measured = {"a": [scores(wrong, 0)], "b": [scores(right, 0)], "c": [scores(right, 0)], "d": [scores(wrong, 0)]}
+
+    def trained(passed, clip=0):
+        """Three trainings, one of which drew one image otherwise."""
+        return [scores(passed, clip), scores(passed, clip, 1), scores([not passed[0], *passed[1:]], clip, 2)]
+
+    measured = {"a": trained(wrong), "b": trained(right), "c": trained(right), "d": trained(wrong)}
     published = {"a": 0.1, "b": 0.2, "unpublished": None, "c": 0.3, "d": 0.4, "unmeasured": 0.5}
     steps = orders(published, measured, True, "passed")
     assert [(one.better, one.worse, one.verdict) for one in steps] == [
@@ -99,9 +104,11 @@ def test_the_papers_order():
     assert best[0].published == pytest.approx(0.3)
     falling = orders({"x": 0.9, "y": 0.1}, {"x": measured["b"], "y": measured["a"]}, True, "passed")
     assert [(one.better, one.worse, one.verdict) for one in falling] == [("x", "y", "holds")]
-    by_clip = {"x": [scores(wrong, 0.5)], "y": [scores(right, 0.75)]}
+    by_clip = {"x": trained(wrong, 0.5), "y": trained(right, 0.75)}
     (judged,) = orders({"x": 0.9, "y": 0.1}, by_clip, True, "clip_scores")
     assert (judged.verdict, judged.mean) == ("reversed", -0.25)
+    once = {name: group[:1] for name, group in measured.items()}
+    assert {one.verdict for one in orders(published, once, True, "passed")} == {"not told apart"}
 
 
 @pytest.mark.parametrize("text", ["2", "4,8", "", "four"])

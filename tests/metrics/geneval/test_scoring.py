@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,6 +49,16 @@ def test_single_object(objects, reason):
 )
 def test_two_objects(objects, reason):
     assert verdict([DOG, CAT], objects) == Verdict(not reason, reason)
+
+
+@pytest.mark.parametrize(("tag", "threshold"), [("colors", 0.3), ("counting", 0.9)])
+def test_a_confidence_of_the_threshold_itself_does_not_count(tag, threshold):
+    """The published evaluator compares float32 arrays: float32(.3), which is .30000001192..., is not above .3 there."""
+    least = np.float32(threshold)
+    scores = [least, np.nextafter(least, np.float32(1)), np.nextafter(least, np.float32(0))]
+    official = [float(score) for score in scores if np.array([score], np.float32)[0] > least]
+    found = kept({"dog": [at(0, 0, float(score)) for score in scores]}, tag)["dog"]
+    assert [item.score for item in found] == official == [float(scores[1])]
 
 
 @pytest.mark.parametrize(

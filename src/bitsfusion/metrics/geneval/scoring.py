@@ -71,12 +71,15 @@ class Verdict:
 
 
 def kept(detections: Detections, tag: str, thresholds: Thresholds = PUBLISHED) -> dict[str, list[Detection]]:
-    """The objects that count in an image of task `tag`, the most confident first; classes without any are absent."""
-    least = thresholds.counting_confidence if tag == "counting" else thresholds.confidence
+    """The objects that count in an image of task `tag`, the most confident first; classes without any are absent.
+
+    Confidences are compared in float32, as the published evaluator's arrays are: one of float32(.3) is not above .3.
+    """
+    least = np.float32(thresholds.counting_confidence if tag == "counting" else thresholds.confidence)
     found: dict[str, list[Detection]] = {}
     for name, seen in detections.items():
         by_score = [seen[i] for i in np.argsort([item.score for item in seen])[::-1]]
-        candidates = [item for item in by_score if item.score > least][: thresholds.max_objects]
+        candidates = [item for item in by_score if np.float32(item.score) > least][: thresholds.max_objects]
         chosen: list[Detection] = []
         for item in candidates:
             if thresholds.max_overlap == 1 or all(

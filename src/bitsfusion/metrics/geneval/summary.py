@@ -6,11 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from bitsfusion.data.world.captions import TASKS
 from bitsfusion.errors import InputError
-from bitsfusion.metrics.intervals import quantile_interval, wilson_interval
+from bitsfusion.metrics.intervals import bootstrap_mean_interval, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -52,13 +51,11 @@ class GenEvalSummary:
         return {"overall": self.overall, "tasks": {tag: score.accuracy for tag, score in self.tasks.items()}}
 
 
-def geneval_summary(
-    results: Iterable[GenEvalResult], confidence: float = 0.95, resamples: int = 4000, seed: int = 0
-) -> GenEvalSummary:
+def geneval_summary(results: Iterable[GenEvalResult], resamples: int = 2000) -> GenEvalSummary:
     """GenEval's numbers from the results of its images, every task counting the same however many images it has.
 
-    The overall interval resamples the images within each task, those of a group together. It takes groups, and images
-    without one, as independent: it speaks of new seeds for these prompts, not of new prompts.
+    The overall interval resamples within each task, images of a group together (`bootstrap_mean_interval`). It takes
+    groups, and images without one, as independent: where each prompt has one, it speaks of new prompts.
 
     Raises:
         InputError: a result has an unknown task, or a task has no image.
@@ -72,23 +69,13 @@ def geneval_summary(
     missing = [tag for tag, found in groups.items() if not found]
     if missing:
         raise InputError(f"GenEval: got no image for {', '.join(missing)}, wanted some for each of the six tasks")
-    tasks = {tag: _task_score(list(found.values()), confidence) for tag, found in groups.items()}
-    rng = np.random.default_rng(seed)
-    shares = [_resampled(list(found.values()), resamples, rng) for found in groups.values()]
-    overall = float(np.mean([score.accuracy for score in tasks.values()]))
-    return GenEvalSummary(overall, *quantile_interval(np.mean(shares, axis=0), confidence), tasks)
+    tasks = {tag: _task_score(list(found.values())) for tag, found in groups.items()}
+    shares = [(tag, float(np.mean(group))) for tag, found in groups.items() for group in found.values()]
+    interval = bootstrap_mean_interval([share for _, share in shares], [tag for tag, _ in shares], resamples=resamples)
+    return GenEvalSummary(float(np.mean([score.accuracy for score in tasks.values()])), *interval, tasks)
 
 
-def _task_score(groups: Sequence[Sequence[bool]], confidence: float) -> TaskScore:
+def _task_score(groups: Sequence[Sequence[bool]]) -> TaskScore:
     correct, images = sum(map(sum, groups)), sum(map(len, groups))
-    interval = wilson_interval(correct * len(groups) / images, len(groups), confidence)
+    interval = wilson_interval(correct * len(groups) / images, len(groups))
     return TaskScore(correct, images, correct / images, *interval)
-
-
-def _resampled(groups: Sequence[Sequence[bool]], resamples: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """The share of correct images, groups drawn with replacement: [resamples]."""
-    correct, images = (np.asarray([count(group) for group in groups]) for count in (sum, len))
-    if (images == 1).all():  # drawing n images with replacement from k correct ones of n is a binomial draw
-        return rng.binomial(len(groups), correct.mean(), resamples) / len(groups)
-    drawn = rng.integers(len(groups), size=(resamples, len(groups)))
-    return np.asarray(correct[drawn].sum(1) / images[drawn].sum(1))

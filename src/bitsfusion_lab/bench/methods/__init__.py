@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bitsfusion.errors import InputError
-from bitsfusion.evaluation.report.bench_file import Dtype
+from bitsfusion_lab.bench.bench_file import Dtype
 from bitsfusion_lab.bench.methods.base import Method
 from bitsfusion_lab.bench.methods.dense import Dense
 from bitsfusion_lab.bench.methods.gguf import GGUF_TYPES, Gguf

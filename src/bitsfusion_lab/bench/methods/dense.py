@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitsfusion.evaluation.report.bench_file import Dtype
+from bitsfusion_lab.bench.bench_file import Dtype
 from bitsfusion_lab.bench.methods.base import installed_version, load_dense
 
 ONE_FILE = "100GB"

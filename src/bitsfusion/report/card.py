@@ -1,0 +1,263 @@
+"""The model card of a packed folder: README.md, as the Hugging Face hub shows it, and its pictures."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+from bitsfusion.artifact.inspect import ComponentSize, Inspection, inspect_folder, inspect_pipeline
+from bitsfusion.artifact.reader import open_folder
+from bitsfusion.diffusion.samplers import build_scheduler
+from bitsfusion.errors import InputError
+from bitsfusion.evaluation.drawing import Sampling, draw
+from bitsfusion.evaluation.prompts import PromptSet, world_prompts
+from bitsfusion.io.files import atomic_folder, read_json, write_text
+from bitsfusion.metrics.generation import write_png
+from bitsfusion.pipelines.card_files import CARD, PICTURES, README
+from bitsfusion.pipelines.load import EMBEDDED, load_pipeline
+from bitsfusion.report.charts import layer_chart
+from bitsfusion.report.data import layer_rows
+from bitsfusion.report.numbers import size
+from bitsfusion.report.scores import ScoreTable, read_scores
+from bitsfusion.report.template import rendered
+
+EMBEDDED_LICENSE = "apache-2.0"
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+DEFAULT_SAMPLER = ("pndm", 50)  # the paper's
+BITS_PICTURE = f"{PICTURES}/bits.png"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture beside the card."""
+
+    prompt: str
+    seed: int
+    file: str
+
+
+@dataclass(frozen=True)
+class Use:
+    """How a pipeline is called: its scheduler's class where it is not the folder's own, with options that the folder's
+    config lacks, and its steps."""
+
+    scheduler: str | None
+    options: Mapping[str, Any]
+    steps: int | None
+    guidance: float
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """All that a card says.
+
+    Fields:
+        name: what `from_pretrained` is given: a hub id, or the folder's name.
+        base_model: the original's hub id; None where it has none.
+        license: of the hub's identifiers. parts: of the pipeline's folder.
+        provenance: what the packed UNet says about its making. command: that made it. config: the file that it took.
+    """
+
+    name: str
+    base_model: str | None
+    license: str
+    inspection: Inspection
+    parts: Sequence[ComponentSize]
+    use: Use
+    scores: ScoreTable | None = None
+    samples: Sequence[Sample] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
+    config: str = ""
+
+    def text(self) -> str:
+        """The whole README.md: the hub's YAML header, with the scores as evaluation results, and Markdown."""
+        options: dict[str, Any] = {"base_model_relation": "quantized"} if self.base_model else {}
+        if self.scores:
+            options |= {"model_name": self.name, "eval_results": list(self.scores.results)}
+        header = ModelCardData(
+            library_name="diffusers",
+            pipeline_tag="text-to-image",
+            license=self.license,
+            base_model=self.base_model,
+            tags=["bitsfusion", "quantization", "low-bit", "diffusers", "text-to-image"],
+            **options,
+        )
+        body = rendered(
+            "card.md",
+            card=self,
+            bits=self.inspection.average_bits,
+            sizes=self._sizes(),
+            features={"steps": None, "samplers": (), **self.inspection.time_features},
+            bits_picture=BITS_PICTURE,
+            made={k: v for k, v in self.provenance.items() if isinstance(v, (str, int, float)) and v != ""},
+        )
+        return str(ModelCard(f"---\n{header.to_yaml()}\n---\n\n{body}"))
+
+    def _sizes(self) -> list[tuple[str, str]]:
+        found = self.inspection
+        disk, memory, dense = found.bytes_on_disk.total, found.bytes_in_memory, found.bytes_fp16
+        others = [part for part in self.parts if part.weights and part.name != "unet"]
+        return [
+            ("bits a weight, by the paper's formula", f"{found.average_bits:.4f}"),
+            ("bits a weight, as they lie on disk", f"{found.true_bits:.4f}"),
+            ("bits a weight, all of the file", f"{found.file_bits:.4f}"),
+            ("UNet on disk", f"{size(disk)}, {dense / disk:.1f} times smaller than {size(dense)} in FP16"),
+            ("UNet in memory", f"{size(memory)}, {dense / memory:.1f} times smaller"),
+            *((f"{part.name} on disk", f"{size(part.bytes_on_disk)}, {part.form}") for part in others),
+            ("the whole pipeline on disk", size(sum(part.bytes_on_disk for part in self.parts))),
+        ]
+
+
+def write_card(
+    folder: Path,
+    *,
+    license: str,
+    name: str | None = None,
+    base_model: str | None = None,
+    scores: Path | None = None,
+    prompts: Sequence[str] = (),
+    seed: int = 1024,
+    guidance: float = 7.5,
+    command: str = "",
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Writes `folder`/README.md and `folder`/card/ with its pictures, in the place of earlier ones; returns the former.
+
+    Args:
+        folder: a packed pipeline folder.
+        license: of the hub's identifiers; the original's.
+        name: what `from_pretrained` is given in the card; the folder's name unless given.
+        base_model: the original's hub id.
+        scores: a run's summary.json or the scores.json of `bitsfusion evaluate`.
+        prompts: of the samples, drawn by this very folder with seeds from `seed` on.
+        command: that made the folder.
+
+    Raises:
+        InputError: no packed pipeline folder, or scores of another model. ArtifactError: the folder is broken.
+    """
+    folder = Path(folder)
+    if not (folder / "model_index.json").is_file():
+        raise InputError(f"{folder}: wanted a packed pipeline folder, got none with model_index.json")
+    inspection = inspect_folder(folder)
+    table = None if scores is None else read_scores(scores, inspection)
+    sampler, steps = _covered(inspection.time_features)
+    with atomic_folder(folder / PICTURES) as pictures:
+        chart = layer_chart(layer_rows(inspection), inspection.average_bits)
+        chart.savefig(pictures / Path(BITS_PICTURE).name, dpi=130)
+        samples = _draw(folder, prompts, seed, guidance, (sampler, steps), pictures, progress)
+        config = folder.parent / "config.json"
+        of_run = scores is not None and scores.name == "summary.json" and _same_run(scores, config)
+        if of_run:
+            shutil.copyfile(config, pictures / config.name)
+            command = command or f"bitsfusion run {PICTURES}/{config.name} --out RUN"
+    card = Card(
+        name=name or folder.resolve().name,
+        base_model=base_model,
+        license=license,
+        inspection=inspection,
+        parts=[part for part in inspect_pipeline(folder) if part.name not in CARD],
+        use=Use(*_scheduler(folder, sampler), steps, guidance, prompts[0] if prompts else "a prompt"),
+        scores=table,
+        samples=samples,
+        provenance=open_folder(folder).config.provenance,
+        command=command,
+        config=f"{PICTURES}/{config.name}" if of_run else "",
+    )
+    write_text(folder / README, card.text())
+    return folder / README
+
+
+def run_scores(folder: Path) -> Path | None:
+    """The summary.json of the run that a packed folder lies in, if it does."""
+    path = Path(folder).resolve().parent / "summary.json"
+    return path if path.is_file() else None
+
+
+def original_of(scores: Path | None) -> str | None:
+    """The original that a file of scores names: a hub id, a folder, or "embedded"."""
+    if scores is None:
+        return None
+    values = read_json(scores)
+    if not isinstance(values, dict):
+        return None
+    named = values.get("model") if "rungs" in values else (values.get("against") or {}).get("source")
+    return named if isinstance(named, str) else None
+
+
+def hub_id(model: str | None) -> str | None:
+    """`model` where it is the name of one on the hub; folders' names are not published."""
+    return None if model is None or not HUB_ID.fullmatch(model) or Path(model).exists() else model
+
+
+def known_license(folder: Path, original: str | None) -> str | None:
+    """The license that is known: of an earlier card of `folder`, or of the original's where it is a folder."""
+    if original == EMBEDDED:
+        return EMBEDDED_LICENSE
+    for place in (Path(folder), Path(original) if original else None):
+        if place is not None and (place / README).is_file():
+            try:
+                found = ModelCard.load(place / README).data.license
+            except (OSError, ValueError, yaml.YAMLError):  # a README without a header that can be read
+                continue
+            if isinstance(found, str):
+                return found
+    return None
+
+
+def default_prompts(original: str | None) -> tuple[str, ...]:
+    """One test prompt of each task for the embedded model; other models have none."""
+    return world_prompts("test", 1, 0).texts if original == EMBEDDED else ()
+
+
+def _covered(features: dict[str, Any]) -> tuple[str, int]:
+    """The first sampler that the folder has time features for; the paper's where it serves any."""
+    for entry in features.get("samplers") or ():
+        return str(entry["name"]), int(entry["steps"])
+    return DEFAULT_SAMPLER
+
+
+def _scheduler(folder: Path, sampler: str) -> tuple[str | None, dict[str, Any]]:
+    """The class to set before sampling, where the folder's own would sample otherwise, and what its config lacks."""
+    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    wanted = build_scheduler(sampler, config)
+    plain = type(wanted).from_config(config).config
+    options = {
+        name: value
+        for name, value in wanted.config.items()
+        if not name.startswith("_") and plain.get(name, value) != value
+    }
+    own = config.get("_class_name") == type(wanted).__name__ and not options
+    return None if own else type(wanted).__name__, options
+
+
+def _same_run(scores: Path, config: Path) -> bool:
+    return config.is_file() and scores.resolve().parent == config.resolve().parent
+
+
+def _draw(
+    folder: Path,
+    prompts: Sequence[str],
+    seed: int,
+    guidance: float,
+    sampler: tuple[str, int],
+    pictures: Path,
+    progress: Callable[[int, int], None] | None,
+) -> list[Sample]:
+    if not prompts:
+        return []
+    asked = PromptSet(tuple(prompts), tuple(range(seed, seed + len(prompts))))
+    images = draw(load_pipeline(str(folder)), asked, Sampling(*sampler, guidance, 4), progress)
+    files = [f"sample-{index:02d}.png" for index in range(len(prompts))]
+    for file, image in zip(files, images, strict=True):
+        write_png(pictures / file, image)
+    drawn = zip(asked.texts, asked.seeds, files, strict=True)
+    return [Sample(text, number, f"{PICTURES}/{file}") for text, number, file in drawn]
