@@ -81,12 +81,14 @@ class Workspace:
     @functools.cached_property
     def data(self) -> TrainingData:
         """What the students train on."""
-        return training_data(self.config.data, self.pipeline, "train", self.progress, self.device)
+        return training_data(self.config.data, self.pipeline, "train", self.progress, device=self.device)
 
     @functools.cached_property
     def held_out(self) -> TrainingData:
         """What they are measured on."""
-        return training_data(self.config.data, self.pipeline, self.config.evaluation.split, self.progress, self.device)
+        return training_data(
+            self.config.data, self.pipeline, self.config.evaluation.split, self.progress, device=self.device
+        )
 
     @functools.cached_property
     def scorer(self) -> ClipScorer | None:
