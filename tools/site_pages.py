@@ -13,9 +13,8 @@ from typing import Any, get_args, get_type_hints
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-from typer.main import get_command
 
-from bitsfusion.cli.main import build_app
+from bitsfusion.cli.commands import load_command, places
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,24 +38,23 @@ def from_root(name: str) -> str:
 
 
 def commands() -> str:
-    """Every command with its arguments and options, as Markdown."""
-    group = get_command(build_app())
-    root = group.make_context("bitsfusion", [], resilient_parsing=True)
+    """Every command with its arguments and options, as Markdown, under the headings of the help."""
+    by_panel: dict[str, list[str]] = {}
+    for name, place in places().items():
+        by_panel.setdefault(place.panel, []).append(name)
     sections = [
         "# Commands",
         "A mistake is one line on stderr and exit code 2; a broken folder or a failed check is exit code 1. "
-        "A command that was interrupted continues when it is given again.",
+        "A command that was interrupted continues when it is given again. `bitsfusion --install-completion` "
+        "completes commands and options in your shell.",
     ]
-    for name in sorted(group.list_commands(root)):
-        command = group.get_command(root, name)
-        context = command.make_context(name, [], parent=root, resilient_parsing=True)
-        usage = " ".join(command.collect_usage_pieces(context))
-        sections += [
-            f"## {name}",
-            command.help or "",
-            f"```\nbitsfusion {name} {usage}\n```",
-            parameters(command),
-        ]
+    for panel, names in by_panel.items():
+        sections.append(f"## {panel}")
+        for name in names:
+            command = load_command(name)
+            usage = " ".join(command.collect_usage_pieces(command.make_context(name, [], resilient_parsing=True)))
+            usage = f"```\nbitsfusion {name} {usage}\n```"
+            sections += [f"### {name}", command.help or "", usage, parameters(command)]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 

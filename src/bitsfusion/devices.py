@@ -60,8 +60,8 @@ def resolve(name: str = AUTO) -> torch.device:
         raise InputError(f"device: got {name!r}, wanted {_choices()}") from None
     if device.type == "cpu":
         return torch.device("cpu")
-    found = _accelerator()
-    if found is None or found.type != device.type:
+    here = _accelerator()
+    if here is None or here.type != device.type:
         raise InputError(f"device: got {name!r}, and torch finds none of that type here; wanted {_choices()}")
     count = torch.accelerator.device_count()
     if device.index is None:

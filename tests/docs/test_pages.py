@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from typer.main import get_command
 
-from bitsfusion.cli.main import build_app
+from bitsfusion.cli.commands import load_command, places
 
 from .markdown import ROOT, SITE_ONLY, anchors, code_blocks, links, pages, prose
 
@@ -20,14 +19,6 @@ NOT_WRAPPED = {"CHANGELOG.md", "docs/diffusers.md", "docs/evaluation.md", "docs/
 
 def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
-
-
-@pytest.fixture(scope="module")
-def commands():
-    """Every command by name."""
-    group = get_command(build_app())
-    root = group.make_context("bitsfusion", [], resilient_parsing=True)
-    return {name: group.get_command(root, name) for name in group.list_commands(root)}
 
 
 @pytest.mark.parametrize("page", pages(), ids=name_of)
@@ -52,10 +43,19 @@ def test_prose_wraps(page):
 
 
 @pytest.mark.parametrize("page", pages(), ids=name_of)
-def test_commands_exist(page, commands):
-    for block in [*code_blocks(page.read_text(encoding="utf-8")), *re.findall(r"`([^`\n]+)`", prose(page.read_text()))]:
-        for name in re.findall(r"^(?:\S*/)?bitsfusion ([a-z-]+)(?= |$)", block, re.MULTILINE):
-            assert name in commands, f"bitsfusion {name}: there is no such command"
+def test_commands_and_their_options_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for source in [*code_blocks(text), *re.findall(r"`([^`\n]+)`", prose(text))]:
+        for name, rest in re.findall(r"^(?:\S*/)?bitsfusion ([a-z-]+)(?: (.*))?$", _joined(source), re.MULTILINE):
+            assert name in places(), f"bitsfusion {name}: there is no such command"
+            asked = set(re.findall(r"(?<=\s)--[a-z0-9-]+", f" {rest.split(' #')[0]}"))
+            there = {option for parameter in load_command(name).params for option in parameter.opts}
+            assert asked <= there | {"--help"}, f"bitsfusion {name}: there is no {', '.join(asked - there)}"
+
+
+def _joined(source: str) -> str:
+    """Lines that end in a backslash and the next as one."""
+    return re.sub(r"\\\n\s*", "", source)
 
 
 def test_readme_is_short():

@@ -91,3 +91,12 @@ def test_correlation_refuses_and_undefined():
         correlate_tables(TABLE, table_of({"a": (1, 1, 1), "b": (1, 1, 1), "c": (1, 1, 1)}))
     with pytest.raises(InputError, match="no lpips"):
         correlate_tables(TABLE, TABLE, "lpips")
+
+
+def test_equal_measurements_have_one_name_however_long_they_took(tmp_path):
+    rows = [SensitivityRow(layer="a", bits=bits, mse=1 / bits, seconds=bits) for bits in (1, 2, 3)]
+    values = {"model": "m", "source_sha256": None, "method": "noise_error", "settings": {}, "layers": {"a": 4}}
+    one = SensitivityTable(**values, removed={}, first_last={}, feature_values=0, rows=rows)
+    slower = one.model_copy(update={"rows": [row.model_copy(update={"seconds": 99.0}) for row in rows]})
+    other = one.model_copy(update={"rows": [row.model_copy(update={"mse": 5.0}) for row in rows]})
+    assert one.sha256() == slower.sha256() != other.sha256()

@@ -149,7 +149,7 @@ class BitsFusionQuantizer(DiffusersQuantizer):
         # diffusers would refuse `.to(dtype)`, and with it `from_pipe`. Here only floating tensors change.
         model.is_quantized = False  # type: ignore[assignment]
         guard(model)
-        model.hf_quantizer = self  # type: ignore[assignment]  # diffusers sets it next; adapters ask for it
+        model.hf_quantizer = self  # diffusers sets it next; adapters ask for it
 
     def _refuse_missing(self, keys: Iterable[str]) -> None:
         for key in sorted(keys):
@@ -170,6 +170,7 @@ class BitsFusionQuantizer(DiffusersQuantizer):
     def dequantize(self, model: nn.Module) -> nn.Module:
         """See `dense.make_dense`. With cached time features the quantizer stays with the model and refuses to save."""
         made: nn.Module = super().dequantize(model)
+        vars(made).pop("is_quantized", None)
         if self.content.stores_features:
             made.hf_quantizer = self
             guard_cached(made)

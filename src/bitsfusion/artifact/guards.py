@@ -112,7 +112,8 @@ def _check_training(model: nn.Module, arguments: tuple[Any, ...], named: Mapping
         return
     way = "add an adapter and train that, or " + _WAY
     for name, layer in model.named_modules():
-        if isinstance(layer, PACKED_LAYERS) and getattr(layer, "bias", None) is not None and layer.bias.requires_grad:
+        bias = getattr(layer, "bias", None) if isinstance(layer, PACKED_LAYERS) else None
+        if bias is not None and bias.requires_grad:
             raise InputError(
                 f"{name}: got a bias that asks for gradients, beside packed weights that cannot have any: "
                 f"requires_grad_(False), then {way}"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bitsfusion.architectures.base import Architecture, without_steering
 from bitsfusion.architectures.layers import EMBEDDING_ROLES, FIXED_BITS
-from bitsfusion.architectures.registry import UNET, layer_role, packed_modules
+from bitsfusion.architectures.registry import denoiser_of, layer_role, packed_modules
 from bitsfusion.artifact.skeleton import empty_model
 from bitsfusion.diffusion.time_features import (
     Coverage,
@@ -25,6 +25,7 @@ from bitsfusion.diffusion.time_features import (
 from bitsfusion.errors import InputError
 from bitsfusion.nn.fake_quantized import FakeQuantizedConv2d, FakeQuantizedLinear
 from bitsfusion.nn.packed import PackedConv2d, PackedLinear, packed_buffer
+from bitsfusion.nn.rounded import RoundedLayer
 from bitsfusion.nn.scale import layer_scale
 from bitsfusion.numerics import ScaleInit, quantize
 from bitsfusion.pipelines.model_folder import ModelFolder
@@ -70,11 +71,15 @@ def parts_of_model(unet: nn.Module, features: Features) -> ModelParts:
     config = json.loads(unet.to_json_string())  # type: ignore[operator]
     dense, stored = empty_model(config), _features_of_model(unet, features)
     layer, state = (lambda name: _buffer(name, unet.get_submodule(name))), unet.state_dict()
-    return _parts(UNET, _plain_config(dense), dense, layer, state.__getitem__, stored)
+    return _parts(denoiser_of(unet), _plain_config(dense), dense, layer, state.__getitem__, stored)
 
 
 def parts_of_folder(
-    folder: ModelFolder, bits: Mapping[str, int], method: ScaleInit, features: Features = None
+    folder: ModelFolder,
+    bits: Mapping[str, int],
+    method: ScaleInit,
+    features: Features = None,
+    rounded: Mapping[str, RoundedLayer] | None = None,
 ) -> ModelParts:
     """A full-precision component on disk; each layer is read, quantized and forgotten.
 
@@ -82,6 +87,7 @@ def parts_of_folder(
         bits: layer name -> b; time and conditioning layers need none and get 8.
         method: how scales are found.
         features: as `parts_of_model`; None for what is no UNet.
+        rounded: layers that were rounded otherwise; they need no bits, and their biases take the place of the file's.
 
     Raises:
         InputError: names a layer without bits or a tensor that is not finite (of a layer when asked for), or time
@@ -89,20 +95,30 @@ def parts_of_folder(
     """
     architecture = folder.architecture
     for name in packed_modules(folder.skeleton, architecture):
-        if name not in bits and architecture.role(name) not in EMBEDDING_ROLES:
+        if name not in bits and name not in (rounded or {}) and architecture.role(name) not in EMBEDDING_ROLES:
             raise InputError(f"{name}: got no bits for this layer, wanted 1 to 8")
 
     def layer(name: str) -> tuple[int, Tensor]:
+        if rounded is not None and name in rounded:
+            done = rounded[name]
+            return done.bits, packed_buffer(done.codes, done.scale, done.bits)
         weight = folder.tensor(f"{name}.weight")
         chosen = bits.get(name, FIXED_BITS)
         scale = layer_scale(name, weight, chosen, method if name in bits else _FIXED_SCALE)
         return chosen, packed_buffer(quantize(weight, scale, chosen), scale, chosen)
 
-    stored = features
+    def tensor(name: str) -> Tensor:
+        owner, _, leaf = name.rpartition(".")
+        done = (rounded or {}).get(owner)
+        return done.bias if done is not None and done.bias is not None and leaf == "bias" else folder.tensor(name)
+
+    stored: tuple[Tensor, Coverage] | TimeBasis | None
     if isinstance(features, Coverage):
         stored = time_feature_rows(timed_model(folder), features.steps), features
+    else:
+        stored = features
     config = _plain_config(folder.skeleton) if architecture.library == "diffusers" else _text_config(folder)
-    return _parts(architecture, config, folder.skeleton, layer, folder.tensor, stored)
+    return _parts(architecture, config, folder.skeleton, layer, tensor, stored)
 
 
 def timed_model(folder: ModelFolder) -> nn.Module:

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from bitsfusion.cli.interruption import Interrupted
+from bitsfusion.errors import InputError
 
 GROUP = "bitsfusion.commands"
 """Entry points of other packages: the name of a command and the module whose `register(app)` adds it."""
@@ -90,10 +91,19 @@ class LazyGroup(TyperGroup):
 
 
 def load_command(name: str) -> TyperCommand:
-    """Imports the module of a command; the libraries' own progress bars are off from here on."""
+    """Imports the module of a command; the libraries' own progress bars are off from here on.
+
+    Raises:
+        InputError: a library that the command needs is not installed.
+    """
     place = places()[name]
     app = typer.Typer(pretty_exceptions_enable=False)
-    importlib.import_module(place.module).register(app)
+    try:
+        importlib.import_module(place.module).register(app)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("", "bitsfusion", "bitsfusion_lab"):
+            raise
+        raise InputError(f"{name}: {error.name} is not installed, wanted pip install 'bitsfusion[cli]'") from None
     for library in ("diffusers", "transformers"):
         if library in sys.modules:
             importlib.import_module(f"{library}.utils.logging").disable_progress_bar()
@@ -104,7 +114,8 @@ def load_command(name: str) -> TyperCommand:
 def summary(name: str, module: str) -> str:
     """The first paragraph of a command's docstring, read from the module's source; empty where there is no source."""
     spec = importlib.util.find_spec(module)
-    source = spec.loader.get_source(module) if spec is not None and hasattr(spec.loader, "get_source") else None
+    loader: Any = None if spec is None else spec.loader
+    source = loader.get_source(module) if hasattr(loader, "get_source") else None
     for node in () if source is None else ast.parse(source).body:
         if isinstance(node, ast.FunctionDef) and node.name.replace("_", "-") == name:
             return (ast.get_docstring(node) or "").split("\n\n")[0]

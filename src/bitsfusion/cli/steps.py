@@ -10,11 +10,14 @@ import typer
 
 from bitsfusion.artifact.inspect import folder_sizes
 from bitsfusion.artifact.schema import PackedConfig
+from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.cli import analysis
 from bitsfusion.cli.console import print_json, progress_bars
 from bitsfusion.cli.options import Covered, Json, Model, Quiet, time_cover
+from bitsfusion.errors import InputError
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.load import EMBEDDED
+from bitsfusion.runs.calibration import CalibrationJob
 from bitsfusion.runs.components import UNET_ALONE, WHOLE, OtherBits
 from bitsfusion.runs.packing import init_pipeline, pack_checkpoint
 
@@ -32,6 +35,7 @@ Whole = Annotated[
         help=f"Packs text encoders and VAE, too: --text-encoder {WHOLE.text_encoder} --vae {WHOLE.vae} unless said.",
     ),
 ]
+_CALIBRATION = CalibrationSettings()
 TokenEmbedding = Annotated[int, typer.Option(min=1, max=8, help="Bits of a packed text encoder's token embedding.")]
 
 Config = Annotated[
@@ -70,10 +74,27 @@ def init(
     token_embedding: TokenEmbedding = WHOLE.token_embedding,
     config: Config = None,
     without: Without = [],  # noqa: B006
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="Codes, scales and biases by what the UNet computes, not by its weights alone: minutes."
+        ),
+    ] = False,
+    calibration_prompts: Annotated[
+        Path | None, typer.Option(help="Prompts to calibrate with: .txt, .jsonl or .tsv.  [default: the package's own]")
+    ] = None,
+    calibration_samples: Annotated[
+        int | None, typer.Option(min=1, help=f"Pictures drawn for it.  [default: {_CALIBRATION.samples}]")
+    ] = None,
+    calibration_steps: Annotated[
+        int | None, typer.Option(min=1, help=f"Sampler steps of each.  [default: {_CALIBRATION.steps}]")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where the model is calibrated: cpu, cuda and so on.")] = "cpu",
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Quantizes and packs without training (section 4.1)."""
+    job = _calibration(calibrate, calibration_prompts, calibration_samples, calibration_steps, device)
     with progress_bars(quiet or json) as progress:
         configs = init_pipeline(
             model,
@@ -85,6 +106,7 @@ def init(
             others=_others(whole, text_encoder, vae, token_embedding),
             config=config,
             without=without,
+            calibration=job,
             progress=progress,
         )
     _report(configs, out, json)
@@ -107,6 +129,19 @@ def pack(
     with progress_bars(quiet or json) as progress:
         config = pack_checkpoint(checkpoint, model, out, time_cover(cover), progress, others)
     _report({"unet": config}, out, json)
+
+
+def _calibration(
+    calibrate: bool, prompts: Path | None, samples: int | None, steps: int | None, device: str
+) -> CalibrationJob | None:
+    asked = {"prompts": prompts, "samples": samples, "steps": steps}
+    given = [name for name, value in asked.items() if value is not None]
+    if not calibrate:
+        if given:
+            raise InputError(f"calibration-{given[0]}: got a value without --calibrate, wanted both or neither")
+        return None
+    chosen = {name: value for name, value in (("samples", samples), ("steps", steps)) if value is not None}
+    return CalibrationJob(prompts, _CALIBRATION.model_copy(update=chosen), device)
 
 
 def _others(whole: bool, text_encoder: str | None, vae: str | None, token_embedding: int) -> OtherBits:

@@ -27,7 +27,7 @@ class CachedData:
         chunks: in order; the samples are theirs, numbered through.
         key: what latents and rows depend on besides the images, for the fingerprint.
         seed: of the order.
-        max_samples: only the first that many.
+        max_samples: read no more samples than this.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class CachedData:
 
     @property
     def fingerprint(self) -> str:
-        """Of images and captions (their bytes, wherever they lie), VAE, conditioner, resolution and seed."""
+        """A hash of images and captions (their bytes, wherever they lie), VAE, conditioner, resolution and seed."""
         return self._fingerprint
 
     def batch(self, step: int, rank: int, world_size: int, size: int) -> Batch:
@@ -76,20 +76,20 @@ def cached_data(
 ) -> CachedData:
     """`source` as training data; what is not in the cache is encoded first.
 
-    Of CLIP the token ids are kept rather than the text encoder's output: it is 13 GFLOP a sample beside 803 for one
-    UNet forward at SD-v1.5 size (0.4 % of a Stage I step), and its output would take nearly four times the latents'
-    place.
+    CLIP's token ids are kept and not the text encoder's output, which is cheap to compute (13 GFLOP a sample beside
+    803 for one UNet forward at SD-v1.5's size, 0.4 % of a Stage I step) and would take nearly four times as much
+    space as the latents.
 
     Args:
         source: captioned images.
-        vae: an AutoencoderKL on the device that shall encode.
+        vae: an AutoencoderKL on the device that encodes.
         conditioner: of the pipeline's prompts.
         cache_dir: of all caches; one folder in it for each source, VAE, conditioner, resolution and dtype.
         resolution: of the square images in pixels, a multiple of the VAE's stride.
         dtype: of the stored latents: float16, bfloat16 or float32.
         seed: of the order.
-        max_bad_samples: that cannot be used before an error ends it: below 1 a fraction, otherwise a count.
-        max_samples: only the first that many usable samples; the rest of the source is not read.
+        max_bad_samples: how many unusable samples are tolerated: below 1 a fraction, otherwise a count.
+        max_samples: stop at this many usable samples; the rest of the source is not read.
         progress: see `CachingProgress`.
 
     Raises:

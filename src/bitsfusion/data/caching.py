@@ -30,9 +30,9 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class BadSampleLimit:
-    """How many unusable samples are bearable: below 1 a fraction of the records, otherwise a count.
+    """How many unusable samples are tolerated: below 1 a fraction of the records, otherwise a count.
 
-    The fraction is of all records, or as long as their number is unknown, of those read so far, chunk by chunk.
+    The fraction counts all records or, as long as their number is unknown, those read so far, chunk by chunk.
     """
 
     value: float
@@ -56,13 +56,13 @@ def fill(
     of a process that died. What a part's chunks hold does not depend on who made them.
 
     Args:
-        max_samples: stop when the first that many usable samples, in the source's order, are there.
+        max_samples: stop at this many usable samples, in the source's order.
 
     Returns:
         The chunks in the source's order, up to the one with the last sample wanted.
 
     Raises:
-        InputError: more samples are unusable than `limit` bears.
+        InputError: more samples are unusable than `limit` tolerates.
     """
     claims = Claims(cache.folder)
     work = _Filling(cache, source, encoder, limit, max_samples, progress, claims)

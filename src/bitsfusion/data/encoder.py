@@ -23,7 +23,7 @@ class Encoder:
     """Latents and prompt rows of captioned images.
 
     Args:
-        vae: an AutoencoderKL on the device that shall encode.
+        vae: an AutoencoderKL on the device that encodes.
         conditioner: of the pipeline's prompts.
         resolution: of the square images in pixels.
         dtype: of the stored latents, a name in `LATENT_DTYPES`.
@@ -62,7 +62,7 @@ class Encoder:
 
 
 def _vae_sha256(vae: Any) -> str:
-    """Of the weights that encode, whatever device they are on, and of the latents' scale."""
+    """A hash of the weights that encode, whatever device they are on, and of the latents' scale."""
     digest = hashlib.sha256()
     scale = [vae.config.scaling_factor, getattr(vae.config, "shift_factor", None)]
     digest.update(json.dumps([type(vae).__name__, scale]).encode())

@@ -144,7 +144,7 @@ def _fetch(path: str) -> bytes:
 
 @contextlib.contextmanager
 def _quiet(datasets: Any) -> Iterator[None]:
-    """Without the library's own progress bars."""
+    """Inside, the library's own progress bars are off."""
     shown = datasets.utils.are_progress_bars_disabled
     if shown():
         yield

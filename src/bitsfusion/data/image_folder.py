@@ -53,7 +53,7 @@ class ImageFolder:
 
     @functools.cached_property
     def identity(self) -> str:
-        """Of names, captions, and the files' sizes and times of change."""
+        """A hash of names, captions, and the files' sizes and times of change."""
         return sha256_json(["imagefolder", str(self._folder.resolve()), [self._state(*one) for one in self._entries]])
 
     def _state(self, name: str, text: Any) -> list[Any]:

@@ -27,8 +27,8 @@ class PromptedPicture:
     """A picture's file, links followed, and its prompt.
 
     Fields:
-        said: the whole line of the metadata.
-        where: that line is, for messages.
+        said: the whole line of the metadata, as an object.
+        where: the file and number of that line, for messages.
     """
 
     path: Path
@@ -38,7 +38,7 @@ class PromptedPicture:
 
 
 def holds_pictures(folder: str | Path) -> bool:
-    """Whether there is such a folder, by its metadata; a pipeline's folder is none, whatever else lies in it."""
+    """Whether there is such a folder, by its metadata; a pipeline's folder never counts, whatever else lies in it."""
     if (Path(folder) / "model_index.json").is_file():
         return False
     return (Path(folder) / METADATA_NAME).is_file() or is_tree(folder)
@@ -53,7 +53,7 @@ def read_pictures(folder: Path) -> Iterator[PromptedPicture]:
     """Every picture, in the order of the metadata; none is opened.
 
     Raises:
-        InputError: there is no such folder, its metadata is no such, or a picture is missing or lies outside.
+        InputError: there is no such folder, its metadata has another form, or a picture is missing or lies outside.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder, wanted pictures and {METADATA_NAME}")

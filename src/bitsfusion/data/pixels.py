@@ -20,9 +20,9 @@ _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 def decode_image(content: Any, resolution: int) -> tuple[Tensor, tuple[int, int, int, int]]:
     """An image file, resized so that its short side is `resolution` (bicubic) and cropped to the centre square.
 
-    EXIF orientation is applied, transparency laid over white, CMYK and palettes turned into RGB, 16-bit greys
-    scaled to 8 bits, of an animation the first frame taken. Colour profiles are not applied. JPEGs more than twice
-    too large are decoded at a fraction of their size.
+    EXIF orientation is applied, transparency laid over white, CMYK and palettes turned into RGB, and 16-bit greys
+    scaled to 8 bits; an animation gives its first frame. Colour profiles are not applied. JPEGs more than twice too
+    large are decoded at a fraction of their size.
 
     Args:
         content: the file's bytes.

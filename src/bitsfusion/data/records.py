@@ -32,7 +32,7 @@ class ImageSource(Protocol):
 
     @property
     def title(self) -> str:
-        """For messages: a folder, a dataset's name, shards."""
+        """What messages call the source: a folder, a dataset's name, shards."""
         ...
 
     @property
@@ -42,12 +42,12 @@ class ImageSource(Protocol):
 
     @property
     def parts(self) -> int:
-        """How many there are."""
+        """The number of parts."""
         ...
 
     @property
     def records(self) -> int | None:
-        """In all parts together; None if that is not known before reading."""
+        """The number of records in all parts together; None if it is not known before reading."""
         ...
 
     def read(self, part: int, start: int) -> Iterator[Record]:

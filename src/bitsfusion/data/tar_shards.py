@@ -29,7 +29,7 @@ class TarShards:
             "data/{00000..00099}.tar".
 
     Raises:
-        InputError: a local shard that is not there, or none at all; while reading, a shard that is cut or no tar.
+        InputError: a local shard is missing, or there are none at all; while reading, a shard is cut or not a tar file.
     """
 
     records = None
@@ -47,7 +47,7 @@ class TarShards:
 
     @property
     def identity(self) -> str:
-        """Of addresses, and of local files' sizes and times of change; a remote file that changes is not noticed."""
+        """A hash of addresses and of local files' sizes and times of change; it misses a remote file that changes."""
         states: list[list[Any]] = []
         for url in self._urls:
             if _REMOTE.match(url):
@@ -75,7 +75,7 @@ class TarShards:
 
 
 class _Loaded:
-    """Gives the pair that was read with the shard."""
+    """Returns the pair that was read with the shard."""
 
     def __init__(self, image: bytes | None, caption: bytes | None) -> None:
         self._image, self._caption = image, caption

@@ -56,7 +56,7 @@ class WorldData:
 
     @property
     def fingerprint(self) -> str:
-        """Of the settings the pool is drawn by."""
+        """A hash of the settings that the pool is drawn by."""
         return self._fingerprint
 
     def batch(self, step: int, rank: int, world_size: int, size: int) -> Batch:

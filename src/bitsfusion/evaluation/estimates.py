@@ -65,7 +65,7 @@ def estimate(values: Values, images_per_prompt: int = 1, groups: Sequence[str] |
     """
     prompts, names = _by_prompt(values, images_per_prompt, groups)
     mean = float(np.mean([prompts[names == name].mean() for name in np.unique(names)]))
-    return Estimate(mean, *bootstrap_mean_interval(prompts, names))
+    return Estimate(mean, *bootstrap_mean_interval(prompts, names.tolist()))
 
 
 def difference(

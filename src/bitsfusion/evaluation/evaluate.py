@@ -56,7 +56,8 @@ def evaluate(
                 drawn[side] = dict.fromkeys(evaluation.set_guidance, pictures[side])
             else:
                 drawn[side] = _draw(evaluation, side, hashes[side], out, report)
-        results, differences = [], {}
+        results: list[Any] = []
+        differences: dict[Any, Any] = {}
         for guidance in evaluation.set_guidance:
             sides = {side: drawn[side][guidance] for side in sources}
             for measure in measures:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -85,7 +86,7 @@ class FrechetDistance:
         """
         from torchmetrics.image.fid import FrechetInceptionDistance
 
-        passed_on = nn.Identity()
+        passed_on: Any = nn.Identity()
         passed_on.num_features = features.width  # torchmetrics' name
         self._metric = FrechetInceptionDistance(feature=passed_on, reset_real_features=False)
         self._features = features

@@ -36,9 +36,9 @@ def decompress(blob: bytes | memoryview, expected_size: int) -> bytes:
     """The content of one zstd frame of exactly `expected_size` bytes; never allocates more than that.
 
     Raises:
-        ArtifactError: no zstd frame (a skippable one is none), another size declared or found, a window beyond both
-            8 MiB and the content, a dictionary, a cut frame, bytes after the frame. The message does not name the
-            layer: the caller does.
+        ArtifactError: not a zstd frame (a skippable one does not count), another size declared or found, a window
+            beyond both 8 MiB and the content, a dictionary, a cut frame, bytes after the frame. The message does
+            not name the layer: the caller does.
     """
     try:
         if bytes(blob[:4]) != _MAGIC:
@@ -68,7 +68,7 @@ def level_counts(packed: Tensor, numel: int, bits: int) -> Tensor:
         packed: uint8 [packed_size(numel, bits)].
 
     Returns:
-        int64 [2^b + 1], of the levels from -2^(b-1) on.
+        int64 [2^b + 1], counted from level -2^(b-1) up.
     """
     low = _histogram(packed[:numel] if bits == 8 else packed)
     counts = torch.zeros(level_count(bits), dtype=torch.int64)

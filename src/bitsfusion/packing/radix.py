@@ -73,13 +73,13 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, numel: int, bits: int) -> Tensor:
-    """The inverse of `pack`.
+    """Unpacks what `pack` made.
 
     Args:
         packed: uint8 [packed_size(numel, bits)].
 
     Returns:
-        int16 [numel]. Bytes that `pack` never makes give levels all the same: see `check_range`.
+        int16 [numel]. Bytes that `pack` never makes are not refused here: see `check_range`.
     """
     if bits == _WIDE:
         symbols = packed[:numel].to(torch.int16)
@@ -89,7 +89,7 @@ def unpack(packed: Tensor, numel: int, bits: int) -> Tensor:
 
 
 def unpack_at(packed: Tensor, numel: int, bits: int, places: Tensor) -> Tensor:
-    """The levels at some places alone.
+    """Unpacks the levels at some places only.
 
     Args:
         packed: uint8 [packed_size(numel, bits)].
@@ -108,9 +108,9 @@ def unpack_at(packed: Tensor, numel: int, bits: int, places: Tensor) -> Tensor:
 
 @cache
 def level_table(bits: int) -> Tensor:
-    """The levels that each byte stands for: int16 [256, symbols_per_byte(bits)]; shared, not to be changed.
+    """The levels that each byte stands for: int16 [256, symbols_per_byte(bits)]; shared: do not write to it.
 
-    For b = 8 the table of the low 8 bits alone: the plane adds 256.
+    For b = 8 the table covers the low 8 bits; the plane adds 256.
     """
     digits = torch.arange(256)
     columns = []
@@ -121,7 +121,7 @@ def level_table(bits: int) -> Tensor:
 
 
 def check_range(packed: Tensor, numel: int, bits: int) -> None:
-    """Refuses bytes that no `pack` makes, so that every layer has one packed form only.
+    """Refuses bytes that `pack` never makes, so that every layer has exactly one packed form.
 
     Args:
         packed: uint8 [packed_size(numel, bits)].

@@ -43,9 +43,9 @@ def assign(
     """The recipe with an average (Appendix H) of at most `target_bits`, as near to it as the layers allow.
 
     Args:
-        eta: exponent of the layer size; only of `paper`.
-        fill_up: spend what the threshold leaves on the layers that gain most per bit; only of `paper`, which
-            does not do it. Differs from the paper: on unless switched off.
+        eta: exponent of the layer size; used by `paper` only.
+        fill_up: spend what the threshold leaves on the layers that gain most per bit; used by `paper` only.
+            Differs from the paper, which leaves it unspent: on unless switched off.
         keep_time_layers: leave the time layers in at 8 bits, for any sampler, instead of caching their features.
         entropies: makes `target_bits` the average of true bits: entropy instead of log2 of the number of levels.
 

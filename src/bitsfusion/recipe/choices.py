@@ -38,12 +38,12 @@ class Choices:
     errors: Floats
     costs: Floats
     fixed_bits: float
-    """Of the layers that have no choice, and of the cached time features."""
+    """Bits that the layers without a choice and the cached time features take."""
     all_weights: int
     """N_w: weights of all layers, removed ones included."""
 
     def average(self, bits: Bits) -> float:
-        """Average bits (Appendix H) of an assignment [L]."""
+        """The average bits (Appendix H) of an assignment [L]."""
         return float((self.cost(bits) + self.fixed_bits) / self.all_weights)
 
     def budget(self, average: float) -> float:
@@ -51,11 +51,11 @@ class Choices:
         return average * self.all_weights * (1 + ROUNDING) - self.fixed_bits
 
     def cost(self, bits: Bits) -> float:
-        """Bits of an assignment [L]."""
+        """The bits that an assignment [L] costs."""
         return float(self.costs[np.arange(len(bits)), bits - 1].sum())
 
     def error(self, bits: Bits) -> float:
-        """Summed error of an assignment [L]."""
+        """The summed error of an assignment [L]."""
         return float(self.errors[np.arange(len(bits)), bits - 1].sum())
 
 

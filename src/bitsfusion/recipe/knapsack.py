@@ -1,6 +1,6 @@
 """The assignment of least total error within the bit budget: a multiple-choice knapsack, solved exactly.
 
-Differs from the paper: it has no such assignment. Errors of single layers are taken to add up.
+Differs from the paper, which has no such assignment. The errors of single layers are assumed to add up.
 """
 
 from __future__ import annotations

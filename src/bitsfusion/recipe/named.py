@@ -19,14 +19,14 @@ def is_file(recipe: str) -> bool:
 
 
 def recipe_bits(recipe: str, layers: Mapping[str, LayerInfo]) -> dict[str, int]:
-    """Bits for `layers` (`models.unet.model_layers`); time and conditioning layers only where the recipe has them.
+    """Bits for `layers` (see `model_layers`); time and conditioning layers only where the recipe has them.
 
     Args:
         recipe: a recipe file, `sd15` (see `PUBLISHED`), or `uniform:N` for N bits in every layer, but 8 in conv_in
             and conv_out.
 
     Raises:
-        InputError: no such recipe, or one that does not go for these layers (names them).
+        InputError: no such recipe, or one that does not fit these layers (names them).
     """
     if recipe.startswith(UNIFORM):
         bits: Mapping[str, int] = _uniform(recipe, layers)

@@ -1,4 +1,4 @@
-"""Recipes as published."""
+"""Recipes that were published."""
 
 from __future__ import annotations
 

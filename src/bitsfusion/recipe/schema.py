@@ -22,7 +22,7 @@ Bits = Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS, strict=True)]
 class Recipe(BaseModel):
     """Bits for every Linear and Conv2d that stays, and the time layers that go.
 
-    Every layer of `weights` is either in `bits` (conv_in and conv_out are, with 8) or in `removed`.
+    Every layer of `weights` is either in `bits` (conv_in and conv_out have 8) or in `removed`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,7 +30,7 @@ class Recipe(BaseModel):
     schema_version: Literal[1] = 1
     model: str
     source_sha256: str | None
-    """Of the sensitivity table it was made from; None for a published or uniform recipe."""
+    """The hash of the sensitivity table it was made from; None for a published or uniform recipe."""
     strategy: str
     target_bits: float | None
     average_bits: float
@@ -78,18 +78,18 @@ def write_recipe(path: Path, recipe: Recipe) -> None:
 
 
 def check_fits(recipe: Recipe, layers: Mapping[str, LayerInfo], where: str = "recipe") -> None:
-    """Passes if the recipe is for a UNet with these `layers` (`models.unet.model_layers`), see `check_layers`."""
+    """Passes if the recipe is for a model with these `layers` (see `model_layers`); see `check_layers`."""
     check_layers(recipe.weights, recipe.removed, layers, where)
 
 
 def check_layers(
     weights: Mapping[str, int], removed: Collection[str], layers: Mapping[str, LayerInfo], where: str = "recipe"
 ) -> None:
-    """Passes if a recipe of a base model goes for one with these `layers`: the base itself or a fine-tune of it.
+    """Passes if a base model's recipe fits a model with these `layers`: the base itself or a fine-tune of it.
 
-    Layers that it chooses bits for must be the same, with as many weights. What is at 8 bits anyway may differ:
-    conv_in and conv_out in their size (inpainting has 9 input channels), time and conditioning layers in being there
-    at all (LCM adds one).
+    The layers that it chooses bits for must be the same, with as many weights. Layers that have 8 bits anyway may
+    differ: conv_in and conv_out in their size (inpainting has 9 input channels), and time and conditioning layers
+    may be missing or added (LCM adds one).
 
     Args:
         weights: number of weights of every layer that the recipe knows.

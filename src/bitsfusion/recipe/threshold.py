@@ -43,8 +43,8 @@ def search(choices: Choices, eta: float, bonus: Bits, target: float) -> tuple[Bi
     where S_o passes a layer's score, and those are searched by halving.
 
     Returns:
-        bits [L] and S_o; S_o is infinite where every layer gets one bit. If even that is above the target,
-        it is returned all the same: the caller compares.
+        bits [L] and S_o; S_o is infinite where every layer gets one bit. Where even that is above the target,
+        it is still returned: the caller compares.
     """
     table = scores(choices, eta)
     budget = choices.budget(target)

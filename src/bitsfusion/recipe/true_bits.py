@@ -1,7 +1,7 @@
 """What a layer costs on disk: the entropy of its levels instead of their number.
 
-Differs from the paper, which counts log2(2^b + 1) bits a weight (Appendix H). Levels are not equally likely: of
-normal weights the entropy is 3 to 10 % below that, and a packed folder's file is as large as the entropy says.
+Differs from the paper, which counts log2(2^b + 1) bits a weight (Appendix H). Levels are not equally likely: for
+normal weights the entropy is 3 to 10 % below that, and a packed file is as large as the entropy says.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from bitsfusion.recipe.choices import Choices
 from bitsfusion.sensitivity.table import SensitivityTable
 
 Entropies = Mapping[str, Sequence[float]]
-"""Of every layer that can stay: bits a weight at 1, 2 .. 8 bits."""
+"""Every layer that can stay, and its entropy in bits a weight at 1, 2 .. 8 bits."""
 
 LEAST_STEP = 1e-6
 """Bits a weight that another bit costs at least: a layer of zeros has no entropy, and its widths must be told apart."""
 
 
 def by_entropy(choices: Choices, table: SensitivityTable, entropies: Entropies, keep_time_layers: bool) -> Choices:
-    """`choices` with costs that are entropies.
+    """`choices` with the entropies as costs.
 
     Raises:
         InputError: a layer has no entropies, or not one for each bit width.

@@ -80,14 +80,16 @@ class Card:
 
     def text(self) -> str:
         """The whole README.md: the hub's YAML header, with the scores as evaluation results, and Markdown."""
+        options: dict[str, Any] = {"base_model_relation": "quantized"} if self.base_model else {}
+        if self.scores:
+            options |= {"model_name": self.name, "eval_results": list(self.scores.results)}
         header = ModelCardData(
             library_name="diffusers",
             pipeline_tag="text-to-image",
             license=self.license,
             base_model=self.base_model,
             tags=["bitsfusion", "quantization", "low-bit", "diffusers", "text-to-image"],
-            **({"base_model_relation": "quantized"} if self.base_model else {}),
-            **({"model_name": self.name, "eval_results": list(self.scores.results)} if self.scores else {}),
+            **options,
         )
         body = rendered(
             "card.md",
@@ -257,4 +259,5 @@ def _draw(
     files = [f"sample-{index:02d}.png" for index in range(len(prompts))]
     for file, image in zip(files, images, strict=True):
         write_png(pictures / file, image)
-    return [Sample(*one, f"{PICTURES}/{file}") for *one, file in zip(asked.texts, asked.seeds, files, strict=True)]
+    drawn = zip(asked.texts, asked.seeds, files, strict=True)
+    return [Sample(text, number, f"{PICTURES}/{file}") for text, number, file in drawn]

@@ -89,7 +89,7 @@ def _summary(values: Mapping[str, Any]) -> ScoreTable:
         "training seeds": ", ".join(str(seed) for seed in settings["training_seeds"])
         + "; trained rows are their mean, this model is the first",
     }
-    packed = next((rung for rung in rungs if rung["name"] == "stage2"), {})
+    packed: Mapping[str, Any] = next((rung for rung in rungs if rung["name"] == "stage2"), {})
     scored = {
         "geneval": (packed.get("geneval") or {}).get("overall"),
         "clip": packed.get("clip_score"),

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.devices import AUTO, NAME_PATTERN
 from bitsfusion.diffusion.samplers import Sampler, SamplerSteps, sampler_name
 from bitsfusion.diffusion.time_features import BASIS, Cover
@@ -147,7 +148,12 @@ class RunConfig(_Section):
     data: Annotated[DataSource, Field(discriminator="kind")] = WorldSource()
     analysis: Annotated[Settings, Field(discriminator="method")] = NoiseErrorSettings()
     recipe: RecipeSection = RecipeSection()
-    scale_init: ScaleInit = ScaleInit.EXACT
+    scale_init: ScaleInit | Literal["calibrated"] = ScaleInit.EXACT
+    """How the student starts; calibrated: codes, scales and biases by what the model computes (docs/calibration.md)."""
+    calibration: CalibrationSettings = CalibrationSettings()
+    """Of a calibrated start."""
+    calibration_prompts: Path | None = None
+    """A file of prompts for it; null: the package's own."""
     stage1: TrainingConfig = TrainingConfig(stage=1)
     stage2: TrainingConfig = TrainingConfig(stage=2)
     seeds: tuple[int, ...] = (0,)

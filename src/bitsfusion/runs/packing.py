@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,9 +18,11 @@ from bitsfusion.io.files import read_json, sha256_file
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.completeness import check_complete
 from bitsfusion.pipelines.folder import PipelineFolder
+from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.pipelines.model_folder import ModelFolder, left_out, open_model
 from bitsfusion.pipelines.resolve import resolve
 from bitsfusion.recipe.named import is_file, recipe_bits
+from bitsfusion.runs.calibration import CalibrationJob
 from bitsfusion.runs.components import UNET_ALONE, OtherBits, by_weight_error, other_parts
 from bitsfusion.runs.progress import ProgressSink
 from bitsfusion.training.checkpoint import load_student
@@ -36,9 +39,12 @@ def init_pipeline(
     others: OtherBits = UNET_ALONE,
     config: str | None = None,
     without: Sequence[str] = (),
+    calibration: CalibrationJob | None = None,
     progress: ProgressSink | None = None,
 ) -> dict[str, PackedConfig]:
-    """Quantizer init, time features and packing, without training (section 4.1); no model is loaded as a whole.
+    """Quantizer init, time features and packing, without training (section 4.1).
+
+    No model is loaded as a whole, unless it is calibrated. A calibration that was killed goes on with the same call.
 
     Args:
         model: as `pipelines.resolve.resolve` takes it. Of a component alone, or a trainer's checkpoint of one, a packed
@@ -51,6 +57,8 @@ def init_pipeline(
         others: what is packed beside the UNet, and at how many bits; all else is copied as it is.
         config: of a single file or a component, the pipeline that gives the rest; see `resolve`.
         without: components to leave out, such as safety_checker.
+        calibration: codes, scales and biases of the UNet by what it computes, in the place of `method`; see
+            `bitsfusion.calibration`.
         progress: is told of every layer.
 
     Returns:
@@ -78,12 +86,22 @@ def init_pipeline(
         chosen = recipe_bits(recipe, model_layers(unet.skeleton))
         made_by = {"recipe": recipe, **({"recipe_sha256": sha256_file(Path(recipe))} if is_file(recipe) else {})}
     notes = [note for note in (choice.note, left_out(unet)) if note is not None]
-    provenance = {**made_by, "scale_init": method.value, **({"notes": notes} if notes else {})}
-    parts = {name: parts_of_folder(unet, chosen, method, choice.features)}
+    found: dict[str, Any] = {"scale_init": method.value}
+    rounded, work = None, None
+    if calibration is not None:
+        work = calibration.folder(out, model, source.source_sha256, chosen)
+        made = calibration.run(load_pipeline(model), model, chosen, progress, work)
+        rounded, found = made.layers, calibration.provenance(model)
+        notes += made.notes
+    provenance = {**made_by, **found, **({"notes": notes} if notes else {})}
+    parts = {name: parts_of_folder(unet, chosen, method, choice.features, rounded)}
     notes_of = {name: provenance}
-    for other, (part, made) in other_parts(source, others, method, progress).items():
-        parts[other], notes_of[other] = part, made
-    return _write(parts, source, out, notes_of, progress)
+    for other, (part, made_of) in other_parts(source, others, method, progress).items():
+        parts[other], notes_of[other] = part, made_of
+    written = _write(parts, source, out, notes_of, progress)
+    if work is not None:
+        shutil.rmtree(work, ignore_errors=True)
+    return written
 
 
 def init_model(model: str, out: Path, **options: Any) -> PackedConfig:

@@ -159,7 +159,7 @@ def _settings(ladder: Ladder) -> dict[str, object]:
         "Prompts SHA-256": ladder.prompts.sha256[:16],
         "Analysis": config.analysis.method,
         "Assignment": f"{config.recipe.strategy.value}, at most {config.recipe.target_bits} bits",
-        "Scale init": config.scale_init.value,
+        "Scale init": str(getattr(config.scale_init, "value", config.scale_init)),
         "Stage I": f"{config.stage1.max_train_steps} steps of {config.stage1.train_batch_size}",
         "Stage II": f"{config.stage2.max_train_steps} steps of {config.stage2.train_batch_size}",
         "Training seeds": ", ".join(map(str, config.seeds)),

@@ -17,8 +17,11 @@ from bitsfusion.artifact.writer import write_pipeline
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import write_json
 from bitsfusion.nn.replace import fake_quantize_model
+from bitsfusion.nn.rounded import put_rounded
+from bitsfusion.numerics import ScaleInit
 from bitsfusion.recipe.assign import assign
 from bitsfusion.recipe.schema import check_fits, write_recipe
+from bitsfusion.runs.calibration import CALIBRATED, CalibrationJob
 from bitsfusion.runs.config import RunConfig
 from bitsfusion.runs.ladder import Ladder
 from bitsfusion.runs.progress import ProgressSink
@@ -96,15 +99,27 @@ class Run:
         self.workspace.step("assign", {"recipe": section, "made": self._made("analyze")}, ["recipe.json"], work)
 
     def init(self) -> None:
-        """Section 4.1: the student before training, scales from the weights alone."""
-        method = self.config.scale_init
+        """Section 4.1: the student before training, scales from the weights alone, or calibrated."""
+        config = self.config
+        made_by: dict[str, Any] = {"scale_init": getattr(config.scale_init, "value", config.scale_init)}
+        job = None
+        if config.scale_init == CALIBRATED:
+            device = str(self.workspace.denoiser.device)
+            job = CalibrationJob(config.calibration_prompts, config.calibration, device)
+            made_by = job.provenance(config.model)
 
         def work() -> None:
-            student = copy.deepcopy(self.workspace.denoiser)
-            fake_quantize_model(student, self.workspace.recipe().bits, method)
-            save_student(self.path / "init", student, identity(student, {"scale_init": method.value}, "", 1))
+            student, bits = copy.deepcopy(self.workspace.denoiser), self.workspace.recipe().bits
+            if job is None:
+                fake_quantize_model(student, bits, ScaleInit(config.scale_init))
+            else:
+                kept = job.folder(self.path / "init", config.model, self.workspace.source_sha256, bits)
+                made = job.run(self.workspace.pipeline, config.model, bits, self.workspace.progress, kept)
+                put_rounded(student, made.layers)
+                shutil.rmtree(kept, ignore_errors=True)
+            save_student(self.path / "init", student, identity(student, made_by, "", 1))
 
-        self.workspace.step("init", {"scale_init": method.value, "made": self._made("assign")}, ["init"], work)
+        self.workspace.step("init", made_by | {"made": self._made("assign")}, ["init"], work)
 
     def stage1(self) -> None:
         """Section 4.2, Stage I, once for each training seed."""

@@ -17,7 +17,7 @@ Metric = Literal["mse", "psnr", "lpips", "clip_drop"]
 
 @dataclass(frozen=True)
 class Correlation:
-    """Of one quantity with another over the layers: Pearson's r, Spearman's rank correlation, number of layers.
+    """How one quantity goes with another over the layers: Pearson's r, Spearman's rank correlation, number of layers.
 
     A correlation is None where one of the two quantities is constant.
     """
@@ -35,7 +35,7 @@ def correlate_tables(
     With the same table twice and two metrics it is the paper's Table 1 (which gives magnitudes).
 
     Raises:
-        InputError: the tables are of other layers, lack rows, or have no such metric.
+        InputError: the tables have different layers, lack rows, or have no such metric.
     """
     different = sorted(table.layers.keys() ^ other.layers.keys())
     if different:

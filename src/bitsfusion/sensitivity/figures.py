@@ -22,8 +22,8 @@ def error_figure(values: Mapping[int, Mapping[str, float]], label: str, *, logar
 
     Args:
         values: bit width -> layer -> error.
-        label: of the vertical axis.
-        logarithmic: its scale.
+        label: the vertical axis's.
+        logarithmic: whether its scale is.
     """
     figure, axes = _panels(len(values), sharey=True)
     colours = _colours(next(iter(values.values())))

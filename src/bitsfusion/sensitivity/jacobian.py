@@ -113,7 +113,7 @@ class Jacobian:
 
 
 def _with_gradient(tensor: Tensor) -> Tensor:
-    """Hidden states take part in the backward pass, masks and ids cannot."""
+    """Lets hidden states take part in the backward pass; masks and ids cannot."""
     return tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
 
 
@@ -126,7 +126,7 @@ def _apply(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _frozen(unet: nn.Module) -> Iterator[None]:
-    """`unet` without weight gradients, and as it was again afterwards."""
+    """Takes weight gradients off `unet` inside, and puts it back as it was."""
     trainable = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     unet.requires_grad_(False)
     try:

@@ -20,7 +20,7 @@ def build_method(
     scorer: TextImageScorer | None = None,
     lpips: ImageDistance | None = None,
 ) -> Method:
-    """The measurement of single candidates that `settings` ask for; what all candidates share is computed here."""
+    """Builds the measurement of single candidates that `settings` ask for; computes what all candidates share."""
     if isinstance(settings, PaperSettings):
         return PaperMethod(pipeline, settings, data, scorer, lpips)
     return NoiseError(pipeline, settings, data)

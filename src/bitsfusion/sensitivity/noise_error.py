@@ -21,7 +21,7 @@ from bitsfusion.sensitivity.settings import NoiseErrorSettings
 class NoiseError:
     """Measures candidates against the full-precision model's noise on one fixed set of noisy latents.
 
-    What runs before the quantized layer is the full-precision model's and was computed once, here.
+    What runs before the quantized layer is full precision and computed once, here.
     """
 
     def __init__(self, pipeline: Any, settings: NoiseErrorSettings, data: TrainingData) -> None:
@@ -64,7 +64,7 @@ class NoiseError:
 
 @contextlib.contextmanager
 def _weight(layer: Any, weight: Tensor) -> Iterator[None]:
-    """`layer` with another weight, and with its own again afterwards."""
+    """Gives `layer` another weight inside, and its own again afterwards."""
     own = layer.weight.data
     layer.weight.data = weight
     try:

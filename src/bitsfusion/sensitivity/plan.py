@@ -36,7 +36,7 @@ class Plan:
         training_samples: latents through the UNet forward and backward for one candidate.
         shared_seconds: what each worker computes once, for all candidates.
         candidate_seconds: for one candidate.
-        assumption: what was timed, and how it was extrapolated; with `timed_layers`, where layers were timed alone.
+        assumption: what was timed, and how it was extrapolated; names `timed_layers` where layers were timed alone.
     """
 
     method: str
@@ -165,7 +165,7 @@ def _evaluations(pipeline: Any, settings: PaperSettings) -> int:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Of the second of two calls: the first one warms up."""
+    """The seconds that the second of two calls takes; the first one warms up."""
     work()
     started = time.perf_counter()
     work()

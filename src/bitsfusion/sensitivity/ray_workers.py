@@ -25,14 +25,14 @@ class RayWorkers:
 
     Args:
         build: makes the method in a worker; goes there by pickle.
-        count: of workers.
-        address: of a Ray cluster ("auto" for one on this machine); none starts one here, for this process alone.
+        count: how many workers.
+        address: a Ray cluster's ("auto" for one on this machine); None starts one here, for this process alone.
         cpus: cores of a worker, to which torch's threads are set; by default this machine's, shared evenly, or
             one each on a cluster.
-        gpus: accelerators of a worker.
+        gpus: accelerators for each worker.
 
     Raises:
-        InputError: Ray is not installed, or fewer than one worker.
+        InputError: Ray is not installed, or fewer than one worker is asked for.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class RayWorkers:
             ray.init(address="local", num_cpus=cores, include_dashboard=False, object_store_memory=100 << 20, **quiet)
             return
         try:
-            _knock(self.address)
+            _check_listening(self.address)
             ray.init(address=self.address, **quiet)
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(f"ray: found no cluster at {self.address!r}: {_line(error)}") from None
@@ -129,7 +129,7 @@ class _Measurer:
         return os.getpid(), measured_row(self._method, candidate)
 
 
-def _knock(address: str) -> None:
+def _check_listening(address: str) -> None:
     """Raises at once where nobody listens at HOST:PORT; Ray itself would try for minutes and then end the process."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():

@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Recording:
-    """What every stage gave in one run, and when it began and ended (counted in stage events)."""
+    """What every stage returned in one run, and when it began and ended (counted in stage events)."""
 
     outputs: dict[str, Any]
     began: dict[str, int]
@@ -25,7 +25,7 @@ class Recording:
     def before(self, layer: str) -> dict[str, Any]:
         """Outputs of the stages that ended before the innermost stage that holds `layer` began.
 
-        A layer outside all stages gets none, so that everything runs.
+        For a layer outside all stages there are none, so that everything runs.
         """
         holding = [name for name in self.outputs if layer.startswith(name + ".")]
         if not holding:
@@ -46,7 +46,7 @@ class Replay:
         self.stages = denoiser_of(unet).stages(unet)
 
     def record(self, run: Callable[[], Result]) -> tuple[Result, Recording]:
-        """What `run`, one forward of the UNet, returns, and the recording of it."""
+        """Runs `run`, one forward of the UNet; returns its result and the recording of it."""
         recording = Recording({}, {}, {})
         clock = 0
 

@@ -54,7 +54,7 @@ def measured(table: SensitivityTable) -> list[Metric]:
 
 def tables(table: SensitivityTable) -> dict[str, Any]:
     """Table 1 (the squared error with each other metric, by bit width), Table 2 (each metric between two bit widths)
-    and the mean squared error of each kind of layer; correlations are of Pearson and of ranks, with their signs."""
+    and the mean squared error of each kind of layer; correlations are Pearson's and of ranks, with their signs."""
     metrics = measured(table)
     kinds: dict[str, list[str]] = {}
     for name in table.layers:

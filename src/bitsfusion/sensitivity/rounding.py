@@ -1,4 +1,4 @@
-"""A layer's weight as it is with few bits, before any training."""
+"""A layer's weight with few bits, before any training."""
 
 from __future__ import annotations
 

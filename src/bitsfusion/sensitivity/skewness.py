@@ -15,9 +15,9 @@ NEARLY_SYMMETRIC = 0.5
 
 @torch.no_grad()
 def skewness(unet: nn.Module) -> dict[str, float]:
-    """Third standardized moment of the weights, E[(w - m)^3] / s^3, of each layer that gets its bits from a recipe.
+    """The third standardized moment of the weights, E[(w - m)^3] / s^3, of each layer that gets its bits from a recipe.
 
-    A layer of equal weights has 0.
+    A layer whose weights are all equal has 0.
     """
     found = {}
     for name in layers_to_assign(unet):

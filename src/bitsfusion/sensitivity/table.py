@@ -96,8 +96,8 @@ class SensitivityTable(BaseModel):
         return None if any(value is None for value in values.values()) else values
 
     def sha256(self) -> str:
-        """Names the content, whatever file it is in."""
-        return sha256_json(self.model_dump(mode="json"))
+        """Names what was measured, whatever file it is in; not how long it took, so that equal runs are equal."""
+        return sha256_json(self.model_dump(mode="json", exclude={"rows": {"__all__": {"seconds"}}}))
 
 
 def read_table(path: Path) -> SensitivityTable:

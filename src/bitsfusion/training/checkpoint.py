@@ -45,7 +45,7 @@ class TrainingState:
     student: nn.Module
     optimizer: torch.optim.Optimizer
     names: list[str]
-    """Of the parameters, in the optimizer's order."""
+    """The names of the parameters, in the optimizer's order."""
     ema: ExponentialMovingAverage | None
     counts_in_int: bool = False
     """The optimizer's step counts are Python's (bitsandbytes) and not tensors."""

@@ -64,10 +64,12 @@ def with_relative_steps(base: Any) -> Any:
     plain gradient.
     """
 
-    class RelativeAdamW(base):  # type: ignore[misc]
+    class RelativeAdamW(base):
+        param_groups: list[dict[str, Any]]
+
         @torch.no_grad()
         def step(self, closure: Any = None) -> Any:
-            groups = self.param_groups
+            groups: list[dict[str, Any]] = self.param_groups
             self.param_groups = [group for group in groups if not group.get(RELATIVE)]
             try:
                 loss = super().step(closure)

@@ -35,7 +35,7 @@ class Machine:
     flops_16bit: float = 312e12
     flops_32bit: float = 156e12
     utilisation: float = 0.35
-    """Of the peak rate, reached by a whole training step: an assumption."""
+    """The share of the peak rate that a whole training step is assumed to reach."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from bitsfusion.errors import InputError
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of the pairs with two votes and more.
+    """How far the voters agree, over the pairs with two votes or more.
 
     Fields:
         pairs: how many those are.
@@ -25,10 +25,10 @@ class Agreement:
 
 
 def agreement(counts: Iterable[tuple[int, int]]) -> Agreement:
-    """Votes for A and for B of each pair; pairs with fewer than two votes are left out.
+    """The agreement from each pair's votes for A and for B; pairs with fewer than two are left out.
 
-    Fleiss (1971) has the same number of voters at every item; here, as is usual, each item is weighed alike whatever
-    its number of voters.
+    Fleiss (1971) has the same number of voters at every item; here, as is usual, each item weighs the same,
+    however many voters it has.
 
     Raises:
         InputError: a negative count.

@@ -51,8 +51,8 @@ class _Withdrawal(BaseModel):
 
 
 def vote_app(study: Study, database: VoteDatabase, host: str, port: int) -> App:
-    """The application for a server bound to `host` and `port`. Nothing is served that was not read beforehand: the
-    page's own files, and the study's pictures as long as their bytes are those that were hashed.
+    """The application for a server bound to `host` and `port`. It serves only what was read
+    beforehand: the page's own files, and the study's pictures as long as their bytes have not changed.
     """
     pages = _Pages(study, database)
     static = [Route(f"/{name}", pages.static(name)) for name in _STATIC if name != "vote.html"]
@@ -173,7 +173,7 @@ def check_voter(name: str) -> str:
 
 
 def _unchanged(picture: Picture) -> bytes | None:
-    """The bytes that were hashed; None where they are others by now."""
+    """The bytes that were hashed; None where the file has changed since."""
     try:
         body = picture.path.read_bytes()
     except OSError:

@@ -101,12 +101,12 @@ class VoteDatabase:
             self._order = pair_order(self.seed, run.execute("SELECT count(*) FROM pairs").fetchone()[0])
 
     def close(self) -> None:
-        """Ends the use of the file; everything that was answered is already in it."""
+        """Closes the file; every vote that was answered is already in it."""
         self._connection.close()
 
     @property
     def pairs(self) -> int:
-        """How many there are to vote on."""
+        """The number of pairs to vote on."""
         return len(self._order)
 
     def cast(self, vote: str, voter: str, pair: int, *, left: bool, milliseconds: int) -> None:
@@ -117,7 +117,7 @@ class VoteDatabase:
             left: whether the picture on the left is preferred.
 
         Raises:
-            Conflict: this voter's vote on this pair is another, or the id is another vote's.
+            Conflict: this voter has voted otherwise on this pair, or the id belongs to another vote.
             InputError: no such pair.
         """
         if not 0 <= pair < self.pairs:
@@ -143,7 +143,7 @@ class VoteDatabase:
             )
 
     def withdraw(self, vote: str, voter: str) -> None:
-        """Takes back the voter's last vote, which stays in the file, marked; again changes nothing.
+        """Takes back the voter's last vote, which stays in the file, marked. Doing it twice changes nothing.
 
         Raises:
             Conflict: it is not this voter's last one.
@@ -157,7 +157,7 @@ class VoteDatabase:
             run.execute("UPDATE votes SET withdrawn_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now') WHERE vote = ?", (vote,))
 
     def standing(self, voter: str) -> Standing:
-        """What this voter has before them; a voter who is not known has everything."""
+        """What this voter has still to vote on; for a new voter, everything."""
         with self._transaction() as run:
             voted = {
                 row[0]
@@ -200,10 +200,10 @@ class VoteDatabase:
 
 
 def open_study(path: Path, study: Study, seed: str | None = None) -> VoteDatabase:
-    """The file of a study, made where there is none; an earlier one goes on.
+    """Opens the file of a study, or makes it; an earlier study continues.
 
     Args:
-        seed: of the order and the sides, in a new file; random bits unless given.
+        seed: decides order and sides in a new file; random unless given.
 
     Raises:
         InputError: the file is something else, or holds votes on other pictures.
@@ -223,7 +223,7 @@ def open_study(path: Path, study: Study, seed: str | None = None) -> VoteDatabas
 
 
 def open_votes(path: Path) -> VoteDatabase:
-    """The file of a study for its results, without its pictures.
+    """Opens the file of a study for its results, without its pictures.
 
     Raises:
         InputError: no such file, or something else.
@@ -260,7 +260,7 @@ def _closed_on_failure(connection: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def _read_or_written(path: Path) -> Iterator[None]:
-    """What SQLite refuses is one line."""
+    """Says in one line what SQLite refuses."""
     try:
         yield
     except sqlite3.OperationalError as error:
@@ -300,7 +300,7 @@ def _create(connection: sqlite3.Connection, study: Study, seed: str) -> None:
 
 
 def _match(connection: sqlite3.Connection, path: Path, study: Study) -> None:
-    """The pictures are those that were voted on; topics may be given later."""
+    """Checks that the pictures are those that were voted on; topics may be added later."""
     held = connection.execute("SELECT prompt, sha256_a, sha256_b FROM pairs ORDER BY pair").fetchall()
     here = [(pair.prompt, pair.a.sha256, pair.b.sha256) for pair in study.pairs]
     if held != here:

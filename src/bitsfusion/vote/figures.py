@@ -38,7 +38,7 @@ def write_figures(results: VoteResults, folder: Path) -> list[Path]:
 
 
 def win_figure(names: tuple[str, str], rates: Sequence[WinRate]) -> Figure:
-    """A bar a rate, split between A and B with their votes, and a whisker for the 95 % interval of A's share."""
+    """One bar for each rate, split between A and B with their votes; a whisker is the 95 % interval of A's share."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 1.15 + 0.42 * len(rates)), layout="constrained")

@@ -1,4 +1,4 @@
-"""What a request has to be before it is looked at: to this host, from this page, small; and what every answer says."""
+"""What a request must be before it is looked at: for this host, from this page, small; and what every answer says."""
 
 from __future__ import annotations
 

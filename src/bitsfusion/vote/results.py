@@ -23,7 +23,7 @@ class _Values(BaseModel):
 
 
 class WinRate(_Values):
-    """Of some trials, how many A and B won; `share` is A's, with its 95 % interval. None where there were none."""
+    """How many trials A and B won; `share` is A's, with its 95 % interval, and None where there were no trials."""
 
     name: str
     a: int
@@ -98,7 +98,7 @@ def vote_results(record: Record) -> VoteResults:
 
 
 def votes_csv(record: Record) -> str:
-    """A row a vote, in the order of casting; `preferred` is the folder's name."""
+    """One row for each vote, in the order of casting; `preferred` is the folder's name."""
     names = dict(zip("ab", record.names, strict=True))
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -131,7 +131,7 @@ def _rate(name: str, wins: Iterable[bool]) -> WinRate:
 
 
 def _by(record: Record, label: Callable[[Vote], str]) -> tuple[WinRate, ...]:
-    """A rate for each label that has votes; votes without a label are in none."""
+    """A rate for each label that has votes; votes without a label are left out."""
     labels = sorted({label(vote) for vote in record.votes} - {""})
     return tuple(_rate(name, (vote.choice == "a" for vote in record.votes if label(vote) == name)) for name in labels)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from bitsfusion_lab.embedding.pixels import to_pixels
 from bitsfusion_lab.embedding.state import TrainState
-from bitsfusion_lab.embedding.structure import StructureHead, read_captions
+from bitsfusion_lab.embedding.structure import WEIGHT, StructureHead, read_captions
 from bitsfusion_lab.embedding.tokenizer import TEXT_LENGTH, build_tokenizer, tokenize
 from bitsfusion_lab.embedding.world import World
 
@@ -41,7 +42,7 @@ def build_clip(tokenizer: CLIPTokenizer, image_size: int, patch_size: int, width
 
 
 def train_clip(
-    world: World,  # type: ignore[type-arg]
+    world: World,
     out: Path,
     *,
     steps: int,
@@ -53,8 +54,7 @@ def train_clip(
     """Trains a CLIP and writes it to `out`/model; run again it goes on.
 
     Each picture is told from its own caption among those of the others and as many foils; a caption that happens to
-    be true of another picture is no negative for it. Where the world asks questions, the text tower answers them
-    first (`structure`).
+    be true of another picture is no negative for it. The text tower answers questions about captions first and beside.
     """
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(world.words())
@@ -70,8 +70,9 @@ def train_clip(
         captions = prompts + [world.foil(prompt, rng) for prompt in prompts]
         images = np.stack([world.draw(scene) for scene in scenes]).astype(np.float32)
         images += noise.normal(0, 1, images.shape) * noise.uniform(0, 20, (batch, 1, 1, 1))
+        ids = tokenize(tokenizer, [caption.text for caption in captions])
         out_of = model(
-            input_ids=tokenize(tokenizer, [caption.text for caption in captions]),
+            input_ids=ids,
             pixel_values=to_pixels(images.clip(0, 255).astype(np.uint8)),
         )
         logits = out_of.logits_per_image  # [batch, 2 batch]
@@ -79,11 +80,13 @@ def train_clip(
         logits = logits.masked_fill(true & ~torch.eye(batch, 2 * batch, dtype=torch.bool), -torch.inf)
         target = torch.arange(batch)
         loss = functional.cross_entropy(logits, target) + functional.cross_entropy(logits[:, :batch].T, target)
-        if world.structure_sizes:
-            answers = torch.tensor([world.structure(prompt) for prompt in captions])
-            loss = loss + 0.1 * head.loss(out_of.text_model_output.pooler_output, answers)
+        ends = (ids == tokenizer.eos_token_id).int().argmax(dim=1)
+        pooled = out_of.text_model_output.last_hidden_state[torch.arange(len(ids)), ends]
+        answers = torch.tensor([world.structure(caption) for caption in captions])
+        loss = loss + WEIGHT * head.loss(pooled, answers)
         state.update(loss)
         state.log(50, loss=loss.item(), top1=(logits.argmax(1) == target).float().mean().item())
     state.save()
-    state.averaged["clip"].save_pretrained(out / "model")
+    averaged: Any = state.averaged["clip"]
+    averaged.save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")

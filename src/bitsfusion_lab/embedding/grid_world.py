@@ -17,13 +17,13 @@ from bitsfusion_lab.embedding.relations import OPPOSITE
 # Counting, relations and three objects need the cells to agree on a plan and take longest to learn.
 TASK_WEIGHTS = dict(
     single_object=0.6,
-    two_object=1.0,
-    counting=2.0,
-    colors=0.6,
-    position=4.5,
-    color_attr=1.2,
-    three_object=1.6,
-    size=1.0,
+    two_object=0.8,
+    counting=2.5,
+    colors=0.9,
+    position=3.0,
+    color_attr=1.0,
+    three_object=2.0,
+    size=1.6,
 )
 _COLOR_NAMES = tuple(COLORS)
 _MOST_KINDS = 3  # requirements of one caption
@@ -42,8 +42,7 @@ class GridWorld:
     grid_size = grid.GRID_SIZE
     image_size = grid.IMAGE_SIZE
     structure_sizes = (
-        *(len(SHAPES) + 1, len(_COLOR_NAMES) + 1, len(SIZES) + 1) * _MOST_KINDS,
-        grid.MOST_OBJECTS + 1,  # how many objects of the first kind
+        *(len(SHAPES) + 1, len(_COLOR_NAMES) + 1, len(SIZES) + 1, grid.MOST_OBJECTS + 1) * _MOST_KINDS,
         *(len(SHAPES) + 1,) * 4,  # which shape is left, right, above, below of another
     )
 
@@ -104,8 +103,8 @@ class GridWorld:
         return latents
 
     def structure(self, prompt: Prompt) -> list[int]:
-        """What the caption says: shape, colour and size of each kind in the order of its words (0 where it doesn't
-        say), how many of the first, and which shape is said to be on each side."""
+        """What the caption says: shape, colour, size and number of each kind in the order of its words (0 where it
+        doesn't say), and which shape is said to be on each side."""
         kinds = list(prompt.include)
         if prompt.tag == "position":
             kinds.reverse()
@@ -113,14 +112,14 @@ class GridWorld:
         for kind in kinds:
             color = 0 if kind.color is None else _COLOR_NAMES.index(kind.color) + 1
             size = 0 if kind.size is None else SIZES.index(kind.size) + 1
-            answers += [SHAPES.index(kind.shape) + 1, color, size]
-        answers += [0, 0, 0] * (_MOST_KINDS - len(kinds))
+            answers += [SHAPES.index(kind.shape) + 1, color, size, kind.count]
+        answers += [0, 0, 0, 0] * (_MOST_KINDS - len(kinds))
         sides = dict.fromkeys(RELATIONS, 0)
         if kinds[0].position:
             relation = kinds[0].position[0]
             sides[relation] = SHAPES.index(kinds[0].shape) + 1
             sides[OPPOSITE[relation]] = SHAPES.index(kinds[1].shape) + 1
-        return [*answers, kinds[0].count, *sides.values()]
+        return [*answers, *sides.values()]
 
 
 def _content(prompt: Prompt) -> tuple[object, ...]:

@@ -39,7 +39,7 @@ class Peer:
 
     @property
     def version(self) -> str | None:
-        """Of its library; None where it is not installed."""
+        """The version of its library; None where it is not installed."""
         return method_called(self.method).version()
 
     def make(self, frame: Frame, seed: int) -> None:

@@ -10,7 +10,7 @@ from bitsfusion_lab.reproduction.student import Student
 from bitsfusion_lab.reproduction.table import Table
 
 SECONDS_A_SAMPLE = 0.4 / 64
-"""Of a training step of the embedded model, teacher included, on one core."""
+"""One sample of a training step of the embedded model, teacher included, on one core."""
 SECONDS_AN_IMAGE = 0.15
 """Drawn in 50 PNDM steps with guidance, and scored, on one core."""
 
@@ -26,7 +26,7 @@ class Plan:
 
 
 def plan(tables: Sequence[Table], settings: Settings) -> Plan:
-    """Of all `tables` together, from nothing, on one core."""
+    """What all `tables` together take, from nothing, on one core."""
     subjects = {row.subject.name: row.subject for table in tables for row in table.rows if row.subject is not None}
     students: dict[str, Student] = {}
     for subject in subjects.values():

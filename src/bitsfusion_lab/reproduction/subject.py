@@ -12,7 +12,7 @@ class Subject(Protocol):
 
     @property
     def name(self) -> str:
-        """Of its folders."""
+        """The name of its folders."""
 
     @property
     def trained(self) -> bool:

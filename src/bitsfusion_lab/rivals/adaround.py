@@ -10,7 +10,7 @@ from torch import Tensor
 from bitsfusion_lab.rivals.stored import UniformWeight
 
 GAMMA, ZETA = -0.1, 1.1
-"""Of the rectified sigmoid (Eq. 23)."""
+"""The ends of the rectified sigmoid (Eq. 23)."""
 REGULARIZER = 0.01
 TRAVEL = 10.0
 _WARM_UP = 0.2

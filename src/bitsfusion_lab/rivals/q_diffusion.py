@@ -52,7 +52,7 @@ def units(unet: nn.Module, calibration: NoisySamples) -> list[str]:
 
 
 def shortcut_groups(unet: Any) -> dict[str, tuple[int, int]]:
-    """Of the layers in up blocks whose input is [what comes up, shortcut]: how many channels each part has.
+    """The layers in up blocks whose input is [what comes up, shortcut], with the channels of each part.
 
     These are the first convolution and the `conv_shortcut` of every residual block there.
     """

@@ -140,7 +140,7 @@ def _read(name: str, layer: Mapping[str, Any], tensors: dict[str, Tensor]) -> St
 
 
 def packed_bytes(count: int, bits: int) -> int:
-    """Of `count` codes of `bits` bits."""
+    """The bytes of `count` codes of `bits` bits."""
     return (count * bits + 7) // 8
 
 

@@ -48,8 +48,27 @@ def test_splits_share_no_caption_and_leave_none_out(tag):
 
 
 def test_counting_goes_to_six():
-    counts = Counter(p.include[0].count for split in SPLITS for p in all_prompts("counting", split))
-    assert set(counts) == {2, 3, 4, 5, 6} and len(set(counts.values())) == 1
+    prompts = [prompt for split in SPLITS for prompt in all_prompts("counting", split)]
+    kinds = Counter(p.include[0].count for p in prompts if len(p.include) == 1)
+    assert set(kinds) == {2, 3, 4, 5, 6} and len(set(kinds.values())) == 1
+    assert {sum(need.count for need in p.include) for p in prompts if len(p.include) == 2} == {3, 4, 5, 6}
+
+
+@pytest.mark.parametrize(
+    ("tag", "easy"),
+    [
+        ("counting", lambda p: len(p.include) == 1),
+        ("colors", lambda p: p.include[0].count == 1),
+        ("three_object", lambda p: p.include[0].color is None),
+        ("size", lambda p: p.include[0].color is None),
+    ],
+)
+def test_families_come_up_equally_often(tag, easy):
+    asked = [prompt for prompt in prompt_set("test", 30) if prompt.tag == tag]
+    assert sum(map(easy, asked)) == 15
+    rng = random.Random(4)
+    drawn = [prompt for prompt in (sample_prompt(rng) for _ in range(4000)) if prompt.tag == tag]
+    assert 0.4 < sum(map(easy, drawn)) / len(drawn) < 0.6
 
 
 @pytest.mark.parametrize(
@@ -98,6 +117,7 @@ def test_captions_are_english():
     texts = [p.text for tag in TASKS for split in SPLITS for p in all_prompts(tag, split)]
     assert not any(" a orange" in f" {text}" or "crosss" in text for text in texts)
     assert "an orange ring" in texts and "three crosses" in texts and "a ring, a cross and a circle" in texts
+    assert "two circles and a ring" in texts and "three red crosses" in texts
 
 
 def test_unknown_names_are_refused():

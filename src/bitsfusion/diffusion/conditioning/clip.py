@@ -99,7 +99,7 @@ class ClipConditioner:
 
     @cached_property
     def _null_texts(self) -> dict[str, Tensor]:
-        """Of the empty prompt, [1, ...] each."""
+        """The conditioning of the empty prompt, [1, ...] each."""
         texts = self._texts(self.rows([""]))
         return {name: torch.zeros_like(tensor) for name, tensor in texts.items()} if self.zero_null else texts
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +50,8 @@ def timed_blocks(unet: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def time_outputs_width(unet: nn.Module) -> int:
     """Values of one step: the widths of all time projections together (Appendix C)."""
-    projections = [unet.get_submodule(name) for name in time_layers(unet) if name.endswith(".time_emb_proj")]
-    return sum(int(layer.out_features) for layer in projections)  # type: ignore[arg-type]
+    projections: list[Any] = [unet.get_submodule(name) for name in time_layers(unet) if name.endswith(".time_emb_proj")]
+    return sum(int(layer.out_features) for layer in projections)
 
 
 @torch.no_grad()

@@ -1,4 +1,9 @@
-"""The grid world, on which methods can be told apart: scenes, captions in eight tasks, and an exact reader."""
+"""The grid world, on which methods can be told apart: scenes, captions in eight tasks, and an exact reader.
+
+Its pipeline and scorer are made by `bitsfusion_lab.embedding.train_grid` and stored in FP16.
+"""
+
+from pathlib import Path
 
 from bitsfusion.embedded.grid.captions import (
     RELATIONS,
@@ -30,15 +35,23 @@ from bitsfusion.embedded.grid.scene import (
     shape_mask,
 )
 
+PIPELINE_FOLDER = Path(__file__).parents[1] / "grid_pipeline"
+SCORER_FOLDER = Path(__file__).parents[1] / "grid_scorer"
+GUIDANCE = 3.0
+"""The guidance at which the pipeline is best on validation prompts."""
+
 __all__ = [
     "BACKGROUND",
     "CELLS",
     "CELL_SIZE",
     "COLORS",
     "GRID_SIZE",
+    "GUIDANCE",
     "IMAGE_SIZE",
     "MOST_OBJECTS",
+    "PIPELINE_FOLDER",
     "RELATIONS",
+    "SCORER_FOLDER",
     "SHAPES",
     "SIZES",
     "TASKS",

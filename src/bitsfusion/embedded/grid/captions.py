@@ -10,11 +10,11 @@ from __future__ import annotations
 import functools
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bitsfusion.embedded.grid.scene import CELLS, COLORS, GRID_SIZE, SHAPES, SIZES, Object, Scene
+from bitsfusion.embedded.grid.scene import CELLS, COLORS, GRID_SIZE, MOST_OBJECTS, SHAPES, SIZES, Object, Scene
 from bitsfusion.errors import InputError
 
 TASKS = (
@@ -82,59 +82,105 @@ def _one(need: Requirement) -> str:
 
 
 def _many(need: Requirement) -> str:
-    return f"{NUMBERS[need.count]} {need.shape}{'es' if need.shape.endswith('s') else 's'}"
+    """A requirement of several objects in words: "three red crosses"."""
+    words = " ".join(word for word in (need.size, need.color, need.shape) if word)
+    return f"{NUMBERS[need.count]} {words}{'es' if need.shape.endswith('s') else 's'}"
 
 
 def _listed(include: Sequence[Requirement]) -> str:
-    *others, last = map(_one, include)
+    *others, last = (_one(need) if need.count == 1 else _many(need) for need in include)
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def _asked(tag: str) -> Iterator[tuple[str, tuple[Requirement, ...]]]:
-    """Every body of a caption of a task, with what it asks for."""
-    includes: Iterator[tuple[Requirement, ...]]
+def _families(tag: str) -> dict[str, list[tuple[Requirement, ...]]]:
+    """What a task's captions ask for, in families that come up equally often: an easy one, and harder ones."""
     pairs = list(itertools.permutations(SHAPES, 2))
-    if tag == "counting":
-        for count, shape in itertools.product(NUMBERS, SHAPES):
-            need = Requirement(shape, count)
-            yield _many(need), (need,)
-        return
-    if tag == "position":
-        for (subject, other), relation in itertools.product(pairs, RELATIONS):
-            needs = Requirement(other), Requirement(subject, position=(relation, 0))
-            yield f"{_one(needs[1])} {relation} {_one(needs[0])}", needs
-        return
+    triples = list(itertools.permutations(SHAPES, 3))
     if tag == "single_object":
-        includes = ((Requirement(shape),) for shape in SHAPES)
-    elif tag == "two_object":
-        includes = ((Requirement(a), Requirement(b)) for a, b in pairs)
-    elif tag == "three_object":
-        includes = (tuple(map(Requirement, shapes)) for shapes in itertools.permutations(SHAPES, 3))
-    elif tag == "colors":
-        includes = ((Requirement(shape, color=color),) for color, shape in itertools.product(COLORS, SHAPES))
-    elif tag == "color_attr":
-        includes = (
-            (Requirement(a, color=c), Requirement(b, color=d))
-            for a, b in pairs
-            for c, d in itertools.permutations(COLORS, 2)
-        )
-    elif tag == "size":
-        singles = ((Requirement(shape, size=size),) for size, shape in itertools.product(SIZES, SHAPES))
-        both = (
-            (Requirement(a, size=s), Requirement(b, size=t))
-            for a, b in pairs
-            for s, t in itertools.product(SIZES, repeat=2)
-        )
-        includes = itertools.chain(singles, both)
-    else:
-        raise InputError(f"task: got {tag!r}, wanted one of {', '.join(TASKS)}")
-    for include in includes:
-        yield _listed(include), include
+        return {"": [(Requirement(shape),) for shape in SHAPES]}
+    if tag == "two_object":
+        return {"": [(Requirement(a), Requirement(b)) for a, b in pairs]}
+    if tag == "counting":
+        counts = [(m, n) for m, n in itertools.product(range(1, MOST_OBJECTS), repeat=2) if 3 <= m + n <= MOST_OBJECTS]
+        return {
+            "": [(Requirement(shape, count),) for count, shape in itertools.product(NUMBERS, SHAPES)],
+            "two kinds": [(Requirement(a, m), Requirement(b, n)) for a, b in pairs for m, n in counts],
+        }
+    if tag == "colors":
+        named = list(itertools.product(COLORS, SHAPES))
+        return {
+            "": [(Requirement(shape, color=color),) for color, shape in named],
+            "several": [(Requirement(shape, count, color),) for count in (2, 3) for color, shape in named],
+        }
+    if tag == "position":
+        return {
+            "": [
+                (Requirement(other), Requirement(subject, position=(relation, 0)))
+                for (subject, other), relation in itertools.product(pairs, RELATIONS)
+            ]
+        }
+    if tag == "color_attr":
+        return {
+            "": [
+                (Requirement(a, color=c), Requirement(b, color=d))
+                for a, b in pairs
+                for c, d in itertools.permutations(COLORS, 2)
+            ]
+        }
+    if tag == "three_object":
+        # Every triple of shapes with each triple of colours would be 40,320 captions: the colours go round.
+        wheel = itertools.cycle(itertools.permutations(COLORS, 3))
+        return {
+            "": [tuple(map(Requirement, shapes)) for shapes in triples],
+            "coloured": [
+                tuple(Requirement(shape, color=color) for shape, color in zip(shapes, next(wheel), strict=True))
+                for shapes in triples
+                for _ in range(10)
+            ],
+        }
+    if tag == "size":
+        sizes = list(itertools.product(SIZES, repeat=2))
+        one = [(Requirement(shape, size=size),) for size, shape in itertools.product(SIZES, SHAPES)]
+        both = [(Requirement(a, size=s), Requirement(b, size=t)) for a, b in pairs for s, t in sizes]
+        hues = itertools.cycle(itertools.permutations(COLORS, 2))
+        return {
+            "": [*one, *both],
+            "coloured": [
+                (Requirement(a, color=c, size=s), Requirement(b, color=d, size=t))
+                for a, b in pairs
+                for s, t in sizes
+                for c, d in itertools.islice(hues, 11)
+            ],
+        }
+    raise InputError(f"task: got {tag!r}, wanted one of {', '.join(TASKS)}")
+
+
+def _body(include: Sequence[Requirement]) -> str:
+    """A caption without its prefix."""
+    if include[-1].position:
+        other, subject = include
+        return f"{_one(subject)} {include[-1].position[0]} {_one(other)}"
+    return _listed(include)
+
+
+@functools.cache
+def _splits(tag: str) -> dict[str, tuple[tuple[Prompt, ...], ...]]:
+    """The prompts of each split of a task, family by family."""
+    parts: dict[str, list[tuple[Prompt, ...]]] = {"train": [], "validation": [], "test": []}
+    for family, includes in _families(tag).items():
+        prompts = [Prompt(tag, include, prefix + _body(include)) for include in includes for prefix in PREFIXES]
+        random.Random(f"grid captions {tag} {family}".strip()).shuffle(prompts)
+        validation = len(prompts) // 10
+        test = validation + len(prompts) // 5
+        parts["validation"].append(tuple(prompts[:validation]))
+        parts["test"].append(tuple(prompts[validation:test]))
+        parts["train"].append(tuple(prompts[test:]))
+    return {split: tuple(families) for split, families in parts.items()}
 
 
 @functools.cache
 def all_prompts(tag: str, split: Split) -> tuple[Prompt, ...]:
-    """Every prompt of a task in one split, in a fixed shuffled order.
+    """Every prompt of a task in one split, in a fixed shuffled order; the families of a task take turns.
 
     A caption belongs to one split by its exact words: 70 % train, 10 % validation, 20 % test. Settings are chosen on
     validation prompts and reported on test prompts.
@@ -144,27 +190,25 @@ def all_prompts(tag: str, split: Split) -> tuple[Prompt, ...]:
     """
     if split not in ("train", "validation", "test"):
         raise InputError(f"split: got {split!r}, wanted train, validation or test")
-    prompts = [Prompt(tag, include, prefix + body) for body, include in _asked(tag) for prefix in PREFIXES]
-    random.Random(f"grid captions {tag}").shuffle(prompts)
-    validation = len(prompts) // 10
-    test = validation + len(prompts) // 5
-    bounds = {"validation": (0, validation), "test": (validation, test), "train": (test, None)}
-    return tuple(prompts[slice(*bounds[split])])
+    turns = itertools.zip_longest(*_splits(tag)[split])
+    return tuple(prompt for turn in turns for prompt in turn if prompt is not None)
 
 
 def prompt_set(split: Split, per_task: int) -> list[Prompt]:
-    """`per_task` prompts of each task, cycling through the split where it holds fewer."""
-    return [
-        prompts[index % len(prompts)]
-        for prompts in (all_prompts(tag, split) for tag in TASKS)
-        for index in range(per_task)
-    ]
+    """`per_task` prompts of each task, half of them of each of its families; they come again where there are fewer."""
+    chosen = []
+    for tag in TASKS:
+        families = _splits(tag)[split]
+        for index in range(per_task):
+            family = families[index % len(families)]
+            chosen.append(family[index // len(families) % len(family)])
+    return chosen
 
 
 def sample_prompt(rng: random.Random, split: Split = "train", weights: Sequence[float] | None = None) -> Prompt:
-    """A random prompt: first the task (uniform, or by `weights` in the order of `TASKS`), then the caption."""
+    """A random prompt: first the task (uniform, or by `weights` in the order of `TASKS`), its family, the caption."""
     tag = rng.choices(TASKS, weights)[0]
-    return rng.choice(all_prompts(tag, split))
+    return rng.choice(rng.choice(_splits(tag)[split]))
 
 
 def relation_holds(relation: str, subject: Object, other: Object) -> bool:

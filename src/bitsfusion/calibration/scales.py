@@ -1,0 +1,71 @@
+"""One scale a channel, of least output error."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from bitsfusion.numerics import dequantize, half_levels, quantize
+
+FACTORS = tuple(0.6 + 0.05 * index for index in range(17))
+"""Of the weights' own best scale, tried one after another; what follows refits it."""
+
+
+def output_error(difference: Tensor, moments: Tensor) -> Tensor:
+    """d H d^T of each row d: the squared output error that a difference of weights makes.
+
+    Args:
+        difference: [out, n].
+        moments: [n, n].
+
+    Returns:
+        [out].
+    """
+    return ((difference @ moments) * difference).sum(1)
+
+
+def scale_by_output(target: Tensor, moments: Tensor, start: Tensor, bits: int) -> Tensor:
+    """Of `FACTORS` times `start` the scale whose rounded weights have the least output error, each channel alone.
+
+    Args:
+        target: [out, n], the weights aimed at.
+        moments: [n, n] of the inputs.
+        start: [out] float32.
+        bits: 1 to 8.
+
+    Returns:
+        [out] float32.
+    """
+    best, found = torch.full_like(start, math.inf), start.clone()
+    for factor in FACTORS:
+        scale = start * factor
+        rounded = dequantize(quantize(target, scale, bits), scale, target.dtype)
+        error = output_error(target - rounded, moments).to(best.dtype)
+        found, best = torch.where(error < best, scale, found), torch.minimum(error, best)
+    return found
+
+
+def refitted_scale(codes: Tensor, target: Tensor, moments: Tensor, scale: Tensor) -> Tensor:
+    """The scale of least output error for codes that stay: s = q H t / q H q of each row.
+
+    Args:
+        codes: [out, n] integers in floating point.
+        target: [out, n].
+        moments: [n, n].
+        scale: [out], kept where the quotient has no sense or is not positive.
+
+    Returns:
+        [out] float32.
+    """
+    through = codes @ moments
+    energy, product = (through * codes).sum(1), (through * target).sum(1)
+    fitted = product / torch.where(energy > 0, energy, 1)
+    return torch.where((energy > 0) & (fitted > 0), fitted, scale.to(fitted.dtype)).float()
+
+
+def clipped_levels(values: Tensor, divisor: Tensor, bits: int) -> Tensor:
+    """clip(round(v / s)), both [out] or [out, n]; s infinite gives level 0."""
+    half = half_levels(bits)
+    return (values / divisor).round_().clamp_(-half, half)

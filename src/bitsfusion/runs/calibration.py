@@ -1,0 +1,95 @@
+"""A pipeline's UNet calibrated for `init` and for training: its prompts, its trajectories, its layers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitsfusion.calibration.calibrate import Calibration, calibrate
+from bitsfusion.calibration.prompts import PROMPTS
+from bitsfusion.calibration.settings import CalibrationSettings
+from bitsfusion.calibration.trajectories import trajectories
+from bitsfusion.data.world.captions import prompt_set
+from bitsfusion.diffusion.denoise import pipeline_denoiser
+from bitsfusion.errors import InputError
+from bitsfusion.evaluation.prompts import file_prompts
+from bitsfusion.io.files import sha256_json
+from bitsfusion.pipelines.load import EMBEDDED
+from bitsfusion.runs.progress import ProgressSink
+
+CALIBRATED = "calibrated"
+"""What `scale_init` is called where scales and codes come from a calibration."""
+
+_WORLD_PROMPTS = 8  # of each of the six tasks
+
+
+@dataclass(frozen=True)
+class CalibrationJob:
+    """What to calibrate with.
+
+    Fields:
+        prompts: a file of prompts; None: the package's own, of the drawn world for the embedded model.
+        settings: see there.
+        device: where the model runs, such as "cuda".
+    """
+
+    prompts: Path | None = None
+    settings: CalibrationSettings = field(default_factory=CalibrationSettings)
+    device: str = "cpu"
+
+    def texts(self, model: str) -> tuple[str, ...]:
+        """The prompts, in order.
+
+        Raises:
+            InputError: the file cannot be read or has none.
+        """
+        if self.prompts is not None:
+            return file_prompts(self.prompts, 0).texts
+        if model == EMBEDDED:  # every task alike, however few are taken
+            prompts = prompt_set("validation", _WORLD_PROMPTS)
+            return tuple(prompt.text for first in range(_WORLD_PROMPTS) for prompt in prompts[first::_WORLD_PROMPTS])
+        return PROMPTS
+
+    def provenance(self, model: str) -> dict[str, Any]:
+        """Plain JSON: what the result depends on beside the model and its bits."""
+        settings = self.settings.model_dump(mode="json")
+        return {"scale_init": CALIBRATED, "calibration": settings | {"prompts_sha256": sha256_json(self.texts(model))}}
+
+    def folder(self, out: Path, model: str, source_sha256: str, bits: Mapping[str, int]) -> Path:
+        """Where what is done is kept while `out` is being made: a hidden folder beside it, one for each such work."""
+        work = sha256_json([source_sha256, dict(bits), self.provenance(model)])
+        return out.parent / f".{out.name}.calibration-{work[:16]}"
+
+    def run(
+        self, pipeline: Any, model: str, bits: Mapping[str, int], progress: ProgressSink, folder: Path | None = None
+    ) -> Calibration:
+        """Calibrates the UNet of a loaded pipeline, which is put on the device and otherwise stays as it is.
+
+        Args:
+            folder: see `folder`; None keeps nothing on disk.
+
+        Raises:
+            InputError: the device, prompts or activations cannot be used.
+        """
+        texts = self.texts(model)
+        try:
+            pipeline.to(torch.device(self.device))
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"device: got {self.device!r}, wanted one that torch can use ({error})") from None
+        unet = pipeline_denoiser(pipeline).eval()
+        started = time.monotonic()
+        calls = trajectories(pipeline, unet, texts, self.settings, _teller(progress, "trajectories"))
+        progress.finish("trajectories", time.monotonic() - started)
+        started = time.monotonic()
+        made = calibrate(unet, bits, calls, self.settings, _teller(progress, "calibrate"), folder)
+        progress.finish("calibrate", time.monotonic() - started)
+        return made
+
+
+def _teller(progress: ProgressSink, step: str) -> Any:
+    return lambda done, total: progress.update(step, done, total)

@@ -1,0 +1,76 @@
+"""`init --calibrate` and the calibrated start of a run, on the embedded model with very few pictures."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import bitsfusion  # noqa: F401  registers with diffusers
+from bitsfusion.artifact.verify import verify_folder
+from bitsfusion.calibration.settings import CalibrationSettings
+from bitsfusion.cli.steps import _calibration
+from bitsfusion.errors import InputError
+from bitsfusion.numerics import ScaleInit
+from bitsfusion.pipelines.load import load_pipeline
+from bitsfusion.runs.calibration import CALIBRATED, CalibrationJob
+from bitsfusion.runs.config import RunConfig, WorldSource
+from bitsfusion.runs.packing import init_pipeline
+from bitsfusion.runs.run import Run
+from bitsfusion.sensitivity.settings import JacobianSettings
+from bitsfusion.training.checkpoint import load_student
+
+FEW = CalibrationSettings(samples=2, steps=2)
+
+
+def test_init_writes_a_packed_folder_that_says_how_it_was_made(tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\na blue square\n")
+    job = CalibrationJob(prompts, FEW)
+    out = tmp_path / "packed"
+    config = init_pipeline("embedded", out, recipe="uniform:3", calibration=job)["unet"]
+    verify_folder(out)
+    assert config.provenance["scale_init"] == "calibrated"
+    assert config.provenance["calibration"]["samples"] == 2
+    assert not list(tmp_path.glob(".packed.calibration*"))
+    pipeline, original = load_pipeline(str(out)), load_pipeline("embedded")
+    plain = init_pipeline("embedded", tmp_path / "plain", recipe="uniform:3")["unet"]
+    assert plain.layers.keys() == config.layers.keys()
+    name = "mid_block.resnets.0.conv2"
+    bias, before = (model.unet.get_submodule(name).bias for model in (pipeline, original))
+    assert not torch.equal(bias, before)
+
+
+def test_prompts_are_of_every_task_and_of_the_package():
+    few = CalibrationJob().texts("embedded")[:6]
+    assert len(set(few)) == 6
+    assert len(set(CalibrationJob().texts("somewhere/else"))) == 48
+
+
+@pytest.mark.slow
+def test_a_run_starts_calibrated(tmp_path):
+    config = RunConfig(
+        scale_init="calibrated",
+        calibration=FEW,
+        analysis=JacobianSettings(samples=2),
+        data=WorldSource(pool=8),
+    )
+    Run(config, tmp_path / "run").execute("init")
+    student, original = load_student(tmp_path / "run" / "init"), load_pipeline("embedded").unet
+    name = "mid_block.resnets.0.conv2"
+    assert not torch.equal(student.get_submodule(name).bias, original.get_submodule(name).bias)
+    layer = student.get_submodule(name)
+    assert torch.equal(layer.quantized_weight(), layer.weight)  # training starts on the levels themselves
+    assert not list((tmp_path / "run").glob(".init.calibration*"))
+
+
+def test_a_run_is_exact_unless_asked_otherwise():
+    assert RunConfig().scale_init == ScaleInit.EXACT
+    assert RunConfig(scale_init="calibrated").scale_init == CALIBRATED
+
+
+def test_options_without_calibrate_are_refused():
+    with pytest.raises(InputError, match="calibration-samples: got a value without --calibrate"):
+        _calibration(False, None, 3, None, "cpu")
+    assert _calibration(False, None, None, None, "cpu") is None
+    made = _calibration(True, None, 3, 4, "cpu")
+    assert (made.settings.samples, made.settings.steps) == (3, 4)
