@@ -95,7 +95,7 @@ class TimeFeaturesEntry(_Frozen):
         return len(self.steps) * self.channels
 
     @property
-    def version(self) -> int:
+    def version(self) -> Literal[1, 2]:
         """The format version that such an entry came with."""
         return 2 if any(isinstance(step, float) for step in self.steps) else 1
 
@@ -126,7 +126,7 @@ class TimeBasisEntry(_Frozen):
         return self.channels * (1 + self.rank) + self.points * self.rank
 
     @property
-    def version(self) -> int:
+    def version(self) -> Literal[1, 2]:
         """The format version that such an entry came with."""
         return 2
 

@@ -47,8 +47,8 @@ def _stored_features(config: PackedConfig) -> TimeFeatureRows | TimeFeatureBasis
 
     if isinstance(entry, TimeBasisEntry):
         knots = Knots(entry.start, entry.spacing, entry.points - TAPS + 1)
-        shapes = (entry.channels,), (entry.rank, entry.channels), (entry.points, entry.rank)
-        return TimeFeatureBasis(TimeBasis(*(empty(*shape) for shape in shapes), knots, entry.error))
+        mean, basis = empty(entry.channels), empty(entry.rank, entry.channels)
+        return TimeFeatureBasis(TimeBasis(mean, basis, empty(entry.points, entry.rank), knots, entry.error))
     samplers = tuple(SamplerSteps(sampler.name, sampler.steps) for sampler in entry.samplers)
     return TimeFeatureRows(empty(len(entry.steps), entry.channels), Coverage(entry.steps, samplers))
 

@@ -152,7 +152,7 @@ def _scheduler(name: str, scheduler_config: Mapping[str, Any]) -> SchedulerMixin
     options = {} if own or not issubclass(kind, SchedulerMixin) else _carried(kind, scheduler_config)
     latents = {"clip_sample": False} if kind.__name__ == "DDIMScheduler" else {}
     try:
-        built: SchedulerMixin = kind.from_config({**latents, **scheduler_config, **options})  # type: ignore[attr-defined]
+        built: SchedulerMixin = kind.from_config({**latents, **scheduler_config, **options})
     except (ImportError, NotImplementedError, ValueError) as error:
         line = " ".join(str(error).split())
         raise InputError(
@@ -163,7 +163,7 @@ def _scheduler(name: str, scheduler_config: Mapping[str, Any]) -> SchedulerMixin
 
 def _carried(kind: type[SchedulerMixin], config: Mapping[str, Any]) -> dict[str, Any]:
     """What another class needs told differently to sample from the same model."""
-    known = kind._get_init_keys(kind)  # type: ignore[attr-defined]
+    known = kind._get_init_keys(kind)
     predicted = config.get("prediction_type", "epsilon")
     if predicted != "epsilon" and "prediction_type" not in known:
         raise InputError(

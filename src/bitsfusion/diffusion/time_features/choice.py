@@ -71,5 +71,5 @@ def choose_features(
             f"{tolerance:g} would be smaller"
         )
         return Choice(None, layer_values(unet), note)
-    coverage = cover(asked, scheduler_config)  # type: ignore[arg-type]
+    coverage = cover(asked, scheduler_config)
     return Choice(coverage, len(coverage.steps) * time_outputs_width(unet))

@@ -34,7 +34,8 @@ _MORE_RANKS = 8  # beyond the least that the directions alone ask for
 
 def layer_values(unet: nn.Module) -> int:
     """As how many 16-bit values the time layers count when they stay, at 8 bits (Appendix H)."""
-    weights = sum(unet.get_submodule(name).weight.numel() for name in time_layers(unet))  # type: ignore[operator, union-attr]
+    layers = [unet.get_submodule(name) for name in time_layers(unet)]
+    weights = sum(layer.weight.numel() for layer in layers if isinstance(layer, nn.Linear))
     return -(-int(level_bits(LAYER_BITS) * weights) // VALUE_BITS)
 
 

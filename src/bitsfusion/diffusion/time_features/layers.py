@@ -49,8 +49,8 @@ def timed_blocks(unet: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def time_outputs_width(unet: nn.Module) -> int:
     """Values of one step: the widths of all time projections together (Appendix C)."""
-    projections = [unet.get_submodule(name) for name in time_layers(unet) if name.endswith(".time_emb_proj")]
-    return sum(int(layer.out_features) for layer in projections)  # type: ignore[arg-type]
+    layers = {name: unet.get_submodule(name) for name in time_layers(unet) if name.endswith(".time_emb_proj")}
+    return sum(layer.out_features for layer in layers.values() if isinstance(layer, nn.Linear))
 
 
 @torch.no_grad()
