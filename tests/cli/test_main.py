@@ -49,7 +49,7 @@ def recipe(tmp_path_factory):
 @pytest.fixture(scope="module")
 def packed(recipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("packed") / "model"
-    main_ok("init", "embedded", "--recipe", recipe, "--out", folder)
+    main_ok("init", "embedded", "--recipe", recipe, "--cover", "pndm:50", "--out", folder)
     return folder
 
 

@@ -25,7 +25,7 @@ from bitsfusion.architectures.layers import LayerRole
 from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.artifact.writer import write_pipeline
-from bitsfusion.diffusion.time_features import SamplerSteps
+from bitsfusion.diffusion.time_features import BASIS, SamplerSteps
 from bitsfusion.embedded import PIPELINE_FOLDER
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import read_json, write_json
@@ -42,7 +42,7 @@ from bitsfusion.training.checkpoint import identity, save_student
 
 from ..tiny.pipeline import build_pipeline
 from ..tiny.text import build_text_encoder, build_tokenizer
-from ..tiny.unet import build_unet, sdxl
+from ..tiny.unet import build_smooth_unet, build_unet, sdxl
 from ..tiny.vae import build_vae
 
 
@@ -84,7 +84,7 @@ def test_average_bits_without_a_recipe(tmp_path, bits):
     config = init_model("embedded", tmp_path / "out", bits=bits)
     assert bits - 0.01 < config.average_bits <= bits
     assert config.provenance["recipe"] == "weight_error"
-    assert config.time_features.kind == "cached"
+    assert config.time_features.kind == "basis"
 
 
 def test_average_bits_count_time_layers_that_stay(tmp_path):
@@ -124,7 +124,7 @@ def test_the_recipe_of_the_base_serves_its_inpainting_fine_tune(tmp_path):
     base = model_layers(build_unet())
     recipe = assign(weight_error_table(base, lambda name: torch.randn(base[name].shape), model="base"), 3.0)
     write_recipe(tmp_path / "recipe.json", recipe)
-    model = build_pipeline(build_unet(in_channels=9), build_vae(), StableDiffusionInpaintPipeline)
+    model = build_pipeline(build_smooth_unet(in_channels=9), build_vae(), StableDiffusionInpaintPipeline)
     model.save_pretrained(tmp_path / "model")
     config = init_model(str(tmp_path / "model"), tmp_path / "out", recipe=str(tmp_path / "recipe.json"))
     assert config.layers["conv_in"].shape == (16, 9, 3, 3) and config.bits == recipe.bits
@@ -216,7 +216,7 @@ def test_a_students_checkpoint(tmp_path):
     save_student(tmp_path / "stage", student, identity(student, {}, "", 1))
     config = pack_checkpoint(tmp_path / "stage", "embedded", tmp_path / "out")
     assert config.provenance == {"checkpoint": "stage"}
-    write_pipeline(pipeline, student, tmp_path / "loaded", source_sha256=config.source_sha256)
+    write_pipeline(pipeline, student, tmp_path / "loaded", BASIS, source_sha256=config.source_sha256)
     weights = "unet/diffusion_pytorch_model.safetensors"
     assert (tmp_path / "out" / weights).read_bytes() == (tmp_path / "loaded" / weights).read_bytes()
     vae = "vae/diffusion_pytorch_model.safetensors"

@@ -33,6 +33,9 @@ from bitsfusion.pipelines.model_folder import ModelFolder
 Features: TypeAlias = Coverage | TimeBasis | None
 """The steps whose rows are stored exactly, a basis for every step, or None: the time layers stay, at 8 bits."""
 
+Stored: TypeAlias = tuple[Tensor, Coverage] | TimeBasis | None
+"""What is stored for them: float16 rows [steps, channels] with their steps, or a basis."""
+
 _FIXED_SCALE = ScaleInit.ALTERNATING  # of layers at 8 bits that no recipe names: the exact search gains 0.1 dB there
 
 
@@ -47,7 +50,7 @@ class ModelParts:
         removed: the same of the layers that stored time features stand for.
         layer: b and the packed buffer of a kept layer; made when asked for, and by several threads.
         others: every other parameter, float32 and finite.
-        features: stored time features: float16 rows [steps, channels] with their steps, or a basis.
+        features: see `Stored`.
     """
 
     architecture: Architecture
@@ -56,7 +59,7 @@ class ModelParts:
     removed: Mapping[str, tuple[int, ...]]
     layer: Callable[[str], tuple[int, Tensor]]
     others: Mapping[str, Tensor]
-    features: tuple[Tensor, Coverage] | TimeBasis | None
+    features: Stored
 
 
 def parts_of_model(unet: nn.Module, features: Features) -> ModelParts:
@@ -154,7 +157,7 @@ def _parts(
     dense: nn.Module,
     layer: Callable[[str], tuple[int, Tensor]],
     tensor: Callable[[str], Tensor],
-    features: tuple[Tensor, Coverage] | TimeBasis | None,
+    features: Stored,
 ) -> ModelParts:
     shapes = {name: tuple(module.weight.shape) for name, module in packed_modules(dense, architecture).items()}
     removed = {} if features is None else {name: shapes[name] for name in time_layers(dense)}
@@ -175,7 +178,7 @@ def _other(name: str, tensor: Tensor) -> Tensor:
     return _finite(name, tensor.detach().to("cpu", torch.float32).contiguous())
 
 
-def _features_of_model(unet: nn.Module, features: Features) -> tuple[Tensor, Coverage] | TimeBasis | None:
+def _features_of_model(unet: nn.Module, features: Features) -> Stored:
     """What to store, of a UNet with its time layers or of one where they are replaced already."""
     placed = getattr(unet, "time_proj", None)
     if isinstance(placed, TimeFeatureBasis) and isinstance(features, TimeBasis):
