@@ -86,7 +86,8 @@ class Inputs:
 
     def run(self, module: nn.Module) -> Tree:
         """Calls it once more, on copies: a module may write to its inputs."""
-        args, kwargs = map_tensors((self.args, self.kwargs), torch.clone)  # type: ignore[misc]
+        copies: Any = map_tensors((self.args, self.kwargs), torch.clone)
+        args, kwargs = copies
         result: Tree = module(*args, **kwargs)
         return result
 
