@@ -19,7 +19,7 @@ from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import file_prompts
 from bitsfusion.io.files import sha256_json
-from bitsfusion.pipelines.load import EMBEDDED
+from bitsfusion.pipelines.load import EMBEDDED, check_draws_from_text
 from bitsfusion.runs.progress import ProgressSink
 
 CALIBRATED = "calibrated"
@@ -76,6 +76,7 @@ class CalibrationJob:
         Raises:
             InputError: the device, prompts or activations cannot be used.
         """
+        check_draws_from_text(pipeline)
         texts = self.texts(model)
         try:
             pipeline.to(torch.device(self.device))

@@ -90,7 +90,7 @@ def init_pipeline(
     rounded, work = None, None
     if calibration is not None:
         work = calibration.folder(out, model, source.source_sha256, chosen)
-        made = calibration.run(load_pipeline(model), model, chosen, progress, work)
+        made = calibration.run(load_pipeline(source), model, chosen, progress, work)
         rounded, found = made.layers, calibration.provenance(model)
         notes += made.notes
     provenance = {**made_by, **found, **({"notes": notes} if notes else {})}
