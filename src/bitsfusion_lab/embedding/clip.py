@@ -41,7 +41,7 @@ def build_clip(tokenizer: CLIPTokenizer, image_size: int, patch_size: int, width
 
 
 def train_clip(
-    world: World,  # type: ignore[type-arg]
+    world: World,
     out: Path,
     *,
     steps: int,
@@ -86,5 +86,6 @@ def train_clip(
         state.update(loss)
         state.log(50, loss=loss.item(), top1=(logits.argmax(1) == target).float().mean().item())
     state.save()
-    state.averaged["clip"].save_pretrained(out / "model")
+    model.load_state_dict(state.averaged["clip"].state_dict())
+    model.save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")

@@ -18,7 +18,7 @@ from bitsfusion_lab.embedding.world import World
 STAGES = ("unet", "vae", "scorer", "export")
 
 
-def run_stages(world: World, description: str, steps: dict[str, int], names: tuple[str, str]) -> None:  # type: ignore[type-arg]
+def run_stages(world: World, description: str, steps: dict[str, int], names: tuple[str, str]) -> None:
     """Reads the command line and does the stage asked for.
 
     Args:
@@ -42,11 +42,16 @@ def run_stages(world: World, description: str, steps: dict[str, int], names: tup
             size = export_scorer(args.work / "scorer" / "model", args.out / names[1], world.image_size)
             print(f"scorer {size:.2f} MB")
         return
-    train = {"unet": train_unet, "vae": train_vae, "scorer": train_clip}[args.stage]
-    train(world, args.work / args.stage, steps=args.steps or steps[args.stage], seed=args.seed)
+    folder, count = args.work / args.stage, args.steps or steps[args.stage]
+    if args.stage == "unet":
+        train_unet(world, folder, steps=count, seed=args.seed)
+    elif args.stage == "vae":
+        train_vae(world, folder, steps=count, seed=args.seed)
+    else:
+        train_clip(world, folder, steps=count, seed=args.seed)
 
 
-def _export(world: World, work: Path, out: Path) -> float:  # type: ignore[type-arg]
+def _export(world: World, work: Path, out: Path) -> float:
     tokenizer = CLIPTokenizer.from_pretrained(work / "unet" / "tokenizer")
     unet, text_encoder = build_unet(world.channels, world.grid_size), build_text_encoder(tokenizer)
     vae = build_vae(world.channels, world.image_size)

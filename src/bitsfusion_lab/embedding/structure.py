@@ -41,7 +41,7 @@ class StructureHead(torch.nn.Module):
 
 
 def read_captions(
-    world: World,  # type: ignore[type-arg]
+    world: World,
     tokenizer: CLIPTokenizer,
     text_encoder: torch.nn.Module,
     head: StructureHead,

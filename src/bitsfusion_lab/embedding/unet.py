@@ -52,7 +52,7 @@ def build_unet(channels: int, grid_size: int, widths: tuple[int, ...] = (64, 128
 
 
 def train_unet(
-    world: World,  # type: ignore[type-arg]
+    world: World,
     out: Path,
     *,
     steps: int,

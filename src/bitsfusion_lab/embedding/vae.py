@@ -32,7 +32,7 @@ def build_vae(channels: int, image_size: int, widths: tuple[int, ...] = WIDTHS) 
 
 
 def train_vae(
-    world: World,  # type: ignore[type-arg]
+    world: World,
     out: Path,
     *,
     steps: int,
