@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -87,6 +86,6 @@ def train_clip(
         state.update(loss)
         state.log(50, loss=loss.item(), top1=(logits.argmax(1) == target).float().mean().item())
     state.save()
-    averaged: Any = state.averaged["clip"]
-    averaged.save_pretrained(out / "model")
+    model.load_state_dict(state.averaged["clip"].state_dict())
+    model.save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")

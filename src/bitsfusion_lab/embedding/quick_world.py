@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +59,7 @@ class QuickWorld:
 
     def __init__(self) -> None:
         masks = np.stack([shape_mask(shape).ravel() for shape in SHAPES], axis=1)
-        triangular: Any = np.linalg.qr(masks, mode="r")
+        triangular: npt.NDArray[np.float64] = np.linalg.qr(masks, mode="r")  # type: ignore[assignment]  # numpy's stub
         tints = (np.asarray(list(COLORS.values()), dtype=np.float64) - BACKGROUND) / 127.5
         sprites = np.stack([np.outer(triangular[:, s], tint).ravel() for s in range(len(SHAPES)) for tint in tints])
         values, vectors = np.linalg.eigh(sprites.T @ sprites / len(sprites))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import CLIPTokenizer
@@ -43,8 +42,13 @@ def run_stages(world: World, description: str, steps: dict[str, int], names: tup
             size = export_scorer(args.work / "scorer" / "model", args.out / names[1], world.image_size)
             print(f"scorer {size:.2f} MB")
         return
-    train: Any = {"unet": train_unet, "vae": train_vae, "scorer": train_clip}[args.stage]
-    train(world, args.work / args.stage, steps=args.steps or steps[args.stage], seed=args.seed)
+    folder, count = args.work / args.stage, args.steps or steps[args.stage]
+    if args.stage == "unet":
+        train_unet(world, folder, steps=count, seed=args.seed)
+    elif args.stage == "vae":
+        train_vae(world, folder, steps=count, seed=args.seed)
+    else:
+        train_clip(world, folder, steps=count, seed=args.seed)
 
 
 def _export(world: World, work: Path, out: Path) -> float:

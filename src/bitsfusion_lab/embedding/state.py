@@ -7,7 +7,6 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -58,8 +57,8 @@ class TrainState:
         decay = min(self.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for name, module in self.modules.items():
-                averages: list[Any] = list(self.averaged[name].parameters())
-                values: list[Any] = list(module.parameters())
+                averages: list[torch.Tensor] = list(self.averaged[name].parameters())
+                values: list[torch.Tensor] = list(module.parameters())
                 torch._foreach_lerp_(averages, values, 1 - decay)
 
     def save(self) -> None:

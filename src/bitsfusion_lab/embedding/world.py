@@ -10,9 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-PromptT = TypeVar("PromptT")
-SceneT = TypeVar("SceneT")
-
 
 class Captioned(Protocol):
     """A prompt, as far as the training is concerned."""
@@ -26,6 +23,10 @@ class Captioned(Protocol):
     def text(self) -> str:
         """Its words."""
         ...
+
+
+PromptT = TypeVar("PromptT", bound=Captioned)
+SceneT = TypeVar("SceneT")
 
 
 class World(Protocol[PromptT, SceneT]):

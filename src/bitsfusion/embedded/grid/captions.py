@@ -195,7 +195,7 @@ def all_prompts(tag: str, split: Split) -> tuple[Prompt, ...]:
 
 
 def prompt_set(split: Split, per_task: int) -> list[Prompt]:
-    """`per_task` prompts of each task, half of them of each of its families; they come again where there are fewer."""
+    """`per_task` prompts of each task, its families taking turns; they come again where there are fewer."""
     chosen = []
     for tag in TASKS:
         families = _splits(tag)[split]
