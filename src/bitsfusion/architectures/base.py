@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bitsfusion.architectures.conditioning import Conditioning
 from bitsfusion.architectures.layers import LayerInfo, LayerRole
+from bitsfusion.errors import InputError
 
 STEERING = ("transformers_weights", "auto_map", "attn_implementation", "experts_implementation", "fusion_config")
 """Keys (and all with a leading _) by which a config.json makes transformers take other files or code than its own."""
@@ -108,8 +109,11 @@ class Denoiser(Architecture):
             noisy: [n, c, h, w].
             timesteps: [n], as the scheduler counts them.
             conditioning: n rows.
+
+        Raises:
+            InputError: a family that is packed and drawn with, and not called from here yet.
         """
-        raise NotImplementedError
+        raise InputError(f"{self.name}: got a {self.noun}, wanted a UNet2DConditionModel: others are only packed")
 
     def feature_blocks(self, model: nn.Module) -> list[nn.Module]:
         """The blocks whose outputs feature distillation compares (Eq. 7)."""
@@ -141,7 +145,7 @@ class Denoiser(Architecture):
         Raises:
             InputError: a model that is given more than texts, sizes and a step.
         """
-        raise NotImplementedError
+        raise InputError(f"{self.name}: got a {self.noun}, wanted a UNet2DConditionModel: others are only packed")
 
     def latent_size(self, config: Mapping[str, Any]) -> int:
         """Height and width of the latents that the model was made for."""

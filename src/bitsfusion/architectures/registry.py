@@ -10,15 +10,19 @@ from torch import nn
 from bitsfusion.architectures.base import Architecture, Denoiser
 from bitsfusion.architectures.layers import LayerInfo, LayerRole
 from bitsfusion.architectures.text import TEXT_ENCODERS
+from bitsfusion.architectures.transformer import TRANSFORMERS
 from bitsfusion.architectures.unet import UNET
 from bitsfusion.architectures.vae import VAE
 from bitsfusion.errors import InputError
 
-ARCHITECTURES: Mapping[str, Architecture] = {made.name: made for made in (UNET, VAE, *TEXT_ENCODERS)}
+ARCHITECTURES: Mapping[str, Architecture] = {made.name: made for made in (UNET, *TRANSFORMERS, VAE, *TEXT_ENCODERS)}
 """By class name: the only classes that a reader builds."""
 
 DENOISERS: Mapping[str, Denoiser] = {name: made for name, made in ARCHITECTURES.items() if isinstance(made, Denoiser)}
 """Those that a pipeline calls once a step."""
+
+DENOISER_COMPONENTS = tuple(dict.fromkeys(made.component for made in DENOISERS.values()))
+"""What pipelines call them: unet, transformer."""
 
 
 def class_name(config: Mapping[str, Any]) -> Any:

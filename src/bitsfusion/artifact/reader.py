@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bitsfusion.architectures.base import Architecture
+from bitsfusion.architectures.registry import DENOISER_COMPONENTS
 from bitsfusion.artifact.container import StoredTensor, check_name, read_header, read_object
 from bitsfusion.artifact.limits import shown
 from bitsfusion.artifact.payload import decode_layer, decode_layers
@@ -25,7 +26,7 @@ from bitsfusion.artifact.schema import (
 )
 from bitsfusion.artifact.skeleton import empty_model, make_packed, named_architecture
 from bitsfusion.errors import ArtifactError, InputError
-from bitsfusion.pipelines.folder import DENOISERS, INDEX
+from bitsfusion.pipelines.folder import INDEX
 from bitsfusion.pipelines.weight_files import WeightChoice, weight_choices
 
 _SHARD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,200}\.safetensors")  # a plain name: no way out of the folder
@@ -176,7 +177,7 @@ def open_folder(path: Path | str) -> PackedFolder:
         ArtifactError: a packed folder whose config is broken or missing.
     """
     found = open_components(path)
-    return next((found[name] for name in DENOISERS if name in found), None) or next(iter(found.values()))
+    return next((found[name] for name in DENOISER_COMPONENTS if name in found), None) or next(iter(found.values()))
 
 
 def open_components(path: Path | str) -> dict[str, PackedFolder]:
@@ -216,7 +217,7 @@ def component_named(name: str) -> Iterator[None]:
     try:
         yield
     except ArtifactError as error:
-        if name in ("", *DENOISERS):
+        if name in ("", *DENOISER_COMPONENTS):
             raise
         raise ArtifactError(f"{name}: {error}") from None
 

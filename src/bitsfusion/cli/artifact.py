@@ -9,12 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
+from bitsfusion.architectures.registry import DENOISER_COMPONENTS
 from bitsfusion.artifact.inspect import ComponentSize, Inspection, inspect_folder, inspect_pipeline
 from bitsfusion.artifact.verify import verify as verify_path
 from bitsfusion.cli.console import print_json, print_table
 from bitsfusion.cli.options import Json
 from bitsfusion.errors import ArtifactError
-from bitsfusion.pipelines.folder import DENOISERS, INDEX
+from bitsfusion.pipelines.folder import INDEX
 from bitsfusion.pipelines.resolve import resolve
 
 Folder = Annotated[str, typer.Argument(help="A packed pipeline or model folder, or a hub id.")]
@@ -39,7 +40,7 @@ def inspect(folder: Folder, json: Json = False) -> None:
     parts = inspect_pipeline(path)
     packed = {part.name: part.packed for part in parts if part.packed is not None}
     if json:
-        first = next((packed[name] for name in DENOISERS if name in packed), None) or next(iter(packed.values()))
+        first = next(packed[name] for name in (*DENOISER_COMPONENTS, *packed) if name in packed)
         print_json(first.to_dict() | {"pipeline": _pipeline(parts)})
         return
     for name, inspection in packed.items():

@@ -8,11 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from bitsfusion.architectures.conditioning import Conditioning
-from bitsfusion.architectures.registry import DENOISERS, denoiser_of
+from bitsfusion.architectures.registry import DENOISER_COMPONENTS, denoiser_of
 from bitsfusion.errors import InputError
-
-DENOISER_COMPONENTS = tuple(dict.fromkeys(made.component for made in DENOISERS.values()))
-"""Names of the components of a pipeline that may be a denoiser."""
 
 
 def denoise(model: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:

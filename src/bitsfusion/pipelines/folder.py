@@ -10,17 +10,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from bitsfusion.architectures.base import Architecture
-from bitsfusion.architectures.registry import ARCHITECTURES, class_name
+from bitsfusion.architectures.base import Architecture, Denoiser
+from bitsfusion.architectures.registry import ARCHITECTURES, DENOISER_COMPONENTS, DENOISERS, class_name
 from bitsfusion.errors import InputError
 from bitsfusion.io.files import read_json, sha256_file, sha256_folder, sha256_json
 from bitsfusion.pipelines.weight_files import WeightFiles, weight_files
 
 INDEX = "model_index.json"
 """The file that makes a folder a pipeline: its class, and the library and class of each component."""
-
-DENOISERS = ("unet", "transformer")
-"""What pipelines call the model that the sampler calls at every step."""
 
 _CONFIG = "config.json"
 _NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
@@ -114,11 +111,11 @@ class PipelineFolder:
             InputError: there is none, or it is of a class that is not packed; says what there is.
         """
         for component in self.components:
-            if component.architecture is not None and component.architecture.timed:
+            if isinstance(component.architecture, Denoiser):
                 return component
-        known = " or ".join(name for name, architecture in ARCHITECTURES.items() if architecture.timed)
+        known = " or ".join(DENOISERS)
         got = self.class_name or "folder"
-        for name in DENOISERS:
+        for name in DENOISER_COMPONENTS:
             other = self.component(name)
             if other is not None:
                 raise InputError(f"{self.path}: got a {got} whose {name} is a {other.class_name}, wanted a {known}")
@@ -189,7 +186,7 @@ def read_folder(path: Path) -> PipelineFolder:
         return _pipeline(path)
     if (path / _CONFIG).is_file():
         return _model(path)
-    inside = [name for name in DENOISERS if (path / name / _CONFIG).is_file()]
+    inside = [name for name in DENOISER_COMPONENTS if (path / name / _CONFIG).is_file()]
     if inside:
         return _checkpoint(path, inside[0])
     raise InputError(f"{path}: got a folder without {INDEX}{_instead(path)}, wanted a diffusers pipeline folder")

@@ -8,11 +8,13 @@ from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
+from bitsfusion.architectures.registry import architecture_of
 from bitsfusion.diffusion.samplers import Coverage, SamplerSteps, cover
 from bitsfusion.diffusion.time_features.basis import TimeBasis
 from bitsfusion.diffusion.time_features.cache import TimeFeatureBasis
 from bitsfusion.diffusion.time_features.fit import TOLERANCE, fit_time_basis, layer_values
 from bitsfusion.diffusion.time_features.layers import time_outputs_width, uncacheable
+from bitsfusion.errors import InputError
 
 BASIS: Literal["basis"] = "basis"
 """Features of every step as a low-rank basis; where they are not smooth, the time layers at 8 bits, with a note."""
@@ -53,6 +55,11 @@ def choose_features(
         InputError: samplers that the schedule does not have, or rows of a UNet whose features depend on more than the
             step.
     """
+    family = architecture_of(unet)
+    if family is not None and not family.timed:
+        if asked not in (None, BASIS):
+            raise InputError(f"cover: got steps for a {family.name}, wanted basis or any: it keeps all its layers")
+        return Choice(None, 0)
     if asked is None:
         return Choice(None, layer_values(unet))
     if asked == BASIS:

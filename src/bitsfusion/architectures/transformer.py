@@ -1,0 +1,75 @@
+"""Diffusion transformers of diffusers: FLUX.1, FLUX.2, SD3 and 3.5, PixArt, Sana, Z-Image, Qwen-Image, AuraFlow.
+
+Their blocks are lists of equal modules, so that one description serves them all; what is particular to a class is a row
+of `TRANSFORMERS`. What reads the image, the text and the time step, and what writes the result, are the model's ends:
+8 bits, as the first and the last convolution of a UNet. Modulation depends on the time step (and in some classes on
+pooled text and guidance); it gets its bits from the recipe like any other layer.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from torch import nn
+
+from bitsfusion.architectures.base import Denoiser
+from bitsfusion.architectures.layers import LayerRole
+
+_ENDS = re.compile(
+    r"^(x_embedder|context_embedder|time_text_embed|time_guidance_embed|time_embed|time_step_embed|time_step_proj|timestep_embedder|"
+    r"t_embedder|cap_embedder|caption_projection|caption_norm|pos_embed|patch_embed|img_in|txt_in|adaln_single|"
+    r"norm_out|proj_out|all_x_embedder|all_final_layer|register_tokens|guidance_embedder)(\.|$)"
+)
+_KINDS = (
+    (_ENDS, "first and last"),
+    (re.compile(r"(^|\.)(norm\d*(_context)?|\w*modulation\w*|\w*_mod|adaLN_modulation)(\.|$)"), "modulation"),
+    (re.compile(r"\.attn2\."), "cross-attention"),
+    (re.compile(r"\.(attn\d?|attention)\."), "attention"),
+    (re.compile(r"\.(ff\w*|feed_forward|mlp\w*|img_mlp|txt_mlp|proj_mlp)(\.|$)"), "feed-forward"),
+)
+
+
+@dataclass(frozen=True)
+class Transformer(Denoiser):
+    """A stack of attention blocks over patches of the latents.
+
+    Fields:
+        blocks: the attributes that hold the blocks, in the order of the forward.
+    """
+
+    blocks: tuple[str, ...] = ()
+
+    def role(self, name: str) -> LayerRole:
+        return LayerRole.FIRST_LAST if _ENDS.search(name) else LayerRole.QUANTIZED
+
+    def kind(self, name: str) -> str:
+        return next((kind for pattern, kind in _KINDS if pattern.search(name)), "projection")
+
+    def units(self, model: nn.Module) -> list[nn.Module]:
+        """Every block."""
+        return [block for name in self.blocks for block in getattr(model, name)]
+
+    def feature_blocks(self, model: nn.Module) -> list[nn.Module]:
+        """Every block; its hidden states, and where it has two streams, the text's too."""
+        return self.units(model)
+
+    def stages(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Every block by its name."""
+        return {f"{name}.{place}": block for name in self.blocks for place, block in enumerate(getattr(model, name))}
+
+
+def _transformer(name: str, *blocks: str) -> Transformer:
+    return Transformer(name, "transformer", "diffusers", "transformer", (nn.Linear, nn.Conv2d), blocks)
+
+
+TRANSFORMERS = (
+    _transformer("FluxTransformer2DModel", "transformer_blocks", "single_transformer_blocks"),
+    _transformer("Flux2Transformer2DModel", "transformer_blocks", "single_transformer_blocks"),
+    _transformer("SD3Transformer2DModel", "transformer_blocks"),
+    _transformer("PixArtTransformer2DModel", "transformer_blocks"),
+    _transformer("SanaTransformer2DModel", "transformer_blocks"),
+    _transformer("ZImageTransformer2DModel", "noise_refiner", "context_refiner", "layers"),
+    _transformer("QwenImageTransformer2DModel", "transformer_blocks"),
+    _transformer("AuraFlowTransformer2DModel", "joint_transformer_blocks", "single_transformer_blocks"),
+)
