@@ -7,8 +7,8 @@ Each stage run again goes on where it was; the first two do not need each other 
     python -m bitsfusion_lab.embedding.train_grid scorer --work work/grid --seed 1
     python -m bitsfusion_lab.embedding.train_grid export --work work/grid --out src/bitsfusion/embedded
 
-The UNet of the weights that the package brings was trained in three pieces (docs/reproduce.md, the grid world): captions
-and questions were added on the way.
+The UNet that the package brings was trained in three pieces (docs/reproduce.md, the grid world): captions and questions
+were added on the way.
 """
 
 from __future__ import annotations
