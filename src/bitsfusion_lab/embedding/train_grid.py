@@ -7,7 +7,7 @@ Each stage run again goes on where it was; the first two do not need each other 
     python -m bitsfusion_lab.embedding.train_grid scorer --work work/grid --seed 1
     python -m bitsfusion_lab.embedding.train_grid export --work work/grid --out src/bitsfusion/embedded
 
-The UNet that the package brings was trained in three pieces (docs/reproduce.md, the grid world): captions and questions
+The UNet that the package brings was trained in three pieces (docs/measured/grid.md): captions and questions
 were added on the way.
 """
 
