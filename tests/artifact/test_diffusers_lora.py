@@ -110,7 +110,7 @@ def test_fusing_after_dequantizing(folder: Path, loras: Path) -> None:
 def test_time_layers_that_are_cached_cannot_be_adapted(
     folder: Path, any_step_folder: Path, loras: Path, name: str
 ) -> None:
-    with pytest.raises(ValueError, match=r"Cached.*pack with the time layers kept"):
+    with pytest.raises(ValueError, match=r"Cached.*pack with them kept"):
         load(folder).load_lora_weights(loras / name)
     kept = load(any_step_folder)
     plain = images(kept)
