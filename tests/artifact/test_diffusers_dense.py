@@ -52,7 +52,7 @@ def test_cached_rows_stay_and_no_plain_folder_is_written(folder: Path, tmp_path:
     expected = images(made)
     made.unet.dequantize()
     assert np.array_equal(images(made), expected)
-    with pytest.raises(InputError, match="time layers were replaced by cached rows for pndm 4 steps, dpm 3 steps"):
+    with pytest.raises(InputError, match="time layers were replaced by stored features of pndm 4 steps, dpm 3 steps"):
         made.unet.save_pretrained(tmp_path / "unet")
     assert not (tmp_path / "unet").exists()
     with pytest.raises(InputError, match="time layers were replaced by cached rows"):
