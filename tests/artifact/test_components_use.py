@@ -60,18 +60,16 @@ def in_tiles(pipeline: Any) -> Any:
     return pipeline
 
 
-def with_one_attention(pipeline: Any) -> Any:
-    pipeline.vae.fuse_qkv_projections()
-    return pipeline
-
-
 @pytest.mark.parametrize("way", [copied, pickled, by_layer, by_group, in_tiles], ids=lambda way: way.__name__)
 def test_the_same_images(whole: Path, expected: np.ndarray, way: Any) -> None:
     assert np.array_equal(images(way(load(whole))), expected)
 
 
-def test_fused_projections(whole: Path, expected: np.ndarray) -> None:
-    np.testing.assert_allclose(images(with_one_attention(load(whole))), expected, atol=1e-4)
+def test_fused_projections_would_be_dense_and_are_refused(whole: Path, expected: np.ndarray) -> None:
+    pipeline = load(whole)
+    with pytest.raises(InputError, match=r"fuse_qkv_projections.*dequantize\(\)"):
+        pipeline.vae.fuse_qkv_projections()
+    assert np.array_equal(images(pipeline), expected)
 
 
 def test_image_to_image(whole: Path) -> None:

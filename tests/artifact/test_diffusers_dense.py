@@ -55,7 +55,7 @@ def test_cached_rows_stay_and_no_plain_folder_is_written(folder: Path, tmp_path:
     with pytest.raises(InputError, match="time layers were replaced by stored features of pndm 4 steps, dpm 3 steps"):
         made.unet.save_pretrained(tmp_path / "unet")
     assert not (tmp_path / "unet").exists()
-    with pytest.raises(InputError, match="time layers were replaced by cached rows"):
+    with pytest.raises(InputError, match="time layers were replaced by stored features"):
         made.save_pretrained(tmp_path / "pipeline")
     assert not (tmp_path / "pipeline" / "unet").exists()
 

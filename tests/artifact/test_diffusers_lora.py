@@ -110,8 +110,17 @@ def test_fusing_after_dequantizing(folder: Path, loras: Path) -> None:
 def test_time_layers_that_are_cached_cannot_be_adapted(
     folder: Path, any_step_folder: Path, loras: Path, name: str
 ) -> None:
-    with pytest.raises(ValueError, match=r"Cached.*pack with them kept"):
-        load(folder).load_lora_weights(loras / name)
+    made = load(folder)
+    made.load_lora_weights(loras / "two", adapter_name="two")
+    before, state = images(made), made.unet.state_dict()
+    with pytest.raises(InputError, match=r"time layer that cached rows stand for.*--cover any"):
+        made.load_lora_weights(loras / name)
+    with pytest.raises(ValueError, match="Cached"):  # PEFT finds out half way
+        made.unet.add_adapter(peft.LoraConfig(r=4, target_modules=TARGETS[name]), adapter_name="late")
+    assert np.array_equal(images(made), before) and made.unet.state_dict().keys() == state.keys()
+    assert set(made.unet.peft_config) == {"two"}
+    made.unload_lora_weights()
+    assert np.array_equal(images(made), images(load(folder)))
     kept = load(any_step_folder)
     plain = images(kept)
     kept.load_lora_weights(loras / name)

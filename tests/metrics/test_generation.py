@@ -70,7 +70,7 @@ def test_no_prompts_no_images(pipeline):
     ("change", "message"),
     [
         (dict(seeds=[1]), "2 prompts and 1 seeds"),
-        (dict(sampler="euler"), "pndm, ddim, dpm"),
+        (dict(sampler="no such"), "sampler: got .no such."),
         (dict(steps=0), "0 steps"),
     ],
     ids=["seeds", "sampler", "steps"],
