@@ -64,11 +64,12 @@ def resolve(name: str = AUTO) -> torch.device:
     if here is None or here.type != device.type:
         raise InputError(f"device: got {name!r}, and torch finds none of that type here; wanted {_choices()}")
     count = torch.accelerator.device_count()
-    if device.index is None:
+    index: int | None = device.index
+    if index is None:
         return torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")) % count)
     if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
         raise InputError(f"device: got {name!r} for several processes, wanted {device.type}: each takes one of its own")
-    if device.index >= count:
+    if index >= count:
         raise InputError(f"device: got {name!r}, wanted a number below {count}: that many of the type are here")
     return device
 
