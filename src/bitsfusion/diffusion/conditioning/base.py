@@ -8,6 +8,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from bitsfusion.architectures.conditioning import Conditioning
+from bitsfusion.architectures.registry import architecture_of
+from bitsfusion.architectures.unet import UNET
 from bitsfusion.errors import InputError
 
 
@@ -81,6 +83,6 @@ def conditioner_of(pipeline: Any, denoiser: nn.Module | None = None) -> Conditio
     from bitsfusion.diffusion.denoise import pipeline_denoiser
 
     model: Any = pipeline_denoiser(pipeline) if denoiser is None else denoiser
-    if type(model).__name__ == "UNet2DConditionModel" or hasattr(model, "add_embedding") or hasattr(model, "mid_block"):
+    if architecture_of(model) is UNET:
         return clip_conditioner(pipeline, model)
     raise InputError(f"conditioning: got a {type(model).__name__}, wanted a UNet2DConditionModel")

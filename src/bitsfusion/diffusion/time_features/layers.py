@@ -39,7 +39,7 @@ def timed_blocks(unet: nn.Module) -> list[tuple[str, nn.Module]]:
     for name, module in unet.named_modules():
         if isinstance(getattr(module, "time_emb_proj", None), nn.Linear):
             if not hasattr(module, "skip_time_act"):
-                raise InputError(f"{name}: got a time projection in {type(module).__name__}, wanted a ResnetBlock2D")
+                raise InputError(f"{name}: got a time projection in {type(module).__name__}, wanted a ResBlock")
             blocks.append((name, module))
     if not blocks or not isinstance(getattr(unet, "time_embedding", None), nn.Module):
         raise InputError(
