@@ -15,6 +15,7 @@ from bitsfusion.artifact.verify import verify_folder as verify
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.drawing import generate_to_folder as generate
 from bitsfusion.evaluation.evaluate import evaluate
+from bitsfusion.exporting.export import export
 from bitsfusion.recipe.assign import assign
 from bitsfusion.recipe.schema import Recipe, write_recipe
 from bitsfusion.runs.calibration import CalibrationJob
@@ -27,6 +28,7 @@ __all__ = [
     "analyze",
     "assign",
     "evaluate",
+    "export",
     "generate",
     "init_pipeline",
     "inspect",

@@ -12,7 +12,9 @@ from bitsfusion.artifact.weight_file import write_weights
 
 NAMES = st.from_regex(r"[A-Za-z0-9_-]{1,8}(\.[A-Za-z0-9_-]{1,8}){0,3}", fullmatch=True)
 SHAPES = st.lists(st.integers(1, 5), max_size=3)
-DTYPES = st.sampled_from([torch.float32, torch.float16, torch.uint8])
+DTYPES = st.sampled_from(
+    [getattr(torch, name) for name in ["float32", "float16", "bfloat16", "uint8", "int8", "int64", "bool"]]
+)
 
 
 @settings(max_examples=100, deadline=None)

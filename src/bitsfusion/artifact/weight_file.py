@@ -12,7 +12,18 @@ from torch import Tensor
 
 from bitsfusion.artifact.payload import tensor_bytes
 
-_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.uint8: "U8"}  # in the order of their tensors in the file
+_DTYPES = {  # in the order of their tensors in the file
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 _METADATA = {"format": "pt"}
 _ALIGNMENT = 8
 
@@ -24,7 +35,7 @@ def write_weights(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
     removed: twice the size on disk for a moment.
 
     Args:
-        tensors: name and tensor (float32, float16 or uint8), each name once.
+        tensors: name and tensor of a dtype above, each name once.
 
     Raises:
         OSError: the disk.

@@ -51,6 +51,7 @@ _OWN = {
     "evaluate": Place("bitsfusion.cli.evaluate", MEASURE),
     "timesteps": Place("bitsfusion.cli.training", MEASURE),
     "vote": Place("bitsfusion.cli.vote", MEASURE),
+    "export": Place("bitsfusion.cli.export", SHARE),
     "card": Place("bitsfusion.cli.card", SHARE),
 }
 

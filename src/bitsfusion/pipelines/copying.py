@@ -31,15 +31,21 @@ def copy_components(source: PipelineFolder, target: Path, without: Container[str
     (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _copy(component: Component, target: Path) -> None:
-    target.mkdir()
-    weights = component.weights
+def copy_all_but_weights(component: Component, target: Path) -> None:
+    """The component's other files, into a new folder; a text encoder's config asks for float32."""
+    target.mkdir(exist_ok=True)
     for file in component.files:
         if not is_weights(file.name) and file.suffix != ".py":
             shutil.copyfile(file, target / file.name)
+    if component.weights is not None:
+        _compute_in_float32(target / "config.json")
+
+
+def _copy(component: Component, target: Path) -> None:
+    copy_all_but_weights(component, target)
+    weights = component.weights
     if weights is None:
         return
-    _compute_in_float32(target / "config.json")
     for file in weights.files:
         shutil.copyfile(file, target / weights.plain_name(file))
     if weights.index is not None:

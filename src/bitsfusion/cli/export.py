@@ -1,0 +1,52 @@
+"""`bitsfusion export`: a packed folder for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitsfusion.cli.console import print_json, print_table, progress_bars
+from bitsfusion.cli.options import Json, Quiet
+from bitsfusion.exporting.dense import DTYPE, DTYPES
+from bitsfusion.exporting.export import TARGETS
+from bitsfusion.exporting.export import export as export_model
+from bitsfusion.exporting.exported import Exported
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command()(export)
+
+
+def export(
+    folder: Annotated[str, typer.Argument(help="A packed pipeline or model folder, or a hub id.")],
+    to: Annotated[str, typer.Option(help=f"What to make: {', '.join(TARGETS)}.")],
+    out: Annotated[Path, typer.Option(help="The new folder or file.")],
+    dtype: Annotated[
+        str | None, typer.Option(help=f"Of a dense folder: {', '.join(DTYPES)}.  [default: {DTYPE}]")
+    ] = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Carries a packed model over to what other programs read."""
+    with progress_bars(quiet or json) as progress:
+        made = export_model(
+            folder, to, out, dtype=dtype, progress=lambda done, total: progress.update("export", done, total)
+        )
+    if json:
+        print_json(made.to_dict())
+    else:
+        _print(made)
+
+
+def _print(made: Exported) -> None:
+    rows = [
+        [share.type, str(share.tensors), f"{share.weights:,}", f"{share.bytes:,}", "yes" if share.exact else "rounded"]
+        for share in made.shares
+    ]
+    print_table(["stored as", "tensors", "weights", "bytes", "exact"], rows)
+    for note in made.notes:
+        print(f"note: {note}")
+    print(f"{made.path}: {made.bytes / 1e6:.1f} MB")

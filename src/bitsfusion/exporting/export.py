@@ -1,0 +1,55 @@
+"""One door to every target of an export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bitsfusion.errors import InputError
+from bitsfusion.exporting.dense import export_dense
+from bitsfusion.exporting.exported import Exported, Progress, check_choice
+
+TARGETS: Mapping[str, tuple[Callable[..., Exported], tuple[str, ...]]] = {
+    "dense": (export_dense, ("dtype",)),
+}
+"""What `to` may be: the function, and the options it takes."""
+
+
+def export(
+    model: str | Path,
+    to: str,
+    out: str | Path,
+    *,
+    dtype: str | None = None,
+    progress: Progress | None = None,
+) -> Exported:
+    """Carries a packed folder over to what other programs read.
+
+    Args:
+        model: a packed pipeline or model folder, or its hub id.
+        to: dense (an ordinary diffusers folder).
+        out: the new folder or file.
+        dtype: of a dense folder's weights: float16 (the default), bfloat16, float32.
+        progress: is told of every packed layer: how many are done, and how many there are.
+
+    Returns:
+        Where the bytes are, and what to know about the result.
+
+    Raises:
+        InputError: nothing packed, a target or an option that is not known, a folder that is there.
+        ArtifactError: a broken folder; names the layer.
+        BitsFusionError: the disk.
+    """
+    check_choice("to", to, TARGETS)
+    function, known = TARGETS[to]
+    options: dict[str, Any] = {"dtype": dtype}
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if name not in known:
+            raise InputError(f"{name}: got a value with to={to!r}, wanted it with {_takers(name)} only")
+    return function(model, Path(out), progress=progress, **given)
+
+
+def _takers(option: str) -> str:
+    return " or ".join(name for name, (_, known) in TARGETS.items() if option in known)
