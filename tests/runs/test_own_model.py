@@ -12,7 +12,7 @@ from bitsfusion.data.world.captions import sample_prompt, sample_scene
 from bitsfusion.data.world.scene import draw
 from bitsfusion.embedded import PIPELINE_FOLDER
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_json
+from bitsfusion.io.texts import read_json
 from bitsfusion.runs.config import RunConfig
 from bitsfusion.runs.run import Run
 

@@ -32,7 +32,7 @@ from bitsfusion.artifact.target import check_target
 from bitsfusion.artifact.weight_file import write_weights
 from bitsfusion.diffusion.time_features import Cover, SamplerSteps, TimeBasis, choose_features
 from bitsfusion.errors import ArtifactError, InputError
-from bitsfusion.io.files import atomic_folder
+from bitsfusion.io.atomic import atomic_folder
 from bitsfusion.packing.accounting import SCALE_BYTES
 from bitsfusion.pipelines.copying import copy_components
 from bitsfusion.pipelines.folder import Form, PipelineFolder

@@ -13,7 +13,7 @@ from bitsfusion.data.batches import Batch, encode_images
 from bitsfusion.data.world.captions import Split, sample_prompt, sample_scene
 from bitsfusion.data.world.scene import draw
 from bitsfusion.diffusion.conditioning import Conditioner
-from bitsfusion.io.files import sha256_json
+from bitsfusion.io.hashes import sha256_json
 
 
 class WorldData:

@@ -16,7 +16,8 @@ from bitsfusion.data.pictures import PromptedPicture, is_tree, read_pictures
 from bitsfusion.data.world.captions import Prompt, Split, fits, prompt_set
 from bitsfusion.data.world.reader import read
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_lines, sha256_json
+from bitsfusion.io.hashes import sha256_json
+from bitsfusion.io.texts import read_lines
 
 
 @dataclass(frozen=True)

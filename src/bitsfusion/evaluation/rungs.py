@@ -17,7 +17,8 @@ from bitsfusion.evaluation.measures import Metric, clip_measure, pair_measure, w
 from bitsfusion.evaluation.pictures import Images, PictureArray
 from bitsfusion.evaluation.prompts import PromptSet
 from bitsfusion.evaluation.values import measured
-from bitsfusion.io.files import atomic_path, read_json, write_json
+from bitsfusion.io.atomic import atomic_path
+from bitsfusion.io.texts import read_json, write_json
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.metrics.geneval import GenEvalResult, GenEvalSummary, geneval_summary
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_json
+from bitsfusion.io.texts import read_json
 
 _WEIGHTS = re.compile(
     r"(?P<stem>model|pytorch_model|diffusion_pytorch_model)(\.(?P<variant>[A-Za-z0-9_]+))?"

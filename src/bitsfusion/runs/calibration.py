@@ -18,7 +18,7 @@ from bitsfusion.data.world.captions import prompt_set
 from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import file_prompts
-from bitsfusion.io.files import sha256_json
+from bitsfusion.io.hashes import sha256_json
 from bitsfusion.pipelines.load import EMBEDDED, check_draws_from_text
 from bitsfusion.runs.progress import ProgressSink
 

@@ -15,7 +15,7 @@ from bitsfusion.architectures.layers import LayerInfo, LayerRole
 from bitsfusion.architectures.registry import ARCHITECTURES, TEXT_ENCODERS, VAE, model_layers
 from bitsfusion.artifact.parts import ModelParts, parts_of_folder
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import sha256_file
+from bitsfusion.io.hashes import sha256_file
 from bitsfusion.numerics import ScaleInit, check_bits
 from bitsfusion.pipelines.folder import PipelineFolder
 from bitsfusion.pipelines.model_folder import ModelFolder, left_out, open_model

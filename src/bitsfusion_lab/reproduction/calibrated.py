@@ -10,7 +10,7 @@ from typing import Any
 from bitsfusion.architectures.registry import model_layers
 from bitsfusion.data.world.captions import prompt_set
 from bitsfusion.diffusion.samples import NoisySamples
-from bitsfusion.io.files import read_json, write_json
+from bitsfusion.io.texts import read_json, write_json
 from bitsfusion_lab.reproduction.frame import Frame
 from bitsfusion_lab.rivals.adaround import TRAVEL
 from bitsfusion_lab.rivals.calibration import drawn_calibration

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from bitsfusion.data.world.captions import TASKS
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_lines
 from bitsfusion.io.schema import parse
+from bitsfusion.io.texts import read_lines
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 """The colours that can be asked for, in the order in which the official reasons list them."""
