@@ -170,7 +170,7 @@ def test_a_scorer_trained_on_the_world_names_its_colours():
     colors = ClipColors.from_pretrained(str(SCORER_FOLDER))
     right = 0
     for color in ("red", "green", "blue", "yellow", "purple", "white"):
-        image = QUICK.draw((Object("square", color, 0),))
+        image = QUICK.draw((Object("square", color, "large", 5),))
         (seen,) = WorldReader().detect(image)["square"]
         mask = np.zeros((64, 64), dtype=bool)
         left, top, far, bottom = (int(edge) for edge in seen.box)
@@ -218,7 +218,7 @@ def test_the_world_through_the_official_rules():
         {"class": "circle", "count": 1, "color": "red"},
         {"class": "square", "count": 1, "color": "blue"},
     ]
-    swapped = QUICK.draw((Object("circle", "blue", 0), Object("square", "red", 1)))
+    swapped = QUICK.draw((Object("circle", "blue", "large", 5), Object("square", "red", "large", 6)))
     line = evaluator().evaluate(swapped, GenEvalPrompt.model_validate(asked), "0.png")
     assert line.reason.splitlines()[0] == "expected red circle>=1, found 0 red; and 1 blue"
     assert json.loads(line.details) == {"circle": [[16, 16, 32, 32, 1.0]], "square": [[32, 16, 48, 32, 1.0]]}
@@ -230,22 +230,23 @@ def test_the_world_through_the_official_rules():
 
 def changed(scene, rng):
     """One object with another shape, colour or place, one less, one more, or all as they were."""
-    by_slot = {item.slot: item for item in scene}
-    slot = rng.choice(list(by_slot))
-    item = by_slot.pop(slot)
-    another = rng.randrange(4)
+    by_cell = {item.cell: item for item in scene}
+    cell = rng.choice(list(by_cell))
+    item = by_cell.pop(cell)
+    another = rng.choice(QUICK.cells)
     change = rng.randrange(6)
     if change == 0:
-        item = Object(rng.choice(QUICK.shapes), item.color, slot)
+        item = Object(rng.choice(QUICK.shapes), item.color, "large", cell)
     elif change == 1:
-        item = Object(item.shape, rng.choice(list(QUICK.colors)), slot)
+        item = Object(item.shape, rng.choice(list(QUICK.colors)), "large", cell)
     elif change == 2:
-        item = Object(item.shape, item.color, next(s for s in (another, 0, 1, 2, 3, slot) if s not in by_slot))
+        free = next(c for c in (another, *QUICK.cells, cell) if c not in by_cell)
+        item = Object(item.shape, item.color, "large", free)
     if change != 3:
-        by_slot[item.slot] = item
+        by_cell[item.cell] = item
     if change == 4:
-        by_slot.setdefault(another, Object(rng.choice(QUICK.shapes), rng.choice(list(QUICK.colors)), another))
-    return tuple(by_slot.values())
+        by_cell.setdefault(another, Object(rng.choice(QUICK.shapes), rng.choice(list(QUICK.colors)), "large", another))
+    return tuple(by_cell.values())
 
 
 @pytest.mark.parametrize("tag", TASKS)
