@@ -10,7 +10,6 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bitsfusion.data.world.captions import TASKS
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.estimates import Difference, difference, trained_difference
 from bitsfusion.evaluation.measures import Metric, clip_measure, pair_measure, world_geneval_measure
@@ -21,6 +20,7 @@ from bitsfusion.io.atomic import atomic_path
 from bitsfusion.io.texts import read_json, write_json
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.metrics.geneval import GenEvalResult, GenEvalSummary, geneval_summary
+from bitsfusion.metrics.geneval.prompts import TASKS
 
 SCHEMA_VERSION = 2
 """Of scores.json; steps that write it name it among what they depend on."""
