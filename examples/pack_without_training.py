@@ -7,7 +7,7 @@ from diffusers import StableDiffusionPipeline
 
 import bitsfusion  # noqa: F401 (registers the format with diffusers)
 from bitsfusion.artifact.writer import write_pipeline
-from bitsfusion.data.world_training import WorldData
+from bitsfusion.data.drawn import DrawnData
 from bitsfusion.diffusion.conditioning import conditioner_of
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.pipelines.load import load_pipeline
@@ -17,7 +17,7 @@ from bitsfusion.sensitivity.settings import NoiseErrorSettings
 
 out = Path(sys.argv[1])
 pipeline = load_pipeline("embedded")
-data = WorldData(pipeline.vae, conditioner_of(pipeline), pool=256)
+data = DrawnData(pipeline.vae, conditioner_of(pipeline), pool=256)
 table = analyze(
     pipeline, NoiseErrorSettings(samples=16), out / "sensitivity.json", data, model="embedded", source_sha256=None
 )

@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bitsfusion.io.files import read_json
 from bitsfusion.io.schema import parse
+from bitsfusion.io.texts import read_json
 from bitsfusion_lab.bench.bench_file import BenchResult, BenchRow
 
 COLUMNS = "method | MB on disk | MB in memory | bits | % dense | SQNR dB | output error | load s | peak MB | x dense"

@@ -19,7 +19,7 @@ from typing import Any
 
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.rungs import geneval, paired_difference
-from bitsfusion.io.files import write_json, write_text
+from bitsfusion.io.texts import write_json, write_text
 from bitsfusion.recipe.assign import ETA, Strategy
 from bitsfusion.runs.config import RecipeSection, RunConfig, read_config
 from bitsfusion.runs.run import Run

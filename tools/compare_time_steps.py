@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from bitsfusion.cli.console import print_table, progress_bars
-from bitsfusion.io.files import read_json, write_json
 from bitsfusion.io.schema import parse
+from bitsfusion.io.texts import read_json, write_json
 from bitsfusion.runs.config import RunConfig
 from bitsfusion.runs.run import Run
 

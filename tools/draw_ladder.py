@@ -15,7 +15,8 @@ from matplotlib import pyplot
 
 from bitsfusion.evaluation.prompts import world_prompts
 from bitsfusion.evaluation.rungs import RungScores, load_images
-from bitsfusion.io.files import atomic_path, read_json
+from bitsfusion.io.atomic import atomic_path
+from bitsfusion.io.texts import read_json
 
 ROWS = {
     "full_precision": "Full precision\n32 bits",

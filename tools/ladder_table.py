@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bitsfusion.io.files import read_json
+from bitsfusion.io.texts import read_json
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 

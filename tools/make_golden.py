@@ -25,7 +25,7 @@ from bitsfusion.artifact.parts import Features
 from bitsfusion.artifact.writer import write_model
 from bitsfusion.diffusion.time_features import Coverage, SamplerSteps, TimeBasis, time_feature_rows
 from bitsfusion.diffusion.time_features.spline import Knots
-from bitsfusion.io.files import write_json
+from bitsfusion.io.texts import write_json
 from bitsfusion.nn.replace import fake_quantize_model, fake_quantized_layers
 from bitsfusion.numerics import ScaleInit
 

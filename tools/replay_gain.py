@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bitsfusion.architectures.registry import denoiser_of, layers_to_assign
 from bitsfusion.diffusion.samples import NoisySamples
-from bitsfusion.io.files import read_json
+from bitsfusion.io.texts import read_json
 from bitsfusion.sensitivity.replay import Replay
 
 TOKENS = 77

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from bitsfusion.io.files import atomic_folder
+from bitsfusion.io.atomic import atomic_folder
 
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 CROSS = ("CrossAttnDownBlock2D",), ("CrossAttnUpBlock2D",)

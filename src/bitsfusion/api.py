@@ -21,6 +21,7 @@ from bitsfusion.recipe.schema import Recipe, write_recipe
 from bitsfusion.runs.calibration import CalibrationJob
 from bitsfusion.runs.packing import init_pipeline
 from bitsfusion.runs.packing import pack_checkpoint as pack
+from bitsfusion.runs.plan import plan
 from bitsfusion.runs.stage import train_stage as train
 from bitsfusion.sensitivity.measure import analyze
 
@@ -33,6 +34,7 @@ __all__ = [
     "init_pipeline",
     "inspect",
     "pack",
+    "plan",
     "quantize",
     "train",
     "verify",

@@ -16,7 +16,7 @@ from typing import Any
 import zstandard
 
 from bitsfusion.artifact.schema import PackedEntry
-from bitsfusion.io.files import sha256_json
+from bitsfusion.io.hashes import sha256_json
 
 MAGIC = b"\x28\xb5\x2f\xfd"
 SKIPPABLE = b"\x50\x2a\x4d\x18"

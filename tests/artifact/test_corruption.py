@@ -24,7 +24,7 @@ from bitsfusion.artifact.payload import encode_layer, tensor_bytes
 from bitsfusion.artifact.reader import open_folder
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.errors import ArtifactError, InputError
-from bitsfusion.io.files import sha256_json
+from bitsfusion.io.hashes import sha256_json
 
 LAYER = "down_blocks.0.resnets.0.conv1"
 PACKED = f"{LAYER}.packed"

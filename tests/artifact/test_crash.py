@@ -16,7 +16,8 @@ import pytest
 
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.errors import BitsFusionError
-from bitsfusion.io.files import atomic_folder, sha256_folder
+from bitsfusion.io.atomic import atomic_folder
+from bitsfusion.io.hashes import sha256_folder
 
 Pack = Callable[..., dict[str, Any]]
 SEED = 20240

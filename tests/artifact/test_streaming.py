@@ -18,7 +18,7 @@ from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.artifact.writer import write_model, write_parts
 from bitsfusion.diffusion.time_features import Coverage
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import sha256_folder
+from bitsfusion.io.hashes import sha256_folder
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.copying import copy_components

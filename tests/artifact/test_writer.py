@@ -20,7 +20,7 @@ from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.artifact.writer import write_model, write_pipeline
 from bitsfusion.diffusion.time_features import Coverage, cache_time_features, cover, time_feature_rows, time_layers
 from bitsfusion.errors import BitsFusionError, InputError
-from bitsfusion.io.files import sha256_folder
+from bitsfusion.io.hashes import sha256_folder
 from bitsfusion.nn.fake_quantized import FakeQuantizedLinear
 from bitsfusion.nn.replace import replace_module
 

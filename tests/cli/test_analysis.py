@@ -7,7 +7,7 @@ import json
 import pytest
 
 from bitsfusion.cli.main import main
-from bitsfusion.io.files import read_json
+from bitsfusion.io.texts import read_json
 from bitsfusion.recipe.schema import read_recipe
 from bitsfusion.sensitivity.table import read_table
 

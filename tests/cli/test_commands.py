@@ -80,7 +80,7 @@ def test_ctrl_c_says_whether_the_same_command_goes_on(arguments, line, tmp_path)
     """The interruption comes when the first file of the command's work is written."""
     out = tmp_path / "out"
     code = (
-        "import os, signal, bitsfusion.io.files as files, bitsfusion.artifact.writer as writer;"
+        "import os, signal, bitsfusion.artifact.writer as writer;"
         "import bitsfusion.runs.folder as folder;"
         "stop = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT);"
         "writer.atomic_folder = stop; folder.write_json = stop;" + MAIN

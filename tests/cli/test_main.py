@@ -13,7 +13,8 @@ from PIL import Image
 from bitsfusion.architectures.layers import LayerRole
 from bitsfusion.architectures.registry import model_layers
 from bitsfusion.cli.main import main
-from bitsfusion.io.files import read_json, sha256_folder, write_json
+from bitsfusion.io.hashes import sha256_folder
+from bitsfusion.io.texts import read_json, write_json
 from bitsfusion.pipelines.load import load_pipeline
 
 

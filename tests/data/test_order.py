@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitsfusion.data.drawn import DrawnData
 from bitsfusion.data.order import EpochOrder
-from bitsfusion.data.world_training import WorldData
 
 
 @given(count=st.integers(1, 40), seed=st.integers(0, 9), world=st.integers(1, 4), size=st.integers(1, 7))
@@ -32,7 +32,7 @@ def test_epochs_and_seeds_differ():
 
 
 def test_the_world_is_drawn_by_place_too(vae, conditioner):
-    data = WorldData(vae, conditioner, seed=3, pool=40)
+    data = DrawnData(vae, conditioner, seed=3, pool=40)
     whole = data.batch(5, 0, 1, 12).names
     assert whole == data.batch(5, 0, 2, 6).names + data.batch(5, 1, 2, 6).names
     assert whole == sum((data.batch(5, rank, 4, 3).names for rank in range(4)), ())

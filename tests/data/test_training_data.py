@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from bitsfusion.data.batches import encode_images
-from bitsfusion.data.world.captions import all_prompts
-from bitsfusion.data.world_training import WorldData
+from bitsfusion.data.drawn import DrawnData
+from bitsfusion.embedded.quick import QUICK
 
 
 def test_latents_are_the_scaled_mean_of_the_posterior(vae):
@@ -18,12 +18,14 @@ def test_latents_are_the_scaled_mean_of_the_posterior(vae):
 
 
 def test_the_world_is_a_pool_sampled_by_rank_and_step(vae, conditioner):
-    data = WorldData(vae, conditioner, seed=3, pool=40)
-    one, again = data.batch(5, 0, 1, 16), WorldData(vae, conditioner, seed=3, pool=40).batch(5, 0, 1, 16)
+    data = DrawnData(vae, conditioner, seed=3, pool=40)
+    one, again = data.batch(5, 0, 1, 16), DrawnData(vae, conditioner, seed=3, pool=40).batch(5, 0, 1, 16)
     assert one.latents.shape == (16, 4, 16, 16) and one.prompts["input_ids"].shape == (16, 12)
     assert torch.equal(one.latents, again.latents) and torch.equal(one.prompts["input_ids"], again.prompts["input_ids"])
     assert data.batch(5, 1, 2, 16).names != one.names != data.batch(6, 0, 1, 16).names
-    train = {prompt.text for tag in ("single_object", "colors", "counting") for prompt in all_prompts(tag, "train")}
-    test = {prompt.text for tag in ("single_object", "colors", "counting") for prompt in all_prompts(tag, "test")}
+    train = {
+        prompt.text for tag in ("single_object", "colors", "counting") for prompt in QUICK.all_prompts(tag, "train")
+    }
+    test = {prompt.text for tag in ("single_object", "colors", "counting") for prompt in QUICK.all_prompts(tag, "test")}
     assert set(one.names) & train and not set(one.names) & test
-    assert data.fingerprint != WorldData(vae, conditioner, seed=4, pool=4).fingerprint
+    assert data.fingerprint != DrawnData(vae, conditioner, seed=4, pool=4).fingerprint

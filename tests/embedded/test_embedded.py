@@ -7,9 +7,9 @@ import pytest
 
 from bitsfusion.architectures.layers import LayerRole
 from bitsfusion.architectures.registry import model_layers
-from bitsfusion.data.world.captions import TASKS, fits, sample_prompt, sample_scene
-from bitsfusion.data.world.scene import draw
 from bitsfusion.embedded import PIPELINE_FOLDER, SCORER_FOLDER
+from bitsfusion.embedded.quick import QUICK
+from bitsfusion.embedded.world import TASKS, fits
 from bitsfusion.evaluation.prompts import world_prompts
 from bitsfusion.evaluation.rungs import RungScores, geneval
 from bitsfusion.metrics.clip_score import ClipScorer
@@ -38,12 +38,12 @@ def test_the_scorer_finds_the_caption_among_a_hundred():
     rng = random.Random(0)
     pairs = []
     while len(pairs) < 100:
-        prompt = sample_prompt(rng, "test")
-        scene = sample_scene(prompt, rng)
+        prompt = QUICK.sample_prompt(rng, "test")
+        scene = QUICK.sample_scene(prompt, rng)
         if not any(fits(other, scene) or fits(prompt, drawn) for other, drawn in pairs):
             pairs.append((prompt, scene))
     scorer = ClipScorer.from_pretrained(SCORER_FOLDER)
-    images = np.stack([draw(scene) for _, scene in pairs])
+    images = np.stack([QUICK.draw(scene) for _, scene in pairs])
     cosines = scorer.similarities(images, [prompt.text for prompt, _ in pairs])
     assert np.mean(cosines.argmax(axis=1) == np.arange(100)) >= 0.8
 

@@ -31,7 +31,7 @@ from bitsfusion.evaluation.partial import PartialJudgements
 from bitsfusion.evaluation.pictures import read_picture
 from bitsfusion.evaluation.prompts import file_prompts, world_prompts
 from bitsfusion.evaluation.setting import Evaluation
-from bitsfusion.io.files import folder_lock
+from bitsfusion.io.work_folder import folder_lock
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.metrics.generation import generate_images
 from bitsfusion.pipelines.load import EMBEDDED, load_pipeline

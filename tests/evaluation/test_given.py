@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from bitsfusion.cli.main import main
-from bitsfusion.data.world.captions import prompt_set
 from bitsfusion.embedded import SCORER_FOLDER
+from bitsfusion.embedded.quick import QUICK
 from bitsfusion.evaluation.pictures import given
 from bitsfusion.evaluation.prompts import PromptSet, picture_prompts
 from bitsfusion.metrics.geneval.files import read_results
@@ -46,7 +46,7 @@ def pictures(folder: Path, texts: list[str], size: int = 8, seeds: Sequence[int]
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
-    path.write_text("".join(json.dumps(prompt.metadata()) + "\n" for prompt in prompt_set("test", 1)))
+    path.write_text("".join(json.dumps(prompt.metadata()) + "\n" for prompt in QUICK.prompt_set("test", 1)))
     return path
 
 

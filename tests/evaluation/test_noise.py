@@ -5,7 +5,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from bitsfusion.architectures.registry import layers_to_assign
-from bitsfusion.data.world_training import WorldData
+from bitsfusion.data.drawn import DrawnData
 from bitsfusion.diffusion.conditioning import conditioner_of
 from bitsfusion.diffusion.denoise import with_denoiser
 from bitsfusion.evaluation.noise import make_probe, mean_squared, predict, time_step_curve
@@ -20,7 +20,7 @@ def pipeline():
 
 @pytest.fixture(scope="module")
 def data(pipeline):
-    return WorldData(pipeline.vae, conditioner_of(pipeline), pool=64)
+    return DrawnData(pipeline.vae, conditioner_of(pipeline), pool=64)
 
 
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])

@@ -10,7 +10,8 @@ import pytest
 
 from bitsfusion.cli.evaluate import _guidance
 from bitsfusion.cli.main import main
-from bitsfusion.data.world.captions import TASKS, prompt_set
+from bitsfusion.embedded.quick import QUICK
+from bitsfusion.embedded.world import TASKS
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.evaluate import evaluate
 from bitsfusion.evaluation.official import tifa_measure
@@ -32,7 +33,7 @@ def run(*arguments: str) -> int:
 
 
 def test_geneval_by_the_official_rules(tmp_path, capsys):
-    lines = [json.dumps(prompt.metadata()) for prompt in prompt_set("test", 1)]
+    lines = [json.dumps(prompt.metadata()) for prompt in QUICK.prompt_set("test", 1)]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines) + "\n")
     arguments = ["--prompts", str(tmp_path / "prompts.jsonl"), "--metrics", "geneval", "--detector", "world"]
     arguments += ["--images-per-prompt", "2", "--guidance", "2,7.5", "--out", str(tmp_path / "out")]

@@ -1,6 +1,6 @@
 import pytest
 
-from bitsfusion.data.world.captions import TASKS
+from bitsfusion.embedded.world import TASKS
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import file_prompts, world_prompts
 

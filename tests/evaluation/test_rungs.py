@@ -3,9 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from bitsfusion.data.world.captions import sample_scene
-from bitsfusion.data.world.scene import draw
 from bitsfusion.embedded import SCORER_FOLDER
+from bitsfusion.embedded.quick import QUICK
 from bitsfusion.evaluation.prompts import world_prompts
 from bitsfusion.evaluation.rungs import RungScores, geneval, load_images, paired_difference, score_images
 from bitsfusion.metrics.clip_score import ClipScorer
@@ -21,7 +20,7 @@ def drawings(prompts):
     import random
 
     rng = random.Random(0)
-    return np.stack([draw(sample_scene(prompt, rng)) for prompt in prompts.world])
+    return np.stack([QUICK.draw(QUICK.sample_scene(prompt, rng)) for prompt in prompts.world])
 
 
 def scores(passed, name="stage1", seed=0):

@@ -7,9 +7,11 @@ import sys
 import pytest
 
 from bitsfusion.errors import BitsFusionError, InputError
-from bitsfusion.io.atomic import remove_leftovers
-from bitsfusion.io.files import atomic_folder, atomic_path, folder_lock, read_json, sha256_folder, write_json
+from bitsfusion.io.atomic import atomic_folder, atomic_path, remove_leftovers
+from bitsfusion.io.hashes import sha256_folder
 from bitsfusion.io.locks import wait_for_lock
+from bitsfusion.io.texts import read_json, write_json
+from bitsfusion.io.work_folder import folder_lock
 
 
 def fill(path, error):
@@ -186,7 +188,9 @@ import warnings
 warnings.simplefilter("ignore")
 from pathlib import Path
 import bitsfusion
-from bitsfusion.io.files import atomic_folder, folder_lock, read_json
+from bitsfusion.io.atomic import atomic_folder
+from bitsfusion.io.texts import read_json
+from bitsfusion.io.work_folder import folder_lock
 from bitsfusion.io.locks import try_lock
 folder = Path(sys.argv[1])
 for content in ("one", "two"):

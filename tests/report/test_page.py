@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bitsfusion.data.world.captions import TASKS, prompt_set, sample_scene
-from bitsfusion.data.world.scene import draw
+from bitsfusion.embedded.quick import QUICK
+from bitsfusion.embedded.world import TASKS
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.estimates import Difference, Verdict
 from bitsfusion.metrics.geneval import GenEvalResult, GenEvalSummary, geneval_summary
@@ -48,8 +48,8 @@ def example() -> ReportData:
         Rung("control", "Control", 32, "full precision, trained on for the same steps",
              summary((100, 92, 85, 99, 42, 89)), 31.65, 0.0133, 0.0011, 0.0809, 71.0),
     )  # fmt: skip
-    prompts = prompt_set("test", 4)
-    scenes = [draw(sample_scene(prompt, draws)) for prompt in prompts]
+    prompts = QUICK.prompt_set("test", 4)
+    scenes = [QUICK.draw(QUICK.sample_scene(prompt, draws)) for prompt in prompts]
     noise = {"full_precision": 0, "init": 22, "stage1": 5, "stage2": 4, "control": 3}
     images = {
         name: np.stack([np.clip(s + rng.normal(0, sd, s.shape), 0, 255).astype(np.uint8) for s in scenes])

@@ -8,11 +8,10 @@ import pytest
 from PIL import Image
 
 from bitsfusion.artifact.verify import verify_folder
-from bitsfusion.data.world.captions import sample_prompt, sample_scene
-from bitsfusion.data.world.scene import draw
 from bitsfusion.embedded import PIPELINE_FOLDER
+from bitsfusion.embedded.quick import QUICK
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_json
+from bitsfusion.io.texts import read_json
 from bitsfusion.runs.config import RunConfig
 from bitsfusion.runs.run import Run
 
@@ -24,8 +23,8 @@ def config(tmp_path_factory):
     (folder / "images").mkdir()
     rng, lines = random.Random(0), []
     for index in range(12):
-        prompt = sample_prompt(rng)
-        Image.fromarray(draw(sample_scene(prompt, rng))).save(folder / "images" / f"{index}.png")
+        prompt = QUICK.sample_prompt(rng)
+        Image.fromarray(QUICK.draw(QUICK.sample_scene(prompt, rng))).save(folder / "images" / f"{index}.png")
         lines.append(json.dumps({"file_name": f"{index}.png", "text": prompt.text}))
     (folder / "images" / "metadata.jsonl").write_text("\n".join(lines))
     (folder / "prompts.txt").write_text("a red circle\ntwo squares\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
+from safetensors.torch import save_file
 from transformers import CLIPTextModelWithProjection
 
 import bitsfusion  # noqa: F401  registers with diffusers
@@ -28,7 +28,7 @@ from bitsfusion.artifact.writer import write_pipeline
 from bitsfusion.diffusion.time_features import BASIS, SamplerSteps
 from bitsfusion.embedded import PIPELINE_FOLDER
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_json, write_json
+from bitsfusion.io.texts import read_json, write_json
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.load import load_pipeline
@@ -200,11 +200,13 @@ def test_lcm(tmp_path, layers):
     loaded("a red circle", num_inference_steps=2, height=64, width=64)
 
 
-def test_a_pipeline_without_a_unet(tmp_path):
+def test_a_pipeline_of_an_unknown_denoiser(tmp_path):
     (tmp_path / "transformer").mkdir()
-    index = {"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}
-    (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(InputError, match="got a FluxPipeline whose transformer is a FluxTransformer2DModel, wanted"):
+    write_json(tmp_path / "transformer" / "config.json", {"_class_name": "WanTransformer3DModel"})
+    save_file({"weight": torch.zeros(1)}, tmp_path / "transformer" / "diffusion_pytorch_model.safetensors")
+    index = {"_class_name": "WanPipeline", "transformer": ["diffusers", "WanTransformer3DModel"]}
+    write_json(tmp_path / "model_index.json", index)
+    with pytest.raises(InputError, match="got a WanPipeline whose transformer is a WanTransformer3DModel, wanted"):
         init_model(str(tmp_path), tmp_path / "out", recipe="uniform:2")
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_json
+from bitsfusion.io.texts import read_json
 from bitsfusion.runs.config import RunConfig
 from bitsfusion.runs.run import Run
 from bitsfusion.vote.database import Record, Vote

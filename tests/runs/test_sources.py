@@ -11,9 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bitsfusion.data.world.captions import sample_prompt, sample_scene
-from bitsfusion.data.world.scene import draw
 from bitsfusion.embedded import PIPELINE_FOLDER
+from bitsfusion.embedded.quick import QUICK
 from bitsfusion.errors import InputError
 from bitsfusion.io.schema import parse
 from bitsfusion.pipelines.load import load_pipeline
@@ -31,8 +30,8 @@ def pipeline():
 def samples():
     rng, made = random.Random(0), []
     for _ in range(6):
-        prompt, buffer = sample_prompt(rng), io.BytesIO()
-        Image.fromarray(draw(sample_scene(prompt, rng))).save(buffer, "PNG")
+        prompt, buffer = QUICK.sample_prompt(rng), io.BytesIO()
+        Image.fromarray(QUICK.draw(QUICK.sample_scene(prompt, rng))).save(buffer, "PNG")
         made.append((buffer.getvalue(), prompt.text))
     return made
 

@@ -99,7 +99,7 @@ def test_the_next_stage_starts_from_the_last_ones_student(alone, config_file, tm
 
 
 def test_two_runs_do_not_share_a_folder(config_file, alone):
-    from bitsfusion.io.files import folder_lock
+    from bitsfusion.io.work_folder import folder_lock
 
     lock = folder_lock(alone, alone / ".lock")
     try:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.writer import write_pipeline
-from bitsfusion.data.world_training import WorldData
+from bitsfusion.data.drawn import DrawnData
 from bitsfusion.diffusion.conditioning import conditioner_of
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.pipelines.load import load_pipeline
@@ -26,7 +26,7 @@ def pipeline():
 
 @pytest.fixture(scope="module")
 def data(pipeline):
-    return WorldData(pipeline.vae, conditioner_of(pipeline), pool=16)
+    return DrawnData(pipeline.vae, conditioner_of(pipeline), pool=16)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import stats
 
 from bitsfusion.architectures.registry import layers_to_assign
-from bitsfusion.io.files import read_json
+from bitsfusion.io.texts import read_json
 from bitsfusion.sensitivity.report import measured, tables, write_report
 from bitsfusion.sensitivity.skewness import nearly_symmetric, skewness
 from bitsfusion.sensitivity.table import SensitivityRow, SensitivityTable

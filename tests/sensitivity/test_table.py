@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_json, write_json
+from bitsfusion.io.texts import read_json, write_json
 from bitsfusion.sensitivity.correlation import correlate_bits, correlate_tables
 from bitsfusion.sensitivity.table import SensitivityRow, SensitivityTable, read_table, write_table
 

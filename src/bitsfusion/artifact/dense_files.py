@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from bitsfusion.artifact.limits import JSON_BYTES, shown
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_json
+from bitsfusion.io.texts import read_json
 from bitsfusion.pipelines.completeness import check_component
 from bitsfusion.pipelines.folder import Component
 from bitsfusion.pipelines.model_folder import open_model

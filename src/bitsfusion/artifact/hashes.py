@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bitsfusion.artifact.limits import JSON_BYTES, shown
 from bitsfusion.errors import ArtifactError
-from bitsfusion.io.files import sha256_file
+from bitsfusion.io.hashes import sha256_file
 from bitsfusion.pipelines.resolve import HASHES_FILE
 
 _LINE = re.compile(r"(?P<hash>[0-9a-f]{64})  (?P<name>[^\x00-\x1f\\]+)")

@@ -120,7 +120,7 @@ def parts_of_folder(
         stored = time_feature_rows(timed_model(folder), features.steps), features
     else:
         stored = features
-    config = _plain_config(folder.skeleton) if architecture.library == "diffusers" else _text_config(folder)
+    config = written_config(architecture, folder.skeleton, folder.config)
     return _parts(architecture, config, folder.skeleton, layer, tensor, stored)
 
 
@@ -144,11 +144,20 @@ def _plain_config(model: Any) -> dict[str, Any]:
     return config
 
 
-def _text_config(folder: ModelFolder) -> dict[str, Any]:
-    """With the class, which transformers' configs may leave out, and in float32 as `copy_components` has it."""
-    config = without_steering(folder.config)
+def written_config(architecture: Architecture, model: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a packed folder says of the model beside its quantization.
+
+    Of transformers' models with the class, which their configs may leave out, and in float32 as `copy_components` has
+    it.
+
+    Args:
+        model: made from `config`, on meta too.
+    """
+    if architecture.library == "diffusers":
+        return _plain_config(model)
+    config = without_steering(config)
     config.pop("torch_dtype", None)  # its name before transformers 5
-    return {**config, "architectures": [folder.architecture.name], "dtype": "float32"}
+    return {**config, "architectures": [architecture.name], "dtype": "float32"}
 
 
 def _parts(

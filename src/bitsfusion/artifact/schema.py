@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_fie
 from bitsfusion.artifact.container import NAME, NAME_LENGTH
 from bitsfusion.artifact.limits import JSON_DEPTH, shown
 from bitsfusion.errors import ArtifactError
-from bitsfusion.io.files import sha256_json
+from bitsfusion.io.hashes import sha256_json
 from bitsfusion.packing.accounting import LayerSize, average_bits
 
 QUANT_METHOD = "bitsfusion"

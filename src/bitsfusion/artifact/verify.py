@@ -16,7 +16,7 @@ from bitsfusion.artifact.payload import check_others
 from bitsfusion.artifact.reader import PackedFolder, Tensors, component_named, open_components
 from bitsfusion.artifact.schema import PACKED_SUFFIX, TIME_TENSORS, PackedConfig
 from bitsfusion.errors import ArtifactError, BitsFusionError, InputError
-from bitsfusion.io.files import sha256_file
+from bitsfusion.io.hashes import sha256_file
 from bitsfusion.pipelines.folder import INDEX, read_folder
 from bitsfusion.pipelines.resolve import HASHES_FILE
 

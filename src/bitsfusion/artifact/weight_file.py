@@ -50,17 +50,26 @@ def write_weights(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
                 waiting.write(data)
             places = list(_DTYPES)
             entries.sort(key=lambda entry: (places.index(entry[1]), entry[0].encode()))
-            header: dict[str, object] = {"__metadata__": _METADATA}
-            end = 0
-            for name, dtype, shape, _, size in entries:
-                header[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [end, end + size]}
-                end += size
-            text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-            text += b" " * (-len(text) % _ALIGNMENT)
             with open(path, "wb") as file:
-                file.write(struct.pack("<Q", len(text)) + text)
+                file.write(header((name, dtype, shape, size) for name, dtype, shape, _, size in entries))
                 for _, _, _, start, size in entries:
                     waiting.seek(start)
                     file.write(waiting.read(size))
     finally:
         spool.unlink(missing_ok=True)
+
+
+def header(entries: Iterable[tuple[str, torch.dtype, list[int], int]]) -> bytes:
+    """The start of a safetensors file: the length of its JSON, and the JSON.
+
+    Args:
+        entries: name, dtype, shape and bytes of each tensor, in the order of the file.
+    """
+    content: dict[str, object] = {"__metadata__": _METADATA}
+    end = 0
+    for name, dtype, shape, size in entries:
+        content[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return struct.pack("<Q", len(text)) + text

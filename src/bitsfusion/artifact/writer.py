@@ -32,7 +32,7 @@ from bitsfusion.artifact.target import check_target
 from bitsfusion.artifact.weight_file import write_weights
 from bitsfusion.diffusion.time_features import Cover, SamplerSteps, TimeBasis, choose_features
 from bitsfusion.errors import ArtifactError, InputError
-from bitsfusion.io.files import atomic_folder
+from bitsfusion.io.atomic import atomic_folder
 from bitsfusion.packing.accounting import SCALE_BYTES
 from bitsfusion.pipelines.copying import copy_components
 from bitsfusion.pipelines.folder import Form, PipelineFolder
@@ -189,31 +189,40 @@ def _write(
         source_sha256=source_sha256,
         provenance=dict(provenance or {}),
     )
-    model_config = {**parts.config, "quantization_config": config.model_dump(mode="json")}
-    (folder / CONFIG_FILE).write_text(_readable_json(model_config) + "\n", encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(config_text(parts.config, config), encoding="utf-8")
     return config
+
+
+def config_text(model_config: Mapping[str, Any], config: PackedConfig) -> str:
+    """The config.json of a packed model."""
+    return _readable_json({**model_config, "quantization_config": config.model_dump(mode="json")}) + "\n"
 
 
 def _time_features(parts: ModelParts) -> tuple[TimeFeatures, dict[str, Tensor]]:
     """What the config says of the time features, and their tensors."""
     if isinstance(parts.features, TimeBasis):
-        made, knots = parts.features, parts.features.knots
-        entry = TimeBasisEntry(
-            kind="basis",
-            channels=made.channels,
-            rank=made.rank,
-            points=knots.points,
-            start=knots.start,
-            spacing=knots.spacing,
-            error=made.error,
-        )
-        return entry, {f"time_proj.{name}": tensor.cpu() for name, tensor in made.tensors().items()}
+        tensors = {f"time_proj.{name}": tensor.cpu() for name, tensor in parts.features.tensors().items()}
+        return basis_entry(parts.features), tensors
     if parts.features is not None:
         rows, coverage = parts.features
         samplers = tuple(SamplerEntry(name=s.name, steps=s.steps) for s in coverage.samplers)
         rows_entry = TimeFeaturesEntry(kind="cached", steps=coverage.steps, samplers=samplers, channels=rows.shape[1])
         return rows_entry, {ROWS_TENSOR: rows}
     return TimeFeaturesEntry(kind="layers_8bit" if parts.architecture.timed else "none"), {}
+
+
+def basis_entry(basis: TimeBasis) -> TimeBasisEntry:
+    """What the config says of a basis."""
+    knots = basis.knots
+    return TimeBasisEntry(
+        kind="basis",
+        channels=basis.channels,
+        rank=basis.rank,
+        points=knots.points,
+        start=knots.start,
+        spacing=knots.spacing,
+        error=basis.error,
+    )
 
 
 def _packed_layers(parts: ModelParts) -> Iterator[tuple[str, PackedEntry, Tensor]]:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import atomic_path
+from bitsfusion.io.atomic import atomic_path
 
 Tree: TypeAlias = Union[Tensor, bool, int, float, str, "tuple[Tree, ...]", "list[Tree]", Mapping[str, "Tree"], None]
 """What a module takes or gives."""

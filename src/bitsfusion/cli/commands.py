@@ -40,6 +40,7 @@ class Place:
 _OWN = {
     "demo": Place("bitsfusion.cli.run", QUANTIZE),
     "run": Place("bitsfusion.cli.run", QUANTIZE),
+    "plan": Place("bitsfusion.cli.planning", QUANTIZE),
     "analyze": Place("bitsfusion.cli.analysis", QUANTIZE),
     "assign": Place("bitsfusion.cli.analysis", QUANTIZE),
     "init": Place("bitsfusion.cli.steps", QUANTIZE),

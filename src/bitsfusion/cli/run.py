@@ -12,8 +12,8 @@ import yaml
 from bitsfusion.cli.console import print_json, print_ladder, progress_bars
 from bitsfusion.cli.interruption import resumable
 from bitsfusion.cli.options import ConfigDevice, Json, Quiet
-from bitsfusion.io.files import read_json
 from bitsfusion.io.schema import parse
+from bitsfusion.io.texts import read_json
 from bitsfusion.runs.config import RunConfig, read_config
 from bitsfusion.runs.run import STEPS, Run
 

@@ -11,7 +11,7 @@ import typer
 from bitsfusion.cli.console import print_json, print_table
 from bitsfusion.cli.options import Json
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import write_text
+from bitsfusion.io.texts import write_text
 from bitsfusion.vote.database import VoteDatabase, open_study, open_votes
 from bitsfusion.vote.figures import write_figures
 from bitsfusion.vote.pictures import read_study

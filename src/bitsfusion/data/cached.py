@@ -17,7 +17,7 @@ from bitsfusion.data.order import EpochOrder
 from bitsfusion.data.records import ImageSource
 from bitsfusion.diffusion.conditioning import Conditioner
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import sha256_json
+from bitsfusion.io.hashes import sha256_json
 
 
 class CachedData:

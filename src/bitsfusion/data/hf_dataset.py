@@ -11,7 +11,7 @@ from typing import Any
 
 from bitsfusion.data.records import BadSampleError, Record
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import sha256_json
+from bitsfusion.io.hashes import sha256_json
 
 _PART = 512
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv"}

@@ -10,7 +10,8 @@ from typing import Any
 
 from bitsfusion.data.records import BadSampleError, Record
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_lines, sha256_json
+from bitsfusion.io.hashes import sha256_json
+from bitsfusion.io.texts import read_lines
 
 _PART = 512
 

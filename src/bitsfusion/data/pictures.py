@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_lines
+from bitsfusion.io.texts import read_lines
 
 METADATA_NAME = "metadata.jsonl"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from bitsfusion.data.records import BadSampleError, Record
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import sha256_json
+from bitsfusion.io.hashes import sha256_json
 
 IMAGE_KEYS = ("jpg", "png", "jpeg", "webp")
 CAPTION_KEYS = ("txt", "text", "caption")

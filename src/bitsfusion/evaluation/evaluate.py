@@ -22,7 +22,9 @@ from bitsfusion.evaluation.measures import Measure
 from bitsfusion.evaluation.pictures import PictureFiles, given
 from bitsfusion.evaluation.setting import Evaluation, Progress
 from bitsfusion.evaluation.values import KeptValues
-from bitsfusion.io.files import folder_lock, sha256_folder, write_json
+from bitsfusion.io.hashes import sha256_folder
+from bitsfusion.io.texts import write_json
+from bitsfusion.io.work_folder import folder_lock
 from bitsfusion.pipelines.card_files import CARD
 from bitsfusion.pipelines.load import load_pipeline, pipeline_folder
 

@@ -12,12 +12,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bitsfusion.data.world.captions import TASKS
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.pictures import Images, PictureFiles, read_picture
 from bitsfusion.evaluation.prompts import PromptSet
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.metrics.fid import Batches, FrechetDistance, load_features
+from bitsfusion.metrics.geneval.prompts import TASKS
 from bitsfusion.metrics.image_error import mse, psnr
 from bitsfusion.metrics.lpips import Lpips
 from bitsfusion.metrics.structure import ssim

@@ -14,7 +14,7 @@ import numpy as np
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.measures import ImageMeasure, Judgement, Metric
 from bitsfusion.evaluation.pictures import Images, PictureFiles
-from bitsfusion.io.files import sha256_json
+from bitsfusion.io.hashes import sha256_json
 from bitsfusion.metrics.geneval.evaluator import Evaluator
 from bitsfusion.metrics.geneval.files import ResultLine, image_path, write_metadata, write_results
 from bitsfusion.metrics.geneval.prompts import GenEvalPrompt, class_names

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from bitsfusion.data.pictures import PromptedPicture, read_pictures
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import PromptSet
-from bitsfusion.io.files import sha256_file, sha256_json
+from bitsfusion.io.hashes import sha256_file, sha256_json
 
 Images: TypeAlias = npt.NDArray[np.uint8]
 """[n, h, w, 3]."""

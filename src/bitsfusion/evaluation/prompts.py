@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bitsfusion.data.pictures import PromptedPicture, is_tree, read_pictures
-from bitsfusion.data.world.captions import Prompt, Split, fits, prompt_set
-from bitsfusion.data.world.reader import read
+from bitsfusion.embedded.quick import QUICK
+from bitsfusion.embedded.world import Prompt, Split
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_lines, sha256_json
+from bitsfusion.io.hashes import sha256_json
+from bitsfusion.io.texts import read_lines
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class PromptSet:
         """
         if self.world is None:
             return None
-        return [fits(prompt, read(image)) for prompt, image in zip(self.world[where], images, strict=True)]
+        return [QUICK.shows(image, prompt) for prompt, image in zip(self.world[where], images, strict=True)]
 
     def repeated(self, times: int) -> PromptSet:
         """Every prompt `times` times, side by side; image i has the first seed + i."""
@@ -62,7 +63,7 @@ class PromptSet:
 
 def world_prompts(split: Split, per_task: int, seed: int) -> PromptSet:
     """`per_task` prompts of each of the six tasks; image i has seed `seed` + i."""
-    prompts = tuple(prompt_set(split, per_task))
+    prompts = tuple(QUICK.prompt_set(split, per_task))
     return PromptSet(tuple(p.text for p in prompts), tuple(range(seed, seed + len(prompts))), prompts)
 
 

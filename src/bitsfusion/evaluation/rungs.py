@@ -10,16 +10,17 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bitsfusion.data.world.captions import TASKS
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.estimates import Difference, difference, trained_difference
 from bitsfusion.evaluation.measures import Metric, clip_measure, pair_measure, world_geneval_measure
 from bitsfusion.evaluation.pictures import Images, PictureArray
 from bitsfusion.evaluation.prompts import PromptSet
 from bitsfusion.evaluation.values import measured
-from bitsfusion.io.files import atomic_path, read_json, write_json
+from bitsfusion.io.atomic import atomic_path
+from bitsfusion.io.texts import read_json, write_json
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.metrics.geneval import GenEvalResult, GenEvalSummary, geneval_summary
+from bitsfusion.metrics.geneval.prompts import TASKS
 
 SCHEMA_VERSION = 2
 """Of scores.json; steps that write it name it among what they depend on."""

@@ -14,7 +14,8 @@ from bitsfusion.evaluation.measures import Judgement, Measure, PairMeasure, SetM
 from bitsfusion.evaluation.partial import PartialJudgements
 from bitsfusion.evaluation.pictures import PictureFiles, Pictures
 from bitsfusion.evaluation.setting import AGAINST, MODEL, Evaluation, Progress
-from bitsfusion.io.files import read_json, sha256_json, write_json
+from bitsfusion.io.hashes import sha256_json
+from bitsfusion.io.texts import read_json, write_json
 
 
 @dataclass(frozen=True)

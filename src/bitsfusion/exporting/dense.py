@@ -16,7 +16,8 @@ from bitsfusion.artifact.schema import CONFIG_FILE
 from bitsfusion.artifact.weight_file import write_weights
 from bitsfusion.exporting.exported import Exported, Progress, Tally, check_choice, check_new_folder, written
 from bitsfusion.exporting.weights import open_weights
-from bitsfusion.io.files import atomic_folder, read_json
+from bitsfusion.io.atomic import atomic_folder
+from bitsfusion.io.texts import read_json
 from bitsfusion.pipelines.copying import copy_all_but_weights, copy_components
 from bitsfusion.pipelines.folder import Component, Form
 from bitsfusion.pipelines.resolve import resolve

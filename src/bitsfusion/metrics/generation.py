@@ -16,7 +16,7 @@ from PIL import Image
 from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.diffusion.samplers import OWN, Sampler, build_scheduler
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import atomic_path
+from bitsfusion.io.atomic import atomic_path
 
 
 def generate_images(

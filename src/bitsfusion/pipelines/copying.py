@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Container
 from pathlib import Path
 
-from bitsfusion.io.files import read_json
+from bitsfusion.io.texts import read_json
 from bitsfusion.pipelines.folder import INDEX, Component, PipelineFolder
 from bitsfusion.pipelines.weight_files import is_weights
 

@@ -13,7 +13,8 @@ from typing import Any
 from bitsfusion.architectures.base import Architecture, Denoiser
 from bitsfusion.architectures.registry import ARCHITECTURES, DENOISER_COMPONENTS, DENOISERS, class_name
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_json, sha256_file, sha256_folder, sha256_json
+from bitsfusion.io.hashes import sha256_file, sha256_folder, sha256_json
+from bitsfusion.io.texts import read_json
 from bitsfusion.pipelines.weight_files import WeightFiles, weight_files
 
 INDEX = "model_index.json"

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from bitsfusion.architectures.base import Architecture
 from bitsfusion.architectures.registry import UNET
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_json
 from bitsfusion.io.schema import named
+from bitsfusion.io.texts import read_json
 from bitsfusion.pipelines.weight_files import weight_files
 
 

@@ -22,6 +22,7 @@ HASHES_FILE = "SHA256SUMS"
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
+_LONG_JSON = ["*tokenizer.json", "*vocab.json", "*added_tokens.json"]
 _VARIANTS = (None, "fp16", "bf16")
 
 
@@ -61,6 +62,31 @@ def resolve(model: str | Path, config: str | None = None) -> PipelineFolder:
     return _joined(_fetched(name), config)
 
 
+def resolve_configs(model: str) -> PipelineFolder:
+    """The folder of a model, of which nothing but JSON files need be there: of a hub id, no others are fetched.
+
+    Args:
+        model: as `resolve` takes it, but no single file.
+
+    Raises:
+        InputError: as `resolve`.
+    """
+    if model in SHIPPED or Path(model).exists() or not _is_hub_id(model):
+        return resolve(model)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        folder = snapshot_download(model, allow_patterns=["*.json"], ignore_patterns=_LONG_JSON)
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise _not_given(model, str(error)) from None
+    return read_folder(Path(folder))
+
+
+def _not_given(model: str, reason: str) -> InputError:
+    return InputError(f"{model}: no such folder, and the hub did not give it: {' '.join(reason.split())[:300]}")
+
+
 def _joined(found: PipelineFolder, config: str | None) -> PipelineFolder:
     """A component in the pipeline that it belongs to, where one is named."""
     if config is None:
@@ -85,7 +111,7 @@ def _fetched(model: str) -> PipelineFolder:
         try:
             folder = Path(DiffusionPipeline.download(model, variant=variant))
         except (OSError, ValueError, HfHubHTTPError) as error:
-            reason = reason or " ".join(str(error).split())[:300]
+            reason = reason or str(error)
             continue
         if (folder / INDEX).is_file():
             with contextlib.suppress(EntryNotFoundError, OSError, HfHubHTTPError):  # dense, or packed without hashes
@@ -94,4 +120,4 @@ def _fetched(model: str) -> PipelineFolder:
     try:  # a model alone
         return read_folder(Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors"])))
     except (OSError, ValueError, HfHubHTTPError):
-        raise InputError(f"{model}: no such folder, and the hub did not give it: {reason}") from None
+        raise _not_given(model, reason) from None

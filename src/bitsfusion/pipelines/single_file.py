@@ -16,7 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import atomic_folder, sha256_file, sha256_json
+from bitsfusion.io.atomic import atomic_folder
+from bitsfusion.io.hashes import sha256_file, sha256_json
 from bitsfusion.pipelines.completeness import check_file
 from bitsfusion.pipelines.folder import INDEX, Component, Form, PipelineFolder, read_folder
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_json
+from bitsfusion.io.texts import read_json
 
 _WEIGHTS = re.compile(
     r"(?P<stem>model|pytorch_model|diffusion_pytorch_model)(\.(?P<variant>[A-Za-z0-9_]+))?"
@@ -74,12 +74,10 @@ def weight_files(folder: Path) -> WeightFiles | None:
     Raises:
         InputError: weights in other formats or variants only, an index that is broken, or a shard that is missing.
     """
-    choices = weight_choices(folder)
-    for variant in _PREFERRED:
-        for choice in choices:
-            if choice.variant == variant:
-                files = _shards(choice.path) if choice.index else (choice.path,)
-                return WeightFiles(variant, files, choice.path if choice.index else None)
+    choice = preferred(folder)
+    if choice is not None:
+        files = _shards(choice.path) if choice.index else (choice.path,)
+        return WeightFiles(choice.variant, files, choice.path if choice.index else None)
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     others = [name for name in names if is_weights(name)]
     if others:
@@ -88,6 +86,12 @@ def weight_files(folder: Path) -> WeightFiles | None:
             "save the pipeline with safe_serialization=True"
         )
     return None
+
+
+def preferred(folder: Path) -> WeightChoice | None:
+    """The one of a folder's `weight_choices` that is read, in the order that `weight_files` has; its files unseen."""
+    choices = weight_choices(folder)
+    return next((choice for variant in _PREFERRED for choice in choices if choice.variant == variant), None)
 
 
 def is_weights(name: str) -> bool:

@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from bitsfusion.architectures.layers import EMBEDDING_ROLES, LayerInfo, LayerRole
 from bitsfusion.architectures.registry import layer_role
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_json, sha256_json, write_json
+from bitsfusion.io.hashes import sha256_json
 from bitsfusion.io.schema import named, parse
+from bitsfusion.io.texts import read_json, write_json
 from bitsfusion.numerics import MAX_BITS, MIN_BITS
 from bitsfusion.packing.accounting import average_bits
 

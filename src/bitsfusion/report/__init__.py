@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bitsfusion.io.files import write_text
+from bitsfusion.io.texts import write_text
 from bitsfusion.report.data import ReportData
 from bitsfusion.report.page import page
 

@@ -18,7 +18,8 @@ from bitsfusion.diffusion.samplers import build_scheduler
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.drawing import Sampling, draw
 from bitsfusion.evaluation.prompts import PromptSet, world_prompts
-from bitsfusion.io.files import atomic_folder, read_json, write_text
+from bitsfusion.io.atomic import atomic_folder
+from bitsfusion.io.texts import read_json, write_text
 from bitsfusion.metrics.generation import write_png
 from bitsfusion.pipelines.card_files import CARD, PICTURES, README
 from bitsfusion.pipelines.load import EMBEDDED, load_pipeline

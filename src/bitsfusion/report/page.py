@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
-from bitsfusion.data.world.captions import TASKS
 from bitsfusion.evaluation.estimates import Difference, Verdict
+from bitsfusion.metrics.geneval.prompts import TASKS
 from bitsfusion.report.charts import layer_chart, line_chart, svg
 from bitsfusion.report.data import ReportData, Rung, SeedScores
 from bitsfusion.report.numbers import duration, number, signed, size

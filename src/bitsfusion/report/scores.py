@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult
 
 from bitsfusion.artifact.inspect import Inspection
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_json
+from bitsfusion.io.texts import read_json
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bitsfusion.io.files import atomic_path
+from bitsfusion.io.atomic import atomic_path
 
 
 def draw_time_steps(

@@ -10,7 +10,7 @@ from typing import Any
 from bitsfusion.data.batches import TrainingData
 from bitsfusion.devices import AUTO, resolve
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import sha256_folder
+from bitsfusion.io.hashes import sha256_folder
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.pipelines.load import load_pipeline, pipeline_folder
 from bitsfusion.runs.config import FolderSource, WorldSource

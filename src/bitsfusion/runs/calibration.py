@@ -14,11 +14,11 @@ from bitsfusion.calibration.calibrate import Calibration, calibrate
 from bitsfusion.calibration.prompts import PROMPTS
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.calibration.trajectories import trajectories
-from bitsfusion.data.world.captions import prompt_set
 from bitsfusion.diffusion.denoise import pipeline_denoiser
+from bitsfusion.embedded.quick import QUICK
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import file_prompts
-from bitsfusion.io.files import sha256_json
+from bitsfusion.io.hashes import sha256_json
 from bitsfusion.pipelines.load import EMBEDDED, check_draws_from_text
 from bitsfusion.runs.progress import ProgressSink
 
@@ -51,7 +51,7 @@ class CalibrationJob:
         if self.prompts is not None:
             return file_prompts(self.prompts, 0).texts
         if model == EMBEDDED:  # every task alike, however few are taken
-            prompts = prompt_set("validation", _WORLD_PROMPTS)
+            prompts = QUICK.prompt_set("validation", _WORLD_PROMPTS)
             return tuple(prompt.text for first in range(_WORLD_PROMPTS) for prompt in prompts[first::_WORLD_PROMPTS])
         return PROMPTS
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from bitsfusion.architectures.layers import LayerInfo, LayerRole
 from bitsfusion.architectures.registry import ARCHITECTURES, TEXT_ENCODERS, VAE, model_layers
 from bitsfusion.artifact.parts import ModelParts, parts_of_folder
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import sha256_file
+from bitsfusion.io.hashes import sha256_file
 from bitsfusion.numerics import ScaleInit, check_bits
 from bitsfusion.pipelines.folder import PipelineFolder
 from bitsfusion.pipelines.model_folder import ModelFolder, left_out, open_model
@@ -90,13 +90,39 @@ def other_parts(
 
 
 def _packed(folder: ModelFolder, recipe: str, others: OtherBits, method: ScaleInit, progress: ProgressSink) -> Made:
-    layers = model_layers(folder.skeleton, folder.architecture)
-    tokens = {name for name in layers if isinstance(folder.skeleton.get_submodule(name), nn.Embedding)}
+    bits, provenance = component_bits(
+        folder.skeleton,
+        folder.architecture,
+        recipe,
+        others.token_embedding,
+        lambda layers, average: by_weight_error(folder, layers, average, progress),
+    )
+    notes = [note for note in (left_out(folder),) if note is not None]
+    provenance |= {"scale_init": method.value, **({"notes": notes} if notes else {})}
+    return parts_of_folder(folder, bits, method), provenance
+
+
+def component_bits(
+    model: nn.Module,
+    architecture: Architecture,
+    recipe: str,
+    token_embedding: int,
+    spread: Callable[[Mapping[str, LayerInfo], float], tuple[dict[str, int], dict[str, Any]]],
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """Bits for every layer of a text encoder or VAE, and where they come from.
+
+    Args:
+        model: on meta will do.
+        recipe: see `OtherBits`.
+        token_embedding: bits of token embeddings, which are looked up, unless a recipe file has some.
+        spread: finds bits for some layers by their average.
+    """
+    layers = model_layers(model, architecture)
+    tokens = {name for name in layers if isinstance(model.get_submodule(name), nn.Embedding)}
     tokens &= {name for name, layer in layers.items() if layer.role is not LayerRole.FIRST_LAST}
     average, of_layers = _average(recipe), False
     if average is not None:
-        rest = {name: layer for name, layer in layers.items() if name not in tokens}
-        bits, provenance = by_weight_error(folder, rest, average, progress)
+        bits, provenance = spread({name: layer for name, layer in layers.items() if name not in tokens}, average)
     else:
         recipe = f"{UNIFORM}{recipe}" if recipe.isdigit() else recipe
         bits = recipe_bits(recipe, layers)
@@ -104,11 +130,9 @@ def _packed(folder: ModelFolder, recipe: str, others: OtherBits, method: ScaleIn
         if of_layers:
             provenance["recipe_sha256"] = sha256_file(Path(recipe))
     if tokens and not of_layers:
-        bits |= dict.fromkeys(tokens, others.token_embedding)
-        provenance["token_embedding"] = others.token_embedding
-    notes = [note for note in (left_out(folder),) if note is not None]
-    provenance |= {"scale_init": method.value, **({"notes": notes} if notes else {})}
-    return parts_of_folder(folder, bits, method), provenance
+        bits |= dict.fromkeys(tokens, token_embedding)
+        provenance["token_embedding"] = token_embedding
+    return bits, provenance
 
 
 def _average(recipe: str) -> float | None:

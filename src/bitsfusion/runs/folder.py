@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitsfusion.io.files import folder_lock, read_json, sha256_file, sha256_folder, sha256_json, write_json
+from bitsfusion.io.hashes import sha256_file, sha256_folder, sha256_json
 from bitsfusion.io.locks import Lock
+from bitsfusion.io.texts import read_json, write_json
+from bitsfusion.io.work_folder import folder_lock
 from bitsfusion.pipelines.card_files import CARD
 from bitsfusion.training.ranks import Ranks
 

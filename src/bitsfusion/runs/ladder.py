@@ -12,7 +12,7 @@ from bitsfusion.diffusion.time_features import cache_time_features, choose_featu
 from bitsfusion.evaluation.noise import time_step_curve
 from bitsfusion.evaluation.prompts import PromptSet
 from bitsfusion.evaluation.rungs import SCHEMA_VERSION, RungScores
-from bitsfusion.io.files import write_json
+from bitsfusion.io.texts import write_json
 from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.runs.scoring import Packed, Scoring
 from bitsfusion.runs.workspace import Workspace, stage_folder

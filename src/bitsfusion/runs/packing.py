@@ -14,7 +14,8 @@ from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.artifact.writer import write_parts
 from bitsfusion.diffusion.time_features import BASIS, Cover, choose_features
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_json, sha256_file
+from bitsfusion.io.hashes import sha256_file
+from bitsfusion.io.texts import read_json
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.completeness import check_complete
 from bitsfusion.pipelines.folder import PipelineFolder

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from bitsfusion.artifact.inspect import Inspection, inspect_folder
 from bitsfusion.evaluation.rungs import RungScores, geneval, load_images
-from bitsfusion.io.files import read_json, sha256_file
+from bitsfusion.io.hashes import sha256_file
 from bitsfusion.io.schema import parse
+from bitsfusion.io.texts import read_json
 from bitsfusion.pipelines.load import EMBEDDED
 from bitsfusion.report import write_report
 from bitsfusion.report.data import Curve, LayerRow, Pictures, ReportData, Rung, SeedScores, Sizes, layer_rows

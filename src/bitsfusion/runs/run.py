@@ -15,7 +15,7 @@ from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.artifact.writer import write_pipeline
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import write_json
+from bitsfusion.io.texts import write_json
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.nn.rounded import put_rounded
 from bitsfusion.numerics import ScaleInit

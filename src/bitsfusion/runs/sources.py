@@ -12,14 +12,14 @@ from torch import nn
 
 from bitsfusion.data.batches import TrainingData
 from bitsfusion.data.cached import cached_data
+from bitsfusion.data.drawn import DrawnData
 from bitsfusion.data.hf_dataset import HfDataset
 from bitsfusion.data.image_folder import ImageFolder
 from bitsfusion.data.records import ImageSource
 from bitsfusion.data.tar_shards import TarShards
-from bitsfusion.data.world.captions import Split
-from bitsfusion.data.world_training import WorldData
 from bitsfusion.devices import placed, resolve
 from bitsfusion.diffusion.conditioning import Conditioner, conditioner_of
+from bitsfusion.embedded.world import Split
 from bitsfusion.runs.config import DataSource, FolderSource, HfDatasetSource, WorldSource
 from bitsfusion.runs.progress import ProgressSink
 
@@ -51,7 +51,7 @@ def training_data(
         if not isinstance(source, WorldSource):
             return _captioned(source, pipeline.vae, conditioner, progress or ProgressSink())
         held_out = split != "train"
-        return WorldData(
+        return DrawnData(
             pipeline.vae,
             conditioner,
             seed=HELD_OUT_SEED if held_out else 0,

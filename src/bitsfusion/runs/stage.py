@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from bitsfusion.architectures.registry import model_layers
 from bitsfusion.devices import resolve
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import folder_lock, read_json
 from bitsfusion.io.schema import parse
+from bitsfusion.io.texts import read_json
+from bitsfusion.io.work_folder import folder_lock
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.load import pipeline_folder

@@ -10,7 +10,7 @@ import numpy as np
 from bitsfusion.artifact.inspect import inspect_folder
 from bitsfusion.evaluation.estimates import Difference, Verdict, verdicts
 from bitsfusion.evaluation.rungs import RungScores, geneval, paired_difference
-from bitsfusion.io.files import write_json
+from bitsfusion.io.texts import write_json
 from bitsfusion.runs.ladder import Ladder
 from bitsfusion.runs.workspace import stage_folder
 from bitsfusion.training.log import LOG_NAME, read_log

@@ -10,7 +10,7 @@ from bitsfusion.devices import AUTO, placed, resolve
 from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.diffusion.time_features import Coverage
 from bitsfusion.evaluation.noise import time_step_curve
-from bitsfusion.io.files import write_json
+from bitsfusion.io.texts import write_json
 from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.training.checkpoint import STUDENT_INFO, load_student
 

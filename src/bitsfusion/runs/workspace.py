@@ -12,7 +12,7 @@ from bitsfusion.data.batches import TrainingData
 from bitsfusion.devices import placed, resolve
 from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.diffusion.time_features import BASIS, Cover
-from bitsfusion.io.files import sha256_folder
+from bitsfusion.io.hashes import sha256_folder
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.pipelines.load import load_pipeline, pipeline_folder
 from bitsfusion.recipe.schema import Recipe, read_recipe

@@ -15,7 +15,7 @@ from bitsfusion.data.batches import TrainingData
 from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.diffusion.time_features import BASIS, choose_features
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import sha256_json
+from bitsfusion.io.hashes import sha256_json
 from bitsfusion.sensitivity.journal import only_writer, row_journal
 from bitsfusion.sensitivity.methods import alone
 from bitsfusion.sensitivity.paper import ImageDistance, TextImageScorer

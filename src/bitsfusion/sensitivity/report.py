@@ -10,7 +10,8 @@ import numpy as np
 from torch import nn
 
 from bitsfusion.architectures.registry import layer_kind
-from bitsfusion.io.files import atomic_path, write_json, write_text
+from bitsfusion.io.atomic import atomic_path
+from bitsfusion.io.texts import write_json, write_text
 from bitsfusion.sensitivity.correlation import Correlation, Metric, correlate_bits, correlate_tables
 from bitsfusion.sensitivity.figures import error_figure, skewness_figure
 from bitsfusion.sensitivity.skewness import nearly_symmetric, skewness

@@ -8,8 +8,9 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_json, sha256_json, write_json
+from bitsfusion.io.hashes import sha256_json
 from bitsfusion.io.schema import named, parse
+from bitsfusion.io.texts import read_json, write_json
 
 MEASURED_BITS = (1, 2, 3)
 """The bit widths measured (section 3.2)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from bitsfusion.architectures.layers import LayerInfo, LayerRole
@@ -15,6 +16,8 @@ from bitsfusion.sensitivity.table import MEASURED_BITS, SensitivityRow, Sensitiv
 METHOD = "weight_error"
 ROWS = 64
 """Output channels looked at in each layer, evenly spread."""
+
+_GAUSSIAN_INPUTS = 1024
 
 SIZE_EXPONENT = -0.25
 """Of the layer's size, times which the error counts: large layers bear more.
@@ -51,8 +54,7 @@ def weight_error_table(
     Raises:
         InputError: names a layer whose weights are not finite.
     """
-    by_role = {role: {n: info.numel for n, info in layers.items() if info.role is role} for role in LayerRole}
-    chosen = by_role[LayerRole.QUANTIZED]
+    chosen = {name: info.numel for name, info in layers.items() if info.role is LayerRole.QUANTIZED}
     width = sum(info.feature_values for info in layers.values())
     rows = []
     for done, name in enumerate(chosen, start=1):
@@ -64,15 +66,39 @@ def weight_error_table(
             rows.append(SensitivityRow(layer=name, bits=bits, mse=error, seconds=time.monotonic() - started))
         if progress is not None:
             progress(done, len(chosen))
+    return _table(layers, rows, model, steps * width if feature_values is None else feature_values, source_sha256)
+
+
+def gaussian_error_table(layers: Mapping[str, LayerInfo], *, model: str, feature_values: int = 0) -> SensitivityTable:
+    """The same of layers whose weights nobody has seen yet, as if all were Gaussian; see `weight_error_table`."""
+    sample = torch.randn(ROWS, _GAUSSIAN_INPUTS, generator=torch.Generator().manual_seed(0))
+    errors = {bits: relative_error("gaussian", sample, bits) for bits in MEASURED_BITS}
+    rows = [
+        SensitivityRow(layer=name, bits=bits, mse=error * info.numel**SIZE_EXPONENT, seconds=0)
+        for name, info in layers.items()
+        if info.role is LayerRole.QUANTIZED
+        for bits, error in errors.items()
+    ]
+    return _table(layers, rows, model, feature_values)
+
+
+def _table(
+    layers: Mapping[str, LayerInfo],
+    rows: list[SensitivityRow],
+    model: str,
+    feature_values: int,
+    source_sha256: str | None = None,
+) -> SensitivityTable:
+    by_role = {role: {n: info.numel for n, info in layers.items() if info.role is role} for role in LayerRole}
     return SensitivityTable(
         model=model,
         source_sha256=source_sha256,
         method=METHOD,
         settings={"rows": ROWS, "size_exponent": SIZE_EXPONENT},
-        layers=chosen,
+        layers=by_role[LayerRole.QUANTIZED],
         removed=by_role[LayerRole.TIME],
         first_last=by_role[LayerRole.FIRST_LAST] | by_role[LayerRole.CONDITION],
-        feature_values=steps * width if feature_values is None else feature_values,
+        feature_values=feature_values,
         rows=rows,
     )
 

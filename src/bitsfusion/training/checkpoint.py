@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bitsfusion.errors import BitsFusionError, InputError
-from bitsfusion.io.files import atomic_folder, atomic_path, read_json, write_json
+from bitsfusion.io.atomic import atomic_folder, atomic_path
+from bitsfusion.io.texts import read_json, write_json
 from bitsfusion.nn.replace import fake_quantize_model, fake_quantized_layers
 from bitsfusion.training.ema import ExponentialMovingAverage
 from bitsfusion.training.log import Window

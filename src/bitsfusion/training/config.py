@@ -9,7 +9,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from bitsfusion.devices import AUTO, NAME_PATTERN
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_json, sha256_json
+from bitsfusion.io.hashes import sha256_json
+from bitsfusion.io.texts import read_json
 
 
 def _no_as_text(value: Any) -> Any:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from bitsfusion.io.files import write_text
+from bitsfusion.io.texts import write_text
 
 LOG_NAME = "log.jsonl"
 

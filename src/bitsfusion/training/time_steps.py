@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bitsfusion.diffusion.process import Process
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_json
+from bitsfusion.io.texts import read_json
 from bitsfusion.training.config import TimeStepConfig
 
 Draw: TypeAlias = Callable[[int, np.random.Generator], Tensor]

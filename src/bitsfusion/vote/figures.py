@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import atomic_path
+from bitsfusion.io.atomic import atomic_path
 from bitsfusion.vote.results import VoteResults, WinRate
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from bitsfusion.data.pictures import read_pictures
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import sha256_file
+from bitsfusion.io.hashes import sha256_file
 from bitsfusion.vote.prompts import Topic
 
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}

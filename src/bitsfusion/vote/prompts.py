@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_lines
+from bitsfusion.io.texts import read_lines
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bitsfusion.io.files import atomic_folder, read_json, sha256_json, write_json
+from bitsfusion.io.atomic import atomic_folder
+from bitsfusion.io.hashes import sha256_json
+from bitsfusion.io.texts import read_json, write_json
 from bitsfusion_lab.bench.bench_file import Dtype
 from bitsfusion_lab.bench.methods.base import Method
 from bitsfusion_lab.bench.process import WorkerProcess

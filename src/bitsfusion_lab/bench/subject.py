@@ -12,7 +12,7 @@ from bitsfusion.artifact.reader import open_folder
 from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.artifact.skeleton import empty_model
 from bitsfusion.errors import ArtifactError, InputError
-from bitsfusion.io.files import sha256_folder
+from bitsfusion.io.hashes import sha256_folder
 from bitsfusion.io.schema import named
 from bitsfusion.pipelines.load import pipeline_folder
 

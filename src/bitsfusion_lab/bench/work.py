@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_json, sha256_json, write_json
+from bitsfusion.io.hashes import sha256_json
 from bitsfusion.io.schema import parse
+from bitsfusion.io.texts import read_json, write_json
 from bitsfusion_lab.bench.bench_file import BenchRow
 
 

@@ -11,7 +11,7 @@ import typer
 from bitsfusion.cli.console import print_json, print_table, progress_bars
 from bitsfusion.cli.interruption import resumable
 from bitsfusion.cli.options import Json, Quiet
-from bitsfusion.io.files import write_json
+from bitsfusion.io.texts import write_json
 from bitsfusion_lab.bench.bench_file import BenchResult, BenchRow, BenchSettings, Dtype
 from bitsfusion_lab.bench.machine import physical_memory
 from bitsfusion_lab.bench.methods import chosen_peers

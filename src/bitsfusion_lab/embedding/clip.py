@@ -10,11 +10,12 @@ import torch
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from bitsfusion.embedded.world import GRID_SIZE, IMAGE_SIZE, fits
 from bitsfusion_lab.embedding.pixels import to_pixels
 from bitsfusion_lab.embedding.state import TrainState
 from bitsfusion_lab.embedding.structure import WEIGHT, StructureHead, read_captions
 from bitsfusion_lab.embedding.tokenizer import TEXT_LENGTH, build_tokenizer, tokenize
-from bitsfusion_lab.embedding.world import World
+from bitsfusion_lab.embedding.world import TrainedWorld
 
 PROJECTION = 64
 
@@ -41,7 +42,7 @@ def build_clip(tokenizer: CLIPTokenizer, image_size: int, patch_size: int, width
 
 
 def train_clip(
-    world: World,
+    world: TrainedWorld,
     out: Path,
     *,
     steps: int,
@@ -57,14 +58,14 @@ def train_clip(
     """
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(world.words())
-    model = build_clip(tokenizer, world.image_size, world.image_size // world.grid_size)
+    model = build_clip(tokenizer, IMAGE_SIZE, IMAGE_SIZE // GRID_SIZE)
     head = StructureHead(model.config.text_config.hidden_size, world.structure_sizes)
     read_captions(world, tokenizer, model.text_model, head, out / "reading", steps=reading_steps, seed=seed)
     state = TrainState({"clip": model, "head": head}, out, lr, steps, 0.99)
     while state.running:
         rng = random.Random(f"{seed} {state.step}")
         noise = np.random.default_rng((seed, state.step))
-        prompts = [world.sample_prompt(rng) for _ in range(batch)]
+        prompts = [world.training_prompt(rng) for _ in range(batch)]
         scenes = [world.sample_scene(prompt, rng) for prompt in prompts]
         captions = prompts + [world.foil(prompt, rng) for prompt in prompts]
         images = np.stack([world.draw(scene) for scene in scenes]).astype(np.float32)
@@ -75,7 +76,7 @@ def train_clip(
             pixel_values=to_pixels(images.clip(0, 255).astype(np.uint8)),
         )
         logits = out_of.logits_per_image  # [batch, 2 batch]
-        true = torch.tensor([[world.fits(caption, scene) for caption in captions] for scene in scenes])
+        true = torch.tensor([[fits(caption, scene) for caption in captions] for scene in scenes])
         logits = logits.masked_fill(true & ~torch.eye(batch, 2 * batch, dtype=torch.bool), -torch.inf)
         target = torch.arange(batch)
         loss = functional.cross_entropy(logits, target) + functional.cross_entropy(logits[:, :batch].T, target)

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bitsfusion.embedded import grid
+from bitsfusion.embedded import GRID_PIPELINE_FOLDER
+from bitsfusion.embedded.grid import GRID, GUIDANCE
 from bitsfusion.metrics.generation import generate_images
 from bitsfusion.pipelines.load import load_pipeline
 
@@ -36,18 +37,18 @@ def interval(right: npt.NDArray[np.float64], resamples: int = 2000) -> tuple[flo
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pipeline", default=str(grid.PIPELINE_FOLDER), help="A folder that diffusers loads.")
+    parser.add_argument("--pipeline", default=str(GRID_PIPELINE_FOLDER), help="A folder that diffusers loads.")
     parser.add_argument("--split", choices=sorted(_SEED), default="test")
     parser.add_argument("--per-task", type=int, default=75)
     parser.add_argument("--images", type=int, default=1, help="Pictures of each prompt.")
-    parser.add_argument("--guidance", type=float, nargs="+", default=[grid.GUIDANCE])
+    parser.add_argument("--guidance", type=float, nargs="+", default=[GUIDANCE])
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="Gets the figures, too.")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     pipeline = load_pipeline(args.pipeline)
-    asked = grid.prompt_set(args.split, args.per_task)
+    asked = GRID.prompt_set(args.split, args.per_task)
     prompts = [prompt for prompt in asked for _ in range(args.images)]
     seeds = range(_SEED[args.split], _SEED[args.split] + len(prompts))
     figures = []
@@ -56,10 +57,10 @@ def main() -> None:
         pictures = generate_images(
             pipeline, [p.text for p in prompts], seeds, steps=args.steps, guidance=guidance, batch_size=64
         )
-        right = np.array([grid.fits(p, grid.read(picture)) for p, picture in zip(prompts, pictures, strict=True)])
+        right = np.array([GRID.shows(picture, p) for p, picture in zip(prompts, pictures, strict=True)])
         right = right.reshape(len(asked), args.images).astype(np.float64)
         tags = np.array([prompt.tag for prompt in asked])
-        tasks = {tag: float(right[tags == tag].mean()) for tag in grid.TASKS}
+        tasks = {tag: float(right[tags == tag].mean()) for tag in GRID.tasks}
         low, high = interval(right)
         figures.append(
             {

@@ -8,17 +8,18 @@ from pathlib import Path
 import torch
 from transformers import CLIPTokenizer
 
+from bitsfusion.embedded.world import GRID_SIZE, IMAGE_SIZE
 from bitsfusion_lab.embedding.clip import train_clip
 from bitsfusion_lab.embedding.export import export_pipeline, export_scorer
 from bitsfusion_lab.embedding.state import averaged_weights
 from bitsfusion_lab.embedding.unet import build_text_encoder, build_unet, train_unet
 from bitsfusion_lab.embedding.vae import build_vae, train_vae
-from bitsfusion_lab.embedding.world import World
+from bitsfusion_lab.embedding.world import TrainedWorld
 
 STAGES = ("unet", "vae", "scorer", "export")
 
 
-def run_stages(world: World, description: str, steps: dict[str, int], names: tuple[str, str]) -> None:
+def run_stages(world: TrainedWorld, description: str, steps: dict[str, int], names: tuple[str, str]) -> None:
     """Reads the command line and does the stage asked for.
 
     Args:
@@ -39,7 +40,7 @@ def run_stages(world: World, description: str, steps: dict[str, int], names: tup
             parser.error("export: wanted --out, the folder that gets the model")
         print(f"pipeline {_export(world, args.work, args.out / names[0]):.2f} MB")
         if (args.work / "scorer" / "model").exists():
-            size = export_scorer(args.work / "scorer" / "model", args.out / names[1], world.image_size)
+            size = export_scorer(args.work / "scorer" / "model", args.out / names[1], IMAGE_SIZE)
             print(f"scorer {size:.2f} MB")
         return
     folder, count = args.work / args.stage, args.steps or steps[args.stage]
@@ -51,10 +52,10 @@ def run_stages(world: World, description: str, steps: dict[str, int], names: tup
         train_clip(world, folder, steps=count, seed=args.seed)
 
 
-def _export(world: World, work: Path, out: Path) -> float:
+def _export(world: TrainedWorld, work: Path, out: Path) -> float:
     tokenizer = CLIPTokenizer.from_pretrained(work / "unet" / "tokenizer")
-    unet, text_encoder = build_unet(world.channels, world.grid_size), build_text_encoder(tokenizer)
-    vae = build_vae(world.channels, world.image_size)
+    unet, text_encoder = build_unet(world.channels, GRID_SIZE), build_text_encoder(tokenizer)
+    vae = build_vae(world.channels, IMAGE_SIZE)
     trained = averaged_weights(work / "unet")
     parts: list[tuple[torch.nn.Module, dict[str, torch.Tensor]]] = [
         (unet, trained["unet"]),

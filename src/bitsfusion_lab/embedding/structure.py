@@ -11,7 +11,7 @@ from transformers import CLIPTokenizer
 
 from bitsfusion_lab.embedding.state import TrainState
 from bitsfusion_lab.embedding.tokenizer import tokenize
-from bitsfusion_lab.embedding.world import World
+from bitsfusion_lab.embedding.world import TrainedWorld
 
 WEIGHT = 0.1
 """Weight of the head's loss beside the real one."""
@@ -41,7 +41,7 @@ class StructureHead(torch.nn.Module):
 
 
 def read_captions(
-    world: World,
+    world: TrainedWorld,
     tokenizer: CLIPTokenizer,
     text_encoder: torch.nn.Module,
     head: StructureHead,
@@ -55,7 +55,7 @@ def read_captions(
     state = TrainState({"text_encoder": text_encoder, "head": head}, out, 1e-3, steps, 0.99)
     while state.running:
         rng = random.Random(f"reading {seed} {state.step}")
-        prompts = [world.sample_prompt(rng) for _ in range(batch)]
+        prompts = [world.training_prompt(rng) for _ in range(batch)]
         pooled = text_encoder(tokenize(tokenizer, [prompt.text for prompt in prompts])).pooler_output
         loss = head.loss(pooled, torch.tensor([world.structure(prompt) for prompt in prompts]))
         state.update(loss)

@@ -13,10 +13,10 @@ were added on the way.
 
 from __future__ import annotations
 
-from bitsfusion_lab.embedding.grid_world import GridWorld
+from bitsfusion_lab.embedding.grid_world import TrainedGridWorld
 from bitsfusion_lab.embedding.stages import run_stages
 
 STEPS = {"unet": 24500, "vae": 3000, "scorer": 2000}
 
 if __name__ == "__main__":
-    run_stages(GridWorld(), str(__doc__), STEPS, ("grid_pipeline", "grid_scorer"))
+    run_stages(TrainedGridWorld(), str(__doc__), STEPS, ("grid_pipeline", "grid_scorer"))

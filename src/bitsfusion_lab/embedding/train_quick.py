@@ -13,10 +13,10 @@ training (1,500 steps), and relations were asked for only in the last 4,000 of 1
 
 from __future__ import annotations
 
-from bitsfusion_lab.embedding.quick_world import QuickWorld
+from bitsfusion_lab.embedding.quick_world import TrainedQuickWorld
 from bitsfusion_lab.embedding.stages import run_stages
 
 STEPS = {"unet": 15000, "vae": 3000, "scorer": 1500}
 
 if __name__ == "__main__":
-    run_stages(QuickWorld(), str(__doc__), STEPS, ("pipeline", "scorer"))
+    run_stages(TrainedQuickWorld(), str(__doc__), STEPS, ("pipeline", "scorer"))

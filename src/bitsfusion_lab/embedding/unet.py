@@ -9,10 +9,11 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from bitsfusion.embedded.world import GRID_SIZE
 from bitsfusion_lab.embedding.state import TrainState
 from bitsfusion_lab.embedding.structure import WEIGHT, StructureHead, read_captions
 from bitsfusion_lab.embedding.tokenizer import TEXT_LENGTH, build_tokenizer, tokenize
-from bitsfusion_lab.embedding.world import World
+from bitsfusion_lab.embedding.world import TrainedWorld
 
 NOISE_SCHEDULE = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, num_train_timesteps=1000)
 TEXT_WIDTH = 96
@@ -52,7 +53,7 @@ def build_unet(channels: int, grid_size: int, widths: tuple[int, ...] = (64, 128
 
 
 def train_unet(
-    world: World,
+    world: TrainedWorld,
     out: Path,
     *,
     steps: int,
@@ -72,7 +73,7 @@ def train_unet(
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(world.words())
     tokenizer.save_pretrained(out / "tokenizer")
-    unet, text_encoder = build_unet(world.channels, world.grid_size, widths), build_text_encoder(tokenizer)
+    unet, text_encoder = build_unet(world.channels, GRID_SIZE, widths), build_text_encoder(tokenizer)
     head = StructureHead(TEXT_WIDTH, world.structure_sizes)
     scheduler = DDPMScheduler(**NOISE_SCHEDULE)
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
@@ -83,7 +84,7 @@ def train_unet(
     while state.running:
         rng = random.Random(f"{seed} {state.step}")
         generator = torch.Generator().manual_seed(seed * 10_000_019 + state.step)
-        prompts = [world.sample_prompt(rng) for _ in range(batch)]
+        prompts = [world.training_prompt(rng) for _ in range(batch)]
         latents = world.encode([world.sample_scene(prompt, rng) for prompt in prompts])
         kept = [rng.random() >= 0.1 for _ in prompts]  # the rest learns to draw without a text
         texts = [prompt.text if keep else "" for prompt, keep in zip(prompts, kept, strict=True)]

@@ -10,9 +10,10 @@ import torch
 from diffusers import AutoencoderKL
 from torch.nn import functional
 
+from bitsfusion.embedded.world import IMAGE_SIZE
 from bitsfusion_lab.embedding.pixels import to_pixels
 from bitsfusion_lab.embedding.state import TrainState
-from bitsfusion_lab.embedding.world import World
+from bitsfusion_lab.embedding.world import TrainedWorld
 
 WIDTHS = (8, 16, 32, 32, 64)
 
@@ -32,7 +33,7 @@ def build_vae(channels: int, image_size: int, widths: tuple[int, ...] = WIDTHS) 
 
 
 def train_vae(
-    world: World,
+    world: TrainedWorld,
     out: Path,
     *,
     steps: int,
@@ -44,7 +45,7 @@ def train_vae(
 ) -> None:
     """The encoder learns the code, the decoder the way back from a code with noise of up to `spread`."""
     torch.manual_seed(seed)
-    vae = build_vae(world.channels, world.image_size, widths)
+    vae = build_vae(world.channels, IMAGE_SIZE, widths)
     state = TrainState({"vae": vae}, out, lr, steps, 0.995)
     while state.running:
         rng = random.Random(f"{seed} {state.step}")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitsfusion.architectures.registry import model_layers
-from bitsfusion.data.world.captions import prompt_set
 from bitsfusion.diffusion.samples import NoisySamples
-from bitsfusion.io.files import read_json, write_json
+from bitsfusion.embedded.quick import QUICK
+from bitsfusion.io.texts import read_json, write_json
 from bitsfusion_lab.reproduction.frame import Frame
 from bitsfusion_lab.rivals.adaround import TRAVEL
 from bitsfusion_lab.rivals.calibration import drawn_calibration
@@ -111,7 +111,7 @@ class Palettized(_Stored):
 
 
 def _calibration(frame: Frame, samples: int, seed: int) -> NoisySamples:
-    captions = [prompt.text for prompt in prompt_set("train", CAPTIONS_A_TASK)]
+    captions = [prompt.text for prompt in QUICK.prompt_set("train", CAPTIONS_A_TASK)]
     return drawn_calibration(frame.workspace.pipeline, captions, samples, seed=seed)
 
 

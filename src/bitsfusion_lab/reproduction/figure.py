@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bitsfusion.io.files import atomic_path
+from bitsfusion.io.atomic import atomic_path
 
 _PANELS = (("geneval", "GenEval"), ("clip_score", "CLIP score"), ("noise_error", "teacher error"))
 

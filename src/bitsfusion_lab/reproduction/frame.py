@@ -11,7 +11,7 @@ from bitsfusion.architectures.registry import model_layers
 from bitsfusion.diffusion.time_features import choose_features
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.rungs import SCHEMA_VERSION, RungScores
-from bitsfusion.io.files import sha256_file
+from bitsfusion.io.hashes import sha256_file
 from bitsfusion.recipe.assign import Strategy, assign
 from bitsfusion.recipe.schema import Recipe, check_fits, read_recipe, write_recipe
 from bitsfusion.runs.progress import ProgressSink

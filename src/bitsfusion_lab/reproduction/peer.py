@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from bitsfusion.architectures.registry import model_layers
-from bitsfusion.io.files import atomic_folder
+from bitsfusion.io.atomic import atomic_folder
 from bitsfusion.pipelines.load import pipeline_folder
 from bitsfusion_lab.bench.layers import is_plain
 from bitsfusion_lab.bench.methods import method_called

@@ -15,7 +15,7 @@ from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.writer import write_model
 from bitsfusion.diffusion.time_features import choose_features
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_json, write_json
+from bitsfusion.io.texts import read_json, write_json
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit, initial_scale
 from bitsfusion.recipe.assign import ETA, Strategy

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bitsfusion.evaluation.rungs import ImageMeasure, RungScores, paired_difference
-from bitsfusion.io.files import write_json, write_text
+from bitsfusion.io.texts import write_json, write_text
 from bitsfusion_lab.reproduction.figure import draw_table
 from bitsfusion_lab.reproduction.frame import FULL_PRECISION, Frame
 from bitsfusion_lab.reproduction.order import orders

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bitsfusion.io.files import atomic_path
+from bitsfusion.io.atomic import atomic_path
 from bitsfusion.packing.entropy import compress, decompress
 
 _METADATA = "rival"

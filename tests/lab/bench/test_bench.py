@@ -14,7 +14,7 @@ from bitsfusion.artifact.writer import write_pipeline
 from bitsfusion.cli.main import main
 from bitsfusion.embedded import PIPELINE_FOLDER
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_json
+from bitsfusion.io.texts import read_json
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.load import load_pipeline

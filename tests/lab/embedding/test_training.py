@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bitsfusion_lab.embedding.grid_world import GridWorld
+from bitsfusion_lab.embedding.grid_world import TrainedGridWorld
 from bitsfusion_lab.embedding.stages import run_stages
 from bitsfusion_lab.embedding.state import TrainState, averaged_weights
 
@@ -32,7 +32,7 @@ def test_the_stages_make_a_pipeline_and_a_scorer(tmp_path, monkeypatch):
     for stage in ("unet", "vae", "scorer", "export"):
         options = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--steps", "2"]
         monkeypatch.setattr("sys.argv", ["train", stage, *options])
-        run_stages(GridWorld(), "", {}, ("pipeline", "scorer"))
+        run_stages(TrainedGridWorld(), "", {}, ("pipeline", "scorer"))
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "out" / "pipeline", safety_checker=None)
     images = pipeline(["a small ring"], num_inference_steps=2, output_type="np").images
     assert images.shape == (1, 64, 64, 3)

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from bitsfusion_lab.embedding.grid_world import GridWorld
-from bitsfusion_lab.embedding.quick_world import QuickWorld
+from bitsfusion.embedded.world import fits
+from bitsfusion_lab.embedding.grid_world import TrainedGridWorld
+from bitsfusion_lab.embedding.quick_world import TrainedQuickWorld
 from bitsfusion_lab.embedding.tokenizer import TEXT_LENGTH, build_tokenizer, tokenize
 
 
-@pytest.fixture(params=[GridWorld, QuickWorld])
+@pytest.fixture(params=[TrainedGridWorld, TrainedQuickWorld])
 def world(request):
     return request.param()
 
@@ -17,13 +18,13 @@ def world(request):
 def samples(world, count):
     rng = random.Random(0)
     for _ in range(count):
-        prompt = world.sample_prompt(rng)
+        prompt = world.training_prompt(rng)
         yield prompt, world.sample_scene(prompt, rng)
 
 
 def test_what_is_sampled_fits_and_is_read(world):
     for prompt, scene in samples(world, 100):
-        assert world.fits(prompt, scene) and world.fits(prompt, world.read(world.draw(scene)))
+        assert fits(prompt, scene) and world.shows(world.draw(scene), prompt)
 
 
 def test_an_object_has_rms_one_and_an_empty_cell_is_zero(world):

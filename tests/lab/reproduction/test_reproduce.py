@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_json, sha256_file
+from bitsfusion.io.hashes import sha256_file
+from bitsfusion.io.texts import read_json
 from bitsfusion.sensitivity.table import SensitivityTable, write_table
 from bitsfusion_lab.reproduction.frame import Frame
 from bitsfusion_lab.reproduction.ladder import BALANCE, BASE

@@ -16,11 +16,9 @@ from transformers import (
     SwinConfig,
 )
 
-from bitsfusion.data.world.captions import TASKS, all_prompts, fits, prompt_set, sample_scene
-from bitsfusion.data.world.reader import read
-from bitsfusion.data.world.scene import COLORS as WORLD_COLORS
-from bitsfusion.data.world.scene import SHAPES, Object, draw
 from bitsfusion.embedded import SCORER_FOLDER
+from bitsfusion.embedded.quick import QUICK
+from bitsfusion.embedded.world import TASKS, Object, fits
 from bitsfusion.errors import InputError
 from bitsfusion.metrics.geneval.colors import ClipColors, crop
 from bitsfusion.metrics.geneval.detector import RENAMED, Mask2FormerDetector
@@ -172,7 +170,7 @@ def test_a_scorer_trained_on_the_world_names_its_colours():
     colors = ClipColors.from_pretrained(str(SCORER_FOLDER))
     right = 0
     for color in ("red", "green", "blue", "yellow", "purple", "white"):
-        image = draw((Object("square", color, 0),))
+        image = QUICK.draw((Object("square", color, "large", 5),))
         (seen,) = WorldReader().detect(image)["square"]
         mask = np.zeros((64, 64), dtype=bool)
         left, top, far, bottom = (int(edge) for edge in seen.box)
@@ -208,9 +206,9 @@ def evaluator():
 def test_the_world_through_the_official_rules():
     """A drawn scene that fits its prompt strictly is right by the evaluator; with colours swapped it is not."""
     rng, verdicts = random.Random(0), dict.fromkeys(TASKS, 0)
-    for prompt in prompt_set("validation", 8):
-        image = draw(sample_scene(prompt, rng))
-        assert fits(prompt, read(image))
+    for prompt in QUICK.prompt_set("validation", 8):
+        image = QUICK.draw(QUICK.sample_scene(prompt, rng))
+        assert fits(prompt, QUICK.read(image))
         line = evaluator().evaluate(image, GenEvalPrompt.model_validate(prompt.metadata()), "0.png")
         assert (line.correct, line.reason) == (True, ""), line
         verdicts[line.tag] += 1
@@ -220,7 +218,7 @@ def test_the_world_through_the_official_rules():
         {"class": "circle", "count": 1, "color": "red"},
         {"class": "square", "count": 1, "color": "blue"},
     ]
-    swapped = draw((Object("circle", "blue", 0), Object("square", "red", 1)))
+    swapped = QUICK.draw((Object("circle", "blue", "large", 5), Object("square", "red", "large", 6)))
     line = evaluator().evaluate(swapped, GenEvalPrompt.model_validate(asked), "0.png")
     assert line.reason.splitlines()[0] == "expected red circle>=1, found 0 red; and 1 blue"
     assert json.loads(line.details) == {"circle": [[16, 16, 32, 32, 1.0]], "square": [[32, 16, 48, 32, 1.0]]}
@@ -232,38 +230,39 @@ def test_the_world_through_the_official_rules():
 
 def changed(scene, rng):
     """One object with another shape, colour or place, one less, one more, or all as they were."""
-    by_slot = {item.slot: item for item in scene}
-    slot = rng.choice(list(by_slot))
-    item = by_slot.pop(slot)
-    another = rng.randrange(4)
+    by_cell = {item.cell: item for item in scene}
+    cell = rng.choice(list(by_cell))
+    item = by_cell.pop(cell)
+    another = rng.choice(QUICK.cells)
     change = rng.randrange(6)
     if change == 0:
-        item = Object(rng.choice(SHAPES), item.color, slot)
+        item = Object(rng.choice(QUICK.shapes), item.color, "large", cell)
     elif change == 1:
-        item = Object(item.shape, rng.choice(list(WORLD_COLORS)), slot)
+        item = Object(item.shape, rng.choice(list(QUICK.colors)), "large", cell)
     elif change == 2:
-        item = Object(item.shape, item.color, next(s for s in (another, 0, 1, 2, 3, slot) if s not in by_slot))
+        free = next(c for c in (another, *QUICK.cells, cell) if c not in by_cell)
+        item = Object(item.shape, item.color, "large", free)
     if change != 3:
-        by_slot[item.slot] = item
+        by_cell[item.cell] = item
     if change == 4:
-        by_slot.setdefault(another, Object(rng.choice(SHAPES), rng.choice(list(WORLD_COLORS)), another))
-    return tuple(by_slot.values())
+        by_cell.setdefault(another, Object(rng.choice(QUICK.shapes), rng.choice(list(QUICK.colors)), "large", another))
+    return tuple(by_cell.values())
 
 
 @pytest.mark.parametrize("tag", TASKS)
 def test_on_the_world_the_official_rules_and_the_strict_check_differ_by_surplus_objects_only(tag):
     rng, seen, surplus = random.Random(tag), {True: 0, False: 0}, 0
     for _ in range(40):
-        prompt = rng.choice(all_prompts(tag, "validation"))
-        scene = changed(sample_scene(prompt, rng), rng)
-        image = draw(scene)
+        prompt = rng.choice(QUICK.all_prompts(tag, "validation"))
+        scene = changed(QUICK.sample_scene(prompt, rng), rng)
+        image = QUICK.draw(scene)
         line = evaluator().evaluate(image, GenEvalPrompt.model_validate(prompt.metadata()), "0.png")
         if len(scene) > sum(need.count for need in prompt.include):
             surplus += 1
-            assert not fits(prompt, read(image))
+            assert not fits(prompt, QUICK.read(image))
         else:
             seen[line.correct] += 1
-            assert line.correct == fits(prompt, read(image)), line
+            assert line.correct == fits(prompt, QUICK.read(image)), line
     assert min(seen.values()) >= 5 and surplus
 
 

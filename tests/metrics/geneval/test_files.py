@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from bitsfusion.data.pictures import read_pictures
-from bitsfusion.data.world.captions import TASKS, prompt_set
+from bitsfusion.embedded.quick import QUICK
+from bitsfusion.embedded.world import TASKS
 from bitsfusion.errors import InputError
 from bitsfusion.metrics.geneval import geneval_summary
 from bitsfusion.metrics.geneval.files import (
@@ -49,7 +50,7 @@ def test_prompts_are_read_and_written_word_for_word(prompts, tmp_path):
 
 
 def test_the_drawn_worlds_prompts_are_of_the_same_form():
-    for prompt in prompt_set("test", 5):
+    for prompt in QUICK.prompt_set("test", 5):
         assert GenEvalPrompt.model_validate(prompt.metadata()).tag == prompt.tag
 
 

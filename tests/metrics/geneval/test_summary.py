@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from bitsfusion.data.world.captions import TASKS
+from bitsfusion.embedded.world import TASKS
 from bitsfusion.errors import InputError
 from bitsfusion.metrics.geneval import GenEvalResult, geneval_summary
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitsfusion.io.files import sha256_json
+from bitsfusion.io.hashes import sha256_json
 
 
 def tokenize(tokenizer: Any, captions: Sequence[str]) -> Tensor:

@@ -9,7 +9,7 @@ from bitsfusion.diffusion.time_features.cache import (
     place_time_features,
 )
 from bitsfusion.diffusion.time_features.choice import BASIS, Choice, Cover, choose_features
-from bitsfusion.diffusion.time_features.fit import fit_time_basis
+from bitsfusion.diffusion.time_features.fit import expected_basis, fit_time_basis
 from bitsfusion.diffusion.time_features.layers import time_feature_rows, time_layers
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "cache_time_features",
     "choose_features",
     "cover",
+    "expected_basis",
     "fit_time_basis",
     "place_time_features",
     "sampler_timesteps",

@@ -26,6 +26,11 @@ FIRST_STEP = -2
 SPACINGS = (32, 16, 8, 4, 2, 1)
 """Time steps between knots, the cheapest first."""
 
+EXPECTED_RANK = 18
+"""The rank within `TOLERANCE` on the trained models that were measured, where nothing but the shapes is known."""
+
+_EXPECTED_SPACING = 2
+
 VALUE_BITS = 16
 LAYER_BITS = 8
 _SAMPLES = 2  # a time step: curves are fitted and measured at every half step
@@ -36,6 +41,14 @@ def layer_values(unet: nn.Module) -> int:
     """As how many 16-bit values the time layers count when they stay, at 8 bits (Appendix H)."""
     weights = sum(unet.get_parameter(f"{name}.weight").numel() for name in time_layers(unet))
     return -(-int(level_bits(LAYER_BITS) * weights) // VALUE_BITS)
+
+
+def expected_basis(channels: int, steps: int = 1000) -> TimeBasis:
+    """A basis on meta in the shape that the features of a trained model, of so many values a step, fit into."""
+    knots = _knots(_EXPECTED_SPACING, steps)
+    curve = torch.empty(knots.points, EXPECTED_RANK, dtype=torch.float16, device="meta")
+    mean, directions = curve.new_empty(channels), curve.new_empty(EXPECTED_RANK, channels)
+    return TimeBasis(mean, directions, curve, knots, 0.0)
 
 
 def fit_time_basis(unet: nn.Module, steps: int = 1000, tolerance: float = TOLERANCE) -> TimeBasis | None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from bitsfusion.data.pictures import METADATA_NAME, read_pictures
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_lines, write_text
 from bitsfusion.io.schema import parse
+from bitsfusion.io.texts import read_lines, write_text
 from bitsfusion.metrics.geneval.prompts import GenEvalPrompt
 from bitsfusion.metrics.geneval.scoring import Detections, Verdict
 from bitsfusion.metrics.geneval.summary import GenEvalResult

@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
-from bitsfusion.data.world.captions import TASKS
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_lines
 from bitsfusion.io.schema import parse
+from bitsfusion.io.texts import read_lines
 
+TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 """The colours that can be asked for, in the order in which the official reasons list them."""
 RELATIONS = ("left of", "right of", "above", "below")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bitsfusion.data.world.captions import TASKS
 from bitsfusion.errors import InputError
+from bitsfusion.metrics.geneval.prompts import TASKS
 from bitsfusion.metrics.intervals import bootstrap_mean_interval, wilson_interval
 
 

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from bitsfusion.errors import InputError
-from bitsfusion.io.files import read_json, write_json
 from bitsfusion.io.schema import parse
+from bitsfusion.io.texts import read_json, write_json
 from bitsfusion.metrics.tifa.questions import TifaCaption, TifaQuestion
 
 Entry = TypeVar("Entry", bound=BaseModel)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import mean
 
-from bitsfusion.io.files import read_json, write_json
 from bitsfusion.io.schema import parse
+from bitsfusion.io.texts import read_json, write_json
 from bitsfusion.metrics.tifa.scores import TifaScores
 
 

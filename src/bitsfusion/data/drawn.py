@@ -1,4 +1,4 @@
-"""The drawn world as training data: a pool of captioned scenes, encoded once and sampled from for ever."""
+"""A drawn world as training data: a pool of captioned scenes, encoded once and sampled from for ever."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import numpy as np
 import torch
 
 from bitsfusion.data.batches import Batch, encode_images
-from bitsfusion.data.world.captions import Split, sample_prompt, sample_scene
-from bitsfusion.data.world.scene import draw
 from bitsfusion.diffusion.conditioning import Conditioner
-from bitsfusion.io.files import sha256_json
+from bitsfusion.embedded.quick import QUICK
+from bitsfusion.embedded.world import Split, World
+from bitsfusion.io.hashes import sha256_json
 
 
-class WorldData:
-    """Scenes of the embedded world with captions of one split.
+class DrawnData:
+    """Scenes of a drawn world with captions of one split; see `TrainingData`.
 
     Args:
-        vae: the embedded AutoencoderKL; each distinct scene goes through it once, here.
+        vae: the pipeline's AutoencoderKL; each distinct scene goes through it once, here.
         conditioner: of the pipeline's prompts.
         seed: of the pool and of the order.
         pool: how many captioned scenes there are.
         split: whose captions are used; metrics report on another one.
-        task_weights: how often each of `captions.TASKS` comes up; equally often when None.
+        task_weights: how often each of the world's tasks comes up; equally often when None.
     """
 
     def __init__(
@@ -37,21 +37,22 @@ class WorldData:
         pool: int = 4096,
         split: Split = "train",
         task_weights: Sequence[float] | None = None,
+        world: World = QUICK,
     ) -> None:
         rng = random.Random(f"world {seed} {split}")
-        prompts = [sample_prompt(rng, split, task_weights) for _ in range(pool)]
-        scenes = [sample_scene(prompt, rng) for prompt in prompts]
+        prompts = [world.sample_prompt(rng, split, task_weights) for _ in range(pool)]
+        scenes = [world.sample_scene(prompt, rng) for prompt in prompts]
         self._captions = [prompt.text for prompt in prompts]
         scene_rows = {scene: row for row, scene in enumerate(dict.fromkeys(scenes))}
         caption_rows = {text: row for row, text in enumerate(dict.fromkeys(self._captions))}
-        images = torch.from_numpy(np.stack([draw(scene) for scene in scene_rows]))
+        images = torch.from_numpy(np.stack([world.draw(scene) for scene in scene_rows]))
         pixels = images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
         self._latents = encode_images(vae, pixels)
         self._scene_row = torch.tensor([scene_rows[scene] for scene in scenes])
         self._prompts = conditioner.rows(list(caption_rows))
         self._caption_row = torch.tensor([caption_rows[text] for text in self._captions])
         self._seed = seed
-        settings = {"world": 1, "seed": seed, "pool": pool, "split": split}
+        settings = {"world": 1 if world is QUICK else world.name, "seed": seed, "pool": pool, "split": split}
         self._fingerprint = sha256_json({**settings, "weights": list(task_weights or ())})
 
     @property

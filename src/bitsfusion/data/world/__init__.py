@@ -1,1 +1,0 @@
-"""The embedded world: scenes, captions and a reader of drawn images."""
