@@ -272,7 +272,7 @@ def test_the_worlds_classes():
 
 
 def test_an_image_that_is_not_of_the_world():
-    with pytest.raises(InputError, match=r"got an image \[48, 80, 3\], wanted \[64, 64, 3\]"):
+    with pytest.raises(InputError, match=r"got \[48, 80, 3\], wanted \[64, 64, 3\]"):
         WorldReader().detect(np.zeros((48, 80, 3), dtype=np.uint8))
 
 
