@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bitsfusion.calibration.moments import MomentSum, input_rows, output_rows, row_count
+from bitsfusion.calibration.moments import MomentSum, input_rows, output_rows, row_count, with_guided
 from bitsfusion.errors import InputError
 
 LAYERS = {
@@ -92,3 +92,16 @@ def test_activations_that_are_not_finite_name_the_layer(value, where):
 def test_no_activations():
     with pytest.raises(InputError, match="ff: got no activations"):
         MomentSum({"ff": nn.Linear(3, 2)}).moments()
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 5), nn.Conv2d(4, 5, 3, padding=1, stride=2)], ids=["linear", "conv"])
+@torch.no_grad()
+def test_mixed_inputs_give_mixed_outputs(layer):
+    torch.manual_seed(0)
+    inputs = torch.randn(4, 7, 6) if isinstance(layer, nn.Linear) else torch.randn(4, 4, 6, 6)
+    mixture = (-6.5, 7.5)
+    mixed = with_guided(inputs, mixture)
+    assert len(mixed) == 6 and torch.equal(mixed[:4], inputs)
+    torch.testing.assert_close(layer(mixed), with_guided(layer(inputs), mixture), rtol=1e-4, atol=1e-4)
+    assert with_guided(inputs, None) is inputs
+    assert with_guided(inputs[:3], mixture) is not None and len(with_guided(inputs[:3], mixture)) == 3

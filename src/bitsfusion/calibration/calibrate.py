@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bitsfusion.calibration.blocks import Block, find_blocks
 from bitsfusion.calibration.journal import BlockJournal
 from bitsfusion.calibration.layer import CalibratedLayer, calibrated_layer, weight_only_layer
-from bitsfusion.calibration.moments import MomentSum, input_rows, output_rows, row_count
+from bitsfusion.calibration.moments import MomentSum, input_rows, output_rows, row_count, with_guided
 from bitsfusion.calibration.playback import BlockInputs, Inputs, Outputs, Playback, Side
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.calibration.trajectories import Call
@@ -77,7 +77,7 @@ def calibrate(
         solved = dict(before or {})
         for group in block.groups:
             if group[0] not in solved:
-                solved.update(_solve_group(model, student, block, group, inputs, bits, settings))
+                solved.update(_solve_group(model, student, block, group, calls, inputs, bits, settings))
             _put(student, block, {name: solved[name] for name in group})
             if progress is not None:
                 progress(len(found) + len(solved), len(bits))
@@ -116,6 +116,7 @@ def _solve_group(
     student: nn.Module,
     block: Block,
     group: Sequence[str],
+    calls: Sequence[Call],
     inputs: Mapping[Side, Sequence[Inputs]],
     bits: Mapping[str, int],
     settings: CalibrationSettings,
@@ -126,13 +127,17 @@ def _solve_group(
     layers: dict[str, Any] = {name: model.get_submodule(name) for name in group}
     total = MomentSum(layers)
     limit = -(-settings.rows // len(inputs[Side.ORIGINAL]))
-    for call, (before, after) in enumerate(zip(inputs[Side.ORIGINAL], inputs[Side.STUDENT], strict=True)):
+    for number, (call, before, after) in enumerate(
+        zip(calls, inputs[Side.ORIGINAL], inputs[Side.STUDENT], strict=True)
+    ):
         wanted = _watched(original, before, inner, block.repeated, outputs=True)
         given = _watched(student, after, inner, block.repeated, outputs=False)
-        for run, input in enumerate(given[group[0]]):
-            first = layers[group[0]]
-            places = _places(row_count(first, wanted[group[0]][run]), limit, call, input.device)
-            outputs = [output_rows(layer, wanted[name][run], places) for name, layer in layers.items()]
+        mixture = call.guided if settings.guided_rows else None
+        for run, single in enumerate(given[group[0]]):
+            first, input = layers[group[0]], with_guided(single, mixture)
+            aimed = {name: with_guided(wanted[name][run], mixture) for name in group}
+            places = _places(row_count(first, aimed[group[0]]), limit, number, input.device)
+            outputs = [output_rows(layer, aimed[name], places) for name, layer in layers.items()]
             total.add(input_rows(first, input, places), outputs)
     return {
         name: calibrated_layer(name, layers[name], moments, bits[name], settings)

@@ -117,6 +117,25 @@ class MomentSum:
         return found
 
 
+def with_guided(tensor: Tensor, mixture: tuple[float, float] | None) -> Tensor:
+    """A layer's inputs or outputs, and below them the mixtures that guidance makes of their halves.
+
+    A layer is linear: of mixed inputs it gives mixed outputs, and its bias once, since the weights sum to 1. Guidance
+    multiplies what the halves differ in; with the mixtures among the rows, that part counts as it does in a sampler.
+
+    Args:
+        tensor: [2 n, ...].
+        mixture: see `Call.guided`; None leaves the tensor alone.
+
+    Returns:
+        [3 n, ...], or what was given where it has no halves.
+    """
+    if mixture is None or len(tensor) % 2:
+        return tensor
+    first, second = tensor.chunk(2)
+    return torch.cat([tensor, mixture[0] * first + mixture[1] * second])
+
+
 def row_count(layer: nn.Linear | nn.Conv2d, output: Tensor) -> int:
     """The input vectors behind an output: places of a convolution, tokens of a linear layer, times the batch."""
     return output.numel() // len(layer.weight)

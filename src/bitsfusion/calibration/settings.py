@@ -23,7 +23,9 @@ class CalibrationSettings(BaseModel):
     """Pictures drawn together; null: up to 24, fewer the larger their latents are."""
     rows: int = Field(32_768, ge=1)
     """Input vectors of a layer that are looked at, at most, spread evenly over all calls."""
-    damping: float = Field(0.01, gt=0)
+    guided_rows: bool = True
+    """Also look at the mixtures that guidance makes of its two halves: see `moments.with_guided`."""
+    damping: float = Field(0.03, gt=0)
     """Added to the diagonal of the second moments, in units of its mean."""
     sweeps: int = Field(2, ge=0)
     """Rounds of refitted scales and coordinate descent over the codes after they were found column by column."""

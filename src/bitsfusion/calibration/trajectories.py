@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bitsfusion.calibration.settings import CalibrationSettings
-from bitsfusion.calibration.trees import Tree, map_tensors
+from bitsfusion.calibration.trees import Tree, map_tensors, tensors_of
 from bitsfusion.errors import InputError
 
 _BATCH = 24
+_UNMIXED = 1e-3  # of the energy, left by least squares where a step is no mixture of the halves
 _BATCH_VALUES = 8192  # of the latents drawn together: two of Stable Diffusion's at 256 pixels
 
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of one call of a denoiser; its tensors hold several latents each."""
+    """The arguments of one call of a denoiser; its tensors hold several latents each.
+
+    Fields:
+        guided: (a, b) where the sampler steps by a times the prediction of the first half of the latents plus b times
+            that of the second, and a + b = 1; None without guidance.
+    """
 
     args: tuple[Tree, ...]
     kwargs: dict[str, Tree]
+    guided: tuple[float, float] | None = None
 
     def to(self, device: torch.device | str) -> Call:
         """The same on another device."""
@@ -33,7 +41,7 @@ class Call:
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Call:
         """The same with every tensor changed."""
         args, kwargs = map_tensors(self.args, change), map_tensors(self.kwargs, change)
-        return Call(args, kwargs)  # type: ignore[arg-type]
+        return Call(args, kwargs, self.guided)  # type: ignore[arg-type]
 
 
 def denoise(model: nn.Module, call: Call) -> Tree:
@@ -71,24 +79,64 @@ def trajectories(
     starts = range(0, len(texts), batch_size)
     total = len(starts) * settings.steps
     calls: list[Call] = []
+    predicted: list[Tensor] = []
 
-    def keep(module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> None:
+    def keep(module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree], output: Tree) -> None:
         calls.append(Call(args, kwargs).mapped(lambda tensor: tensor.detach().clone()))
+        predicted[:] = tensors_of(output)[:1]
         if progress is not None:
             progress(min(len(calls), total), total)
 
+    def stepped(used: Tensor) -> None:
+        if calls and predicted:
+            calls[-1] = replace(calls[-1], guided=_mixture(predicted.pop(), used))
+
     before = getattr(pipeline, "_progress_bar_config", None)
     pipeline.set_progress_bar_config(disable=True)
-    handle = denoiser.register_forward_pre_hook(keep, with_kwargs=True)
+    handle = denoiser.register_forward_hook(keep, with_kwargs=True)
     try:
         for start in starts:
             batch = texts[start : start + batch_size]
             latents = _first_noise(denoiser, settings.seed + start, len(batch), shape)
-            _draw(pipeline, batch, latents, settings)
+            with _watched_steps(pipeline.scheduler, stepped):
+                _draw(pipeline, batch, latents, settings)
     finally:
         handle.remove()
         pipeline.set_progress_bar_config(**(before or {}))
     return calls
+
+
+@contextmanager
+def _watched_steps(scheduler: Any, watch: Callable[[Tensor], None]) -> Iterator[None]:
+    """Tells what each step of the scheduler goes by."""
+    own = scheduler.step
+
+    def step(model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
+        watch(model_output)
+        return own(model_output, *args, **kwargs)
+
+    scheduler.step = step
+    try:
+        yield
+    finally:
+        del scheduler.step
+
+
+def _mixture(predicted: Tensor, used: Tensor) -> tuple[float, float] | None:
+    """How a sampler's step weighs the halves, by least squares, made to sum to 1; None if it is no mixture of them."""
+    if len(predicted) != 2 * len(used):
+        return None
+    halves = predicted[:, : used.shape[1]].unflatten(0, (2, -1)).flatten(1).cpu().double()  # without learned variances
+    if halves.shape[1] != used.numel():
+        return None
+    wanted = used.flatten().cpu().double()
+    weights = torch.linalg.lstsq(halves.t(), wanted[:, None]).solution[:, 0]
+    left = (weights @ halves - wanted).square().sum() / wanted.square().sum()
+    total = weights.sum()
+    if not left < _UNMIXED or total.abs() < _UNMIXED:
+        return None
+    first, second = (weights / total).tolist()
+    return first, second
 
 
 def _latent_shape(denoiser: Any, settings: CalibrationSettings) -> tuple[int, int, int]:
