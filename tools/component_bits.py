@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 import bitsfusion  # noqa: F401  registers the format
 from bitsfusion.artifact.inspect import inspect_pipeline
 from bitsfusion.artifact.writer import write_parts
+from bitsfusion.embedded.quick import QUICK
 from bitsfusion.evaluation.prompts import PromptSet, world_prompts
 from bitsfusion.metrics.generation import generate_images, initial_latents
 from bitsfusion.metrics.geneval import GenEvalResult, geneval_summary
@@ -106,7 +107,7 @@ def drawn(pipeline: Any, prompts: PromptSet) -> np.ndarray:
 
 def geneval(prompts: PromptSet, passed: np.ndarray) -> str:
     """The score and its interval."""
-    results = [GenEvalResult(p.tag, bool(ok)) for p, ok in zip(prompts.world or (), passed, strict=True)]
+    results = [GenEvalResult(p.tag, bool(ok)) for p, ok in zip(prompts.asked, passed, strict=True)]
     score = geneval_summary(results)
     return f"{score.overall:.3f} ({score.low:.3f} to {score.high:.3f})"
 
@@ -144,7 +145,7 @@ def main() -> None:
     chosen = parser.parse_args()
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    dense, prompts = load_pipeline("embedded"), world_prompts("test", chosen.per_task, seed=1024)
+    dense, prompts = load_pipeline("embedded"), world_prompts(QUICK, "test", chosen.per_task, seed=1024)
     reference = drawn(dense, prompts)
     before = geneval(prompts, np.asarray(prompts.check(reference), dtype=float))
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n| nothing | {before} |{' |' * 5}", flush=True)

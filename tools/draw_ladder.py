@@ -13,6 +13,7 @@ import matplotlib
 matplotlib.use("agg")
 from matplotlib import pyplot
 
+from bitsfusion.embedded import MODELS
 from bitsfusion.evaluation.prompts import world_prompts
 from bitsfusion.evaluation.rungs import RungScores, load_images
 from bitsfusion.io.atomic import atomic_path
@@ -35,10 +36,11 @@ def _folded(text: str) -> str:
 
 def main(run: Path, out: Path) -> None:
     """Two prompts of each task across, a rung a row; a red frame marks an image that does not show what was asked."""
-    section = read_json(run / "config.json")["evaluation"]
-    prompts = world_prompts(section["split"], section["per_task"], section["seed"])
+    config = read_json(run / "config.json")
+    section, world = config["evaluation"], MODELS[config["model"]].world
+    prompts = world_prompts(world, section["split"], section["per_task"], section["seed"])
     per_task = section["per_task"]
-    columns = [task * per_task + index for task in range(6) for index in range(2)]
+    columns = [task * per_task + index for task in range(len(world.tasks)) for index in range(2)]
     figure, axes = pyplot.subplots(len(ROWS), len(columns), figsize=(15, 5.4), dpi=100)
     for row, (folder, label) in enumerate(ROWS.items()):
         images, scores = load_images(run / "rungs" / folder), RungScores.load(run / "rungs" / folder)

@@ -15,6 +15,7 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from bitsfusion.artifact.inspect import inspect_folder
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.diffusion.time_features import TimeFeatureBasis, build_scheduler, cache_time_features
+from bitsfusion.embedded.quick import QUICK
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import world_prompts
 from bitsfusion.metrics.generation import generate_images
@@ -195,7 +196,7 @@ def test_own_scheduler_with_zero_terminal_snr_and_velocities(dense: Path, tmp_pa
 def test_pictures_of_the_embedded_model_are_those_of_its_time_layers(tmp_path: Path) -> None:
     """Sixty pictures, 8 of 255 at most: the same UNet, its time layers replaced by the basis of the default folder."""
     init_model(EMBEDDED, tmp_path / "packed", recipe="uniform:2")
-    chosen = world_prompts("validation", 10, 0)
+    chosen = world_prompts(QUICK, "validation", 10, 0)
     pipeline, packed = load_pipeline(EMBEDDED), load_pipeline(str(tmp_path / "packed"))
     options: dict[str, Any] = {"steps": 50, "batch_size": 60}
     layers = generate_images(pipeline, chosen.texts, chosen.seeds, **options)

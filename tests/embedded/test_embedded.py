@@ -51,7 +51,7 @@ def test_the_scorer_finds_the_caption_among_a_hundred():
 @pytest.mark.slow
 def test_full_precision_draws_what_is_asked():
     """600 held-out prompts, PNDM, 50 steps: 0.80 overall and five of the six tasks at 0.75."""
-    prompts = world_prompts("test", 100, 1024)
+    prompts = world_prompts(QUICK, "test", 100, 1024)
     pipeline = load_pipeline("embedded")
     images = generate_images(pipeline, prompts.texts, prompts.seeds, steps=50, guidance=7.5, batch_size=50)
     scores = RungScores("full_precision", None, prompts.check(images), None, None, 0.0, 0.0, 0.0)

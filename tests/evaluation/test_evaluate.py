@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from bitsfusion.cli.main import main
 from bitsfusion.diffusion.samplers import SamplerSteps
 from bitsfusion.embedded import SCORER_FOLDER
+from bitsfusion.embedded.quick import QUICK
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.drawing import Sampling, draw_into
 from bitsfusion.evaluation.estimates import Verdict, difference, estimate, verdicts
@@ -50,7 +51,8 @@ def packed(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def evaluation(packed) -> Evaluation:
-    return Evaluation(str(packed), EMBEDDED, world_prompts("test", 1, 7), "test", 1, "ddim", STEPS, (3.5, 7.5), 4)
+    prompts = world_prompts(QUICK, "test", 1, 7)
+    return Evaluation(str(packed), EMBEDDED, prompts, "test", 1, "ddim", STEPS, (3.5, 7.5), 4)
 
 
 @pytest.fixture
@@ -100,7 +102,7 @@ def test_scores_say_what_they_are_of(evaluation, measures, packed, tmp_path):
 
 
 def test_a_stopped_drawing_goes_on_with_the_same_images(packed, tmp_path):
-    prompts, sampling = world_prompts("test", 1, 3), Sampling("ddim", STEPS, 5.0, 2)
+    prompts, sampling = world_prompts(QUICK, "test", 1, 3), Sampling("ddim", STEPS, 5.0, 2)
 
     def into(name: str, sampling: Sampling, progress=None):
         return draw_into(
@@ -124,7 +126,7 @@ def test_a_stopped_drawing_goes_on_with_the_same_images(packed, tmp_path):
 
 
 def test_a_model_against_itself_differs_in_nothing(tmp_path):
-    prompts = world_prompts("test", 1, 0)
+    prompts = world_prompts(QUICK, "test", 1, 0)
     same = Evaluation(EMBEDDED, EMBEDDED, prompts, "test", 1, "ddim", STEPS, (4.0,), 6)
     first = evaluate(same, [clip_measure(ClipScorer.from_pretrained(SCORER_FOLDER), prompts, "scorer")], tmp_path)[
         "results"

@@ -1,17 +1,18 @@
 import pytest
 
+from bitsfusion.embedded.quick import QUICK
 from bitsfusion.embedded.world import TASKS
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import file_prompts, world_prompts
 
 
 def test_world_prompts_have_a_seed_each():
-    prompts = world_prompts("test", 7, 100)
+    prompts = world_prompts(QUICK, "test", 7, 100)
     assert len(prompts.texts) == 42
     assert prompts.seeds == tuple(range(100, 142))
-    assert prompts.sha256 != world_prompts("validation", 7, 100).sha256
+    assert prompts.sha256 != world_prompts(QUICK, "validation", 7, 100).sha256
     head = prompts.chosen(prompts.first_of_each(2))
-    assert [prompt.tag for prompt in head.world] == [tag for tag in TASKS for _ in range(2)]
+    assert [prompt.tag for prompt in head.asked] == [tag for tag in TASKS for _ in range(2)]
     assert head.seeds[2] == prompts.seeds[7]
 
 

@@ -12,7 +12,7 @@ from bitsfusion.metrics.clip_score import ClipScorer
 
 @pytest.fixture(scope="module")
 def prompts():
-    return world_prompts("test", 10, 0)
+    return world_prompts(QUICK, "test", 10, 0)
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def drawings(prompts):
     import random
 
     rng = random.Random(0)
-    return np.stack([QUICK.draw(QUICK.sample_scene(prompt, rng)) for prompt in prompts.world])
+    return np.stack([QUICK.draw(QUICK.sample_scene(prompt, rng)) for prompt in prompts.asked])
 
 
 def scores(passed, name="stage1", seed=0):
@@ -46,7 +46,7 @@ def test_scores_and_images_survive_the_disk(tmp_path, drawings):
 
 
 def test_the_overall_score_is_the_mean_of_the_tasks(prompts):
-    passed = [prompt.tag != "position" for prompt in prompts.world]
+    passed = [prompt.tag != "position" for prompt in prompts.asked]
     summary = geneval([scores(passed), scores([True] * 60, seed=1)], prompts)
     assert summary.tasks["position"].accuracy == 0.5
     assert summary.tasks["position"].images == 20
@@ -54,7 +54,7 @@ def test_the_overall_score_is_the_mean_of_the_tasks(prompts):
 
 
 def test_another_training_seed_is_no_new_prompt(prompts):
-    passed = [prompt.tag != "position" or place % 2 == 0 for place, prompt in enumerate(prompts.world)]
+    passed = [prompt.tag != "position" or place % 2 == 0 for place, prompt in enumerate(prompts.asked)]
     once, thrice = geneval([scores(passed)], prompts), geneval([scores(passed, seed=s) for s in range(3)], prompts)
     assert thrice.tasks["position"].images == 30
     assert (thrice.tasks["position"].low, thrice.tasks["position"].high) == pytest.approx(

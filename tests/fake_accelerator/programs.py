@@ -16,11 +16,12 @@ import torch
 from bitsfusion.devices import device_of, placed, resolve
 from bitsfusion.diffusion.samplers import SamplerSteps
 from bitsfusion.embedded import SCORER_FOLDER
+from bitsfusion.embedded.quick import QUICK
 from bitsfusion.evaluation.drawing import generate_to_folder
 from bitsfusion.evaluation.evaluate import evaluate
 from bitsfusion.evaluation.measures import Metric, clip_measure, pair_measure, world_geneval_measure
 from bitsfusion.evaluation.noise import time_step_curve
-from bitsfusion.evaluation.prompts import PromptSet, world_prompts
+from bitsfusion.evaluation.prompts import world_prompts
 from bitsfusion.evaluation.setting import Evaluation
 from bitsfusion.kernels.fake_quantize import fake_quantize
 from bitsfusion.metrics.clip_score import ClipScorer
@@ -218,8 +219,8 @@ def _packed(folder: Path) -> Path:
 
 
 def evaluation(accelerator: Accelerator, folder: Path) -> Any:
-    every = world_prompts("test", 1, 7)
-    prompts = PromptSet(every.texts[:2], every.seeds[:2], every.world and every.world[:2])
+    every = world_prompts(QUICK, "test", 1, 7)
+    prompts = every.chosen(range(2))
     where = str(accelerator.device)
     asked = Evaluation(
         str(_packed(folder)), EMBEDDED, prompts, "test", sampler="ddim", steps=1, batch_size=2, device=where

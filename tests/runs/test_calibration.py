@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -18,6 +24,11 @@ from bitsfusion.runs.packing import init_pipeline
 from bitsfusion.runs.run import Run
 from bitsfusion.sensitivity.settings import JacobianSettings
 from bitsfusion.training.checkpoint import load_student
+
+from ..tiny.pipeline import build_pipeline
+from ..tiny.unet import build_unet
+from ..tiny.vae import build_vae
+from .killed_init import calibrated
 
 FEW = CalibrationSettings(samples=2, steps=2)
 
@@ -38,6 +49,34 @@ def test_init_writes_a_packed_folder_that_says_how_it_was_made(tmp_path):
     name = "mid_block.resnets.0.conv2"
     bias, before = (model.unet.get_submodule(name).bias for model in (pipeline, original))
     assert not torch.equal(bias, before)
+
+
+@pytest.mark.slow
+def test_a_killed_init_continues_and_writes_the_same_bytes(tmp_path):
+    model, out = tmp_path / "model", tmp_path / "packed"
+    torch.manual_seed(0)
+    build_pipeline(build_unet(), build_vae((8, 8, 8), scaling_factor=1.0)).save_pretrained(model)
+
+    def killed(step: str, done: int) -> list[str]:
+        """The journal that a process killed there leaves, and nothing else."""
+        command = [sys.executable, "-m", "tests.runs.killed_init", str(model), str(out), step, str(done)]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        ended = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, check=False)
+        assert ended.returncode == -signal.SIGKILL
+        assert not (out / "model_index.json").exists()
+        (journal,) = tmp_path.glob(".packed.calibration-*")
+        return sorted(path.name for path in journal.glob("block-*"))
+
+    first = killed("calibrate", 20)
+    assert first
+    assert len(killed("calibrate", 40)) > len(first)
+    assert len(killed("pack", 5)) > len(first)
+    calibrated(str(model), out)
+    calibrated(str(model), tmp_path / "whole")
+    files = [path.relative_to(out) for path in out.rglob("*") if path.is_file()]
+    assert any("unet" in path.parts for path in files)
+    assert all((out / path).read_bytes() == (tmp_path / "whole" / path).read_bytes() for path in files)
+    assert not list(tmp_path.glob(".packed.calibration-*"))
 
 
 def test_prompts_are_of_every_task_and_of_the_package():
@@ -70,7 +109,7 @@ def test_a_run_is_exact_unless_asked_otherwise():
 
 def test_options_without_calibrate_are_refused():
     with pytest.raises(InputError, match="calibration-samples: got a value without --calibrate"):
-        _calibration(False, None, 3, None, "cpu")
-    assert _calibration(False, None, None, None, "cpu") is None
-    made = _calibration(True, None, 3, 4, "cpu")
-    assert (made.settings.samples, made.settings.steps) == (3, 4)
+        _calibration("embedded", False, None, 3, None, "cpu")
+    assert _calibration("embedded", False, None, None, None, "cpu") is None
+    made = _calibration("embedded:grid", True, None, 3, 4, "cpu")
+    assert (made.settings.samples, made.settings.steps, made.settings.guidance) == (3, 4, 3.0)

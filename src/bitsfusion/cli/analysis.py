@@ -14,14 +14,15 @@ from bitsfusion.cli.interruption import resumable
 from bitsfusion.cli.options import Covered, Device, Json, Model, Quiet, time_cover
 from bitsfusion.devices import AUTO
 from bitsfusion.diffusion.time_features import BASIS, SamplerSteps
+from bitsfusion.embedded import embedded_model, guidance_of
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import file_prompts, world_prompts
-from bitsfusion.pipelines.load import EMBEDDED, load_pipeline
+from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.recipe.assign import Strategy
 from bitsfusion.recipe.assign import assign as assign_bits
 from bitsfusion.recipe.schema import write_recipe
 from bitsfusion.runs.analysis import AnalysisJob
-from bitsfusion.runs.config import FolderSource, RunConfig, WorldSource
+from bitsfusion.runs.config import FolderSource, WorldSource, own_data
 from bitsfusion.sensitivity.entropy import level_entropies
 from bitsfusion.sensitivity.measure import Counted
 from bitsfusion.sensitivity.plan import Plan
@@ -87,10 +88,14 @@ def analyze(
 ) -> None:
     """How much each layer suffers at 1, 2 and 3 bits (section 3.2). Killed, the same command goes on."""
     settings: Settings
+    known = embedded_model(model)
     if method is AnalysisMethod.PAPER:
-        if prompts is None and model != EMBEDDED:
+        if prompts is not None:
+            chosen = file_prompts(prompts, 0)
+        elif known:
+            chosen = world_prompts(known.world, "validation", -(-images // len(known.world.tasks)), 0)
+        else:
             raise InputError("prompts: got none, wanted --prompts FILE for the paper's method")
-        chosen = world_prompts("validation", -(-images // 6), 0) if prompts is None else file_prompts(prompts, 0)
         if len(chosen.texts) < images:
             raise InputError(f"prompts: got {len(chosen.texts)} in {prompts}, wanted {images} (--images)")
         settings = PaperSettings(
@@ -100,9 +105,10 @@ def analyze(
             learning_rate=learning_rate,
             steps=steps,
             seed=seed,
+            guidance=guidance_of(model),
         )
     elif method is AnalysisMethod.JACOBIAN:
-        settings = JacobianSettings(seed=seed, samples=samples)
+        settings = JacobianSettings(seed=seed, samples=samples, guidance=guidance_of(model))
     else:
         settings = NoiseErrorSettings(seed=seed, samples=samples)
     job = AnalysisJob(
@@ -112,7 +118,7 @@ def analyze(
             model, data, resolution, iterations * train_batch_size if method is AnalysisMethod.PAPER else samples
         ),
         samplers=_counted(cover),
-        clip=clip or (RunConfig().scorer if model == EMBEDDED else None),
+        clip=clip or (str(known.scorer) if known else None),
         device=device,
     )
     if dry_run:
@@ -136,9 +142,7 @@ def _source(model: str, data: Path | None, resolution: int, samples: int) -> Fol
         return FolderSource(
             kind="imagefolder", train_data_dir=data.resolve(), resolution=resolution, max_samples=max(1, samples)
         )
-    if model != EMBEDDED:
-        raise InputError("data: got none, wanted --data FOLDER of captioned images for this model")
-    return WorldSource()
+    return own_data(model)
 
 
 def _counted(cover: list[str]) -> Counted:

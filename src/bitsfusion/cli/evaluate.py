@@ -14,7 +14,7 @@ from bitsfusion.cli.options import Device, Json, Quiet
 from bitsfusion.data.pictures import holds_pictures, is_tree
 from bitsfusion.devices import AUTO, resolve
 from bitsfusion.diffusion.samplers import Sampler
-from bitsfusion.embedded import SCORER_FOLDER
+from bitsfusion.embedded import embedded_model, guidance_of
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.evaluate import evaluate as run_evaluation
 from bitsfusion.evaluation.measures import (
@@ -39,7 +39,6 @@ from bitsfusion.metrics.geneval.world import WorldReader
 from bitsfusion.metrics.tifa.files import read_captions, read_questions
 from bitsfusion.metrics.tifa.matcher import OFFICIAL_ENCODER, SentenceMatcher
 from bitsfusion.metrics.tifa.vqa import vqa_model
-from bitsfusion.pipelines.load import EMBEDDED
 
 CLIP = "openai/clip-vit-base-patch32"
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"
@@ -72,7 +71,10 @@ def evaluate(
     per_task: Annotated[int, typer.Option(min=1, help="Of each task of the drawn world's prompts.")] = 100,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first that many prompts of the file.")] = None,
     images_per_prompt: Annotated[int, typer.Option(min=1, help="GenEval is published with 4.")] = 1,
-    guidance: Annotated[str, typer.Option(help="With commas, or as 2.5-9.5 (the paper's) in steps of 1.")] = "7.5",
+    guidance: Annotated[
+        str | None,
+        typer.Option(help="With commas, or as 2.5-9.5 (the paper's) in steps of 1.  [default: 7.5, embedded:grid 3]"),
+    ] = None,
     sampler: Annotated[Sampler, typer.Option()] = Sampler.PNDM,
     steps: Annotated[int, typer.Option(min=1)] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next ones count on.")] = 1024,
@@ -101,15 +103,16 @@ def evaluate(
     """Scores a model, beside the original if there is one. Killed, the same command goes on."""
     device = str(resolve(device))
     pictures = next((Path(side) for side in (model, against) if side and holds_pictures(side)), None)
-    world = EMBEDDED in (model, against) and prompts is None and pictures is None
-    asked = _metrics(metrics, against, world)
+    known = embedded_model(model, against)
+    world = known.world if known and prompts is None and pictures is None else None
+    asked = _metrics(metrics, against, world is not None)
     if prompts is not None:
         repeated = _first(file_prompts(prompts, seed), limit).repeated(images_per_prompt)
     elif pictures is not None:
         every, images_per_prompt = picture_prompts(pictures, seed, images_per_prompt)
         repeated = _first(every, limit and limit * images_per_prompt)
     elif world:
-        repeated = world_prompts("test", per_task, seed).repeated(images_per_prompt)
+        repeated = world_prompts(world, "test", per_task, seed).repeated(images_per_prompt)
     else:
         raise InputError("prompts: got none, wanted --prompts FILE, or a folder of pictures with its metadata.jsonl")
     if dtype not in DTYPES:
@@ -122,7 +125,7 @@ def evaluate(
         images_per_prompt=images_per_prompt,
         sampler=sampler.value,
         steps=steps,
-        guidance=_guidance(guidance),
+        guidance=(guidance_of(model, against),) if guidance is None else _guidance(guidance),
         batch_size=batch_size,
         device=device,
         dtype=DTYPES[dtype],
@@ -130,10 +133,10 @@ def evaluate(
     measures: list[Measure] = []
     for metric in asked:
         if metric is Metric.CLIP:
-            own = EMBEDDED in (model, against) and clip is None
-            source = str(SCORER_FOLDER) if own else clip or CLIP
+            own = known if clip is None else None
+            source = str(own.scorer) if own else clip or CLIP
             scorer = ClipScorer.from_pretrained(source, device)
-            measures.append(clip_measure(scorer, repeated, "the embedded model's scorer" if own else source))
+            measures.append(clip_measure(scorer, repeated, f"{own.title}'s scorer" if own else source))
         elif metric in PAIRED:
             measures.append(pair_measure(metric, lpips, device))
         elif metric is Metric.FID:

@@ -11,6 +11,7 @@ from bitsfusion.cli.console import progress_bars
 from bitsfusion.cli.options import Device, Quiet
 from bitsfusion.devices import AUTO
 from bitsfusion.diffusion.samplers import OWN, sampler_name
+from bitsfusion.embedded import guidance_of
 from bitsfusion.evaluation.drawing import generate_to_folder
 
 
@@ -27,7 +28,7 @@ def generate(
         str, typer.Option(help="The folder's own scheduler (own), or any scheduler of diffusers by name.")
     ] = OWN,
     steps: Annotated[int, typer.Option(min=1)] = 50,
-    guidance: Annotated[float, typer.Option()] = 7.5,
+    guidance: Annotated[float | None, typer.Option(help="[default: 7.5, embedded:grid 3]")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next ones count on.")] = 1024,
     device: Device = AUTO,
     quiet: Quiet = False,
@@ -40,7 +41,7 @@ def generate(
             out,
             sampler=sampler_name(sampler),
             steps=steps,
-            guidance=guidance,
+            guidance=guidance_of(folder) if guidance is None else guidance,
             seed=seed,
             device=device,
             progress=lambda done, total: progress.update("generate", done, total),

@@ -12,7 +12,7 @@ from bitsfusion.errors import InputError
 if TYPE_CHECKING:
     from bitsfusion.diffusion.time_features import Cover
 
-Model = Annotated[str, typer.Argument(help='A diffusers folder, a hub id, or "embedded".')]
+Model = Annotated[str, typer.Argument(help='A diffusers folder, a hub id, "embedded" or "embedded:grid".')]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Device = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,10 +13,19 @@ import yaml
 from bitsfusion.cli.console import print_json, print_ladder, progress_bars
 from bitsfusion.cli.interruption import resumable
 from bitsfusion.cli.options import ConfigDevice, Json, Quiet
+from bitsfusion.embedded import MODELS
 from bitsfusion.io.schema import parse
 from bitsfusion.io.texts import read_json
 from bitsfusion.runs.config import RunConfig, read_config
 from bitsfusion.runs.run import STEPS, Run
+
+
+class World(str, Enum):
+    """The drawn worlds."""
+
+    QUICK = "quick"
+    GRID = "grid"
+
 
 Until = Annotated[str, typer.Option(help=f"Stop after this step: {', '.join(STEPS)}.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")]
@@ -30,13 +40,16 @@ def register(app: typer.Typer) -> None:
 def demo(
     out: Annotated[Path, typer.Option(help="Run folder; the same command continues it.")] = Path("runs/demo"),
     until: Until = STEPS[-1],
+    world: Annotated[World, typer.Option(help="Whose model: quick, or grid, which tells methods apart.")] = World.QUICK,
     device: ConfigDevice = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """The whole method on the embedded model, in minutes."""
+    """The whole method on an embedded model, in minutes."""
     preset = resources.files("bitsfusion.runs") / "presets" / "demo.yaml"
-    config = parse(RunConfig, yaml.safe_load(preset.read_text(encoding="utf-8")), "demo.yaml")
+    values = yaml.safe_load(preset.read_text(encoding="utf-8"))
+    named = {model.world_name: name for name, model in MODELS.items()}
+    config = parse(RunConfig, {**values, "model": named[world.value]}, "demo.yaml")
     execute(on_device(config, device), out, until, quiet, json)
 
 

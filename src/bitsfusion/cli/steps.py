@@ -14,6 +14,7 @@ from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.cli import analysis
 from bitsfusion.cli.console import print_json, progress_bars
 from bitsfusion.cli.options import Covered, Json, Model, Quiet, time_cover
+from bitsfusion.embedded import guidance_of
 from bitsfusion.errors import InputError
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.load import EMBEDDED
@@ -94,7 +95,7 @@ def init(
     json: Json = False,
 ) -> None:
     """Quantizes and packs without training (section 4.1)."""
-    job = _calibration(calibrate, calibration_prompts, calibration_samples, calibration_steps, device)
+    job = _calibration(model, calibrate, calibration_prompts, calibration_samples, calibration_steps, device)
     with progress_bars(quiet or json) as progress:
         configs = init_pipeline(
             model,
@@ -132,15 +133,15 @@ def pack(
 
 
 def _calibration(
-    calibrate: bool, prompts: Path | None, samples: int | None, steps: int | None, device: str
+    model: str, calibrate: bool, prompts: Path | None, samples: int | None, steps: int | None, device: str
 ) -> CalibrationJob | None:
-    asked = {"prompts": prompts, "samples": samples, "steps": steps}
-    given = [name for name, value in asked.items() if value is not None]
+    asked = {"samples": samples, "steps": steps}
+    chosen: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if not calibrate:
-        if given:
+        if given := [*(["prompts"] if prompts else []), *chosen]:
             raise InputError(f"calibration-{given[0]}: got a value without --calibrate, wanted both or neither")
         return None
-    chosen = {name: value for name, value in (("samples", samples), ("steps", steps)) if value is not None}
+    chosen["guidance"] = guidance_of(model)
     return CalibrationJob(prompts, _CALIBRATION.model_copy(update=chosen), device)
 
 

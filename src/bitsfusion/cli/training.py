@@ -13,10 +13,9 @@ from bitsfusion.cli.interruption import resumable
 from bitsfusion.cli.options import ConfigDevice, Device, Json, Model, Quiet
 from bitsfusion.cli.run import execute
 from bitsfusion.devices import AUTO, resolve
-from bitsfusion.errors import InputError
-from bitsfusion.pipelines.load import EMBEDDED, load_pipeline
+from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.report.time_steps import draw_time_steps
-from bitsfusion.runs.config import FolderSource, WorldSource
+from bitsfusion.runs.config import FolderSource, own_data
 from bitsfusion.runs.sources import training_data
 from bitsfusion.runs.stage import StageConfig, plan_training, read_training_config, train_stage
 from bitsfusion.runs.time_steps import measure_time_steps
@@ -113,10 +112,8 @@ def timesteps(
     json: Json = False,
 ) -> None:
     """At which time steps a quantized model errs (Eq. 9, figure 4)."""
-    if data is None and model != EMBEDDED:
-        raise InputError("data: got none, wanted --data FOLDER of captioned images for this model")
     source = (
-        WorldSource(pool=1024)
+        own_data(model, pool=1024)
         if data is None
         else FolderSource(kind="imagefolder", train_data_dir=data, resolution=resolution)
     )

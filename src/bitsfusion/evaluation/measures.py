@@ -73,7 +73,7 @@ class ImageMeasure:
         if self.groups is None:
             return None
         groups = np.asarray(self.groups)
-        order = [name for name in TASKS if name in self.groups] or sorted(set(self.groups))
+        order = [*(name for name in TASKS if name in self.groups), *sorted(set(self.groups) - set(TASKS))]
         return {name: float(values[groups == name].mean()) for name in order}
 
 
@@ -143,7 +143,7 @@ def fid_measure(features: str, reference: Path, device: str) -> SetMeasure:
 
 
 def world_geneval_measure(prompts: PromptSet) -> ImageMeasure:
-    """GenEval on the drawn world, by its own exact reader."""
+    """GenEval on a drawn world, by its own exact reader."""
     assert prompts.world is not None
 
     def judge(images: Images, where: slice) -> list[Judgement]:
@@ -153,7 +153,7 @@ def world_geneval_measure(prompts: PromptSet) -> ImageMeasure:
         Metric.GENEVAL,
         judge,
         {"detector": "the drawn world's reader", "rules": "strict: nothing but what was asked for"},
-        [prompt.tag for prompt in prompts.world],
+        [prompt.tag for prompt in prompts.asked],
     )
 
 

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitsfusion.data.pictures import PromptedPicture, is_tree, read_pictures
-from bitsfusion.embedded.quick import QUICK
-from bitsfusion.embedded.world import Prompt, Split
+from bitsfusion.embedded.world import Prompt, Split, World
 from bitsfusion.errors import InputError
 from bitsfusion.io.hashes import sha256_json
 from bitsfusion.io.texts import read_lines
@@ -22,11 +21,12 @@ from bitsfusion.io.texts import read_lines
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts and one seed each; `world` holds what they ask for when they are of the drawn world."""
+    """Prompts and one seed each; those of a drawn world hold it, and what each of them asks for."""
 
     texts: tuple[str, ...]
     seeds: tuple[int, ...]
-    world: tuple[Prompt, ...] | None = None
+    asked: tuple[Prompt, ...] = ()
+    world: World | None = None
 
     @property
     def sha256(self) -> str:
@@ -41,7 +41,7 @@ class PromptSet:
         """
         if self.world is None:
             return None
-        return [QUICK.shows(image, prompt) for prompt, image in zip(self.world[where], images, strict=True)]
+        return [self.world.shows(image, prompt) for prompt, image in zip(self.asked[where], images, strict=True)]
 
     def repeated(self, times: int) -> PromptSet:
         """Every prompt `times` times, side by side; image i has the first seed + i."""
@@ -50,21 +50,21 @@ class PromptSet:
 
     def chosen(self, places: Sequence[int]) -> PromptSet:
         """Those at `places`, in that order."""
-        world = None if self.world is None else tuple(self.world[place] for place in places)
-        return PromptSet(tuple(self.texts[i] for i in places), tuple(self.seeds[i] for i in places), world)
+        texts, seeds = tuple(self.texts[i] for i in places), tuple(self.seeds[i] for i in places)
+        return PromptSet(texts, seeds, tuple(self.asked[i] for i in places if self.asked), self.world)
 
     def first_of_each(self, per_task: int) -> list[int]:
         """The places of the first `per_task` of each task, or the first 6 x `per_task` where there are no tasks."""
         if self.world is None:
             return list(range(min(len(self.texts), 6 * per_task)))
-        tags = [prompt.tag for prompt in self.world]
+        tags = [prompt.tag for prompt in self.asked]
         return [place for place, tag in enumerate(tags) if tags[:place].count(tag) < per_task]
 
 
-def world_prompts(split: Split, per_task: int, seed: int) -> PromptSet:
-    """`per_task` prompts of each of the six tasks; image i has seed `seed` + i."""
-    prompts = tuple(QUICK.prompt_set(split, per_task))
-    return PromptSet(tuple(p.text for p in prompts), tuple(range(seed, seed + len(prompts))), prompts)
+def world_prompts(world: World, split: Split, per_task: int, seed: int) -> PromptSet:
+    """`per_task` prompts of each of a drawn world's tasks; image i has seed `seed` + i."""
+    prompts = tuple(world.prompt_set(split, per_task))
+    return PromptSet(tuple(p.text for p in prompts), tuple(range(seed, seed + len(prompts))), prompts, world)
 
 
 def file_prompts(path: Path, seed: int) -> PromptSet:

@@ -20,7 +20,6 @@ from bitsfusion.io.atomic import atomic_path
 from bitsfusion.io.texts import read_json, write_json
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.metrics.geneval import GenEvalResult, GenEvalSummary, geneval_summary
-from bitsfusion.metrics.geneval.prompts import TASKS
 
 SCHEMA_VERSION = 2
 """Of scores.json; steps that write it name it among what they depend on."""
@@ -101,14 +100,14 @@ def geneval(scores: Sequence[RungScores], prompts: PromptSet) -> GenEvalSummary 
 
     The images of a prompt, one for each training seed, are one trial of its interval.
     """
-    if prompts.world is None or {prompt.tag for prompt in prompts.world} != set(TASKS):
+    if prompts.world is None or {prompt.tag for prompt in prompts.asked} != set(prompts.world.tasks):
         return None
     results = [
         GenEvalResult(prompt.tag, correct, group=place)
         for score in scores
-        for place, (prompt, correct) in enumerate(zip(prompts.world, score.passed or (), strict=True))
+        for place, (prompt, correct) in enumerate(zip(prompts.asked, score.passed or (), strict=True))
     ]
-    return geneval_summary(results)
+    return geneval_summary(results, tasks=prompts.world.tasks)
 
 
 def paired_difference(

@@ -7,14 +7,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from bitsfusion.embedded import PIPELINE_FOLDER
+from bitsfusion.embedded import MODELS
 from bitsfusion.errors import InputError
 from bitsfusion.pipelines.folder import INDEX, Form, PipelineFolder, read_folder
 
 EMBEDDED = "embedded"
-"""The name of the model that ships inside the package."""
+"""The name of the quick world's model, the one that commands take where none is named."""
 
-SHIPPED: Mapping[str, Path] = {EMBEDDED: PIPELINE_FOLDER}
+SHIPPED: Mapping[str, Path] = {name: model.pipeline for name, model in MODELS.items()}
 """Models that come with the package, by name."""
 
 HASHES_FILE = "SHA256SUMS"

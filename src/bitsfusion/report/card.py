@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from bitsfusion.artifact.inspect import ComponentSize, Inspection, inspect_folder, inspect_pipeline
 from bitsfusion.artifact.reader import open_folder
 from bitsfusion.diffusion.samplers import build_scheduler
+from bitsfusion.embedded import embedded_model
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.drawing import Sampling, draw
 from bitsfusion.evaluation.prompts import PromptSet, world_prompts
@@ -22,7 +23,7 @@ from bitsfusion.io.atomic import atomic_folder
 from bitsfusion.io.texts import read_json, write_text
 from bitsfusion.metrics.generation import write_png
 from bitsfusion.pipelines.card_files import CARD, PICTURES, README
-from bitsfusion.pipelines.load import EMBEDDED, load_pipeline
+from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.report.charts import layer_chart
 from bitsfusion.report.data import layer_rows
 from bitsfusion.report.numbers import size
@@ -184,7 +185,7 @@ def run_scores(folder: Path) -> Path | None:
 
 
 def original_of(scores: Path | None) -> str | None:
-    """The original that a file of scores names: a hub id, a folder, or "embedded"."""
+    """The original that a file of scores names: a hub id, a folder, or an embedded model."""
     if scores is None:
         return None
     values = read_json(scores)
@@ -201,7 +202,7 @@ def hub_id(model: str | None) -> str | None:
 
 def known_license(folder: Path, original: str | None) -> str | None:
     """The license that is known: of an earlier card of `folder`, or of the original's where it is a folder."""
-    if original == EMBEDDED:
+    if embedded_model(original):
         return EMBEDDED_LICENSE
     for place in (Path(folder), Path(original) if original else None):
         if place is not None and (place / README).is_file():
@@ -215,8 +216,9 @@ def known_license(folder: Path, original: str | None) -> str | None:
 
 
 def default_prompts(original: str | None) -> tuple[str, ...]:
-    """One test prompt of each task for the embedded model; other models have none."""
-    return world_prompts("test", 1, 0).texts if original == EMBEDDED else ()
+    """One test prompt of each task for an embedded model; other models have none."""
+    found = embedded_model(original)
+    return world_prompts(found.world, "test", 1, 0).texts if found else ()
 
 
 def _covered(features: dict[str, Any]) -> tuple[str, int]:

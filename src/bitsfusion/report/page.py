@@ -20,7 +20,7 @@ from bitsfusion.vote.results_page import verdict
 
 _TASK_LABELS = dict(
     zip(TASKS, ("One object", "Two objects", "Counting", "Colours", "Position", "Colour of each"), strict=True)
-)
+) | {"three_object": "Three objects", "size": "Sizes"}
 _COLUMNS: tuple[tuple[str, str, Callable[[Rung], str]], ...] = (
     ("Bits", "bits", lambda rung: number(rung.bits)),
     ("GenEval, 95 %", "geneval", lambda rung: ""),

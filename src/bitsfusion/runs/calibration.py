@@ -15,17 +15,17 @@ from bitsfusion.calibration.prompts import PROMPTS
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.calibration.trajectories import trajectories
 from bitsfusion.diffusion.denoise import pipeline_denoiser
-from bitsfusion.embedded.quick import QUICK
+from bitsfusion.embedded import embedded_model
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import file_prompts
 from bitsfusion.io.hashes import sha256_json
-from bitsfusion.pipelines.load import EMBEDDED, check_draws_from_text
+from bitsfusion.pipelines.load import check_draws_from_text
 from bitsfusion.runs.progress import ProgressSink
 
 CALIBRATED = "calibrated"
 """What `scale_init` is called where scales and codes come from a calibration."""
 
-_WORLD_PROMPTS = 8  # of each of the six tasks
+_WORLD_PROMPTS = 8  # of each task
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class CalibrationJob:
     """What to calibrate with.
 
     Fields:
-        prompts: a file of prompts; None: the package's own, of the drawn world for the embedded model.
+        prompts: a file of prompts; None: the package's own, of its drawn world for an embedded model.
         settings: see there.
         device: where the model runs, such as "cuda".
     """
@@ -50,8 +50,8 @@ class CalibrationJob:
         """
         if self.prompts is not None:
             return file_prompts(self.prompts, 0).texts
-        if model == EMBEDDED:  # every task alike, however few are taken
-            prompts = QUICK.prompt_set("validation", _WORLD_PROMPTS)
+        if known := embedded_model(model):  # every task alike, however few are taken
+            prompts = known.world.prompt_set("validation", _WORLD_PROMPTS)
             return tuple(prompt.text for first in range(_WORLD_PROMPTS) for prompt in prompts[first::_WORLD_PROMPTS])
         return PROMPTS
 

@@ -12,7 +12,7 @@ from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.devices import AUTO, NAME_PATTERN
 from bitsfusion.diffusion.samplers import Sampler, SamplerSteps, sampler_name
 from bitsfusion.diffusion.time_features import BASIS, Cover
-from bitsfusion.embedded import SCORER_FOLDER
+from bitsfusion.embedded import embedded_model, world_of
 from bitsfusion.errors import InputError
 from bitsfusion.io.schema import parse
 from bitsfusion.numerics import ScaleInit
@@ -27,13 +27,21 @@ class _Section(BaseModel):
 
 
 class WorldSource(_Section):
-    """Scenes of the embedded world, drawn on the fly."""
+    """Scenes of an embedded model's world, drawn on the fly."""
 
     kind: Literal["world"] = "world"
+    world: Literal["quick", "grid"] = "quick"
     pool: int = Field(8192, ge=1)
     """How many captioned scenes are drawn and encoded once."""
-    task_weights: tuple[float, float, float, float, float, float] | None = None
-    """How often each of the six tasks comes up; null: equally often."""
+    task_weights: tuple[float, ...] | None = None
+    """How often each of the world's tasks comes up; null: equally often."""
+
+    @model_validator(mode="after")
+    def _check(self) -> WorldSource:
+        tasks = world_of(self.world).tasks
+        if self.task_weights is not None and len(self.task_weights) != len(tasks):
+            raise ValueError(f"task_weights: got {len(self.task_weights)}, wanted one for each of {', '.join(tasks)}")
+        return self
 
 
 class ImageSection(_Section):
@@ -87,6 +95,38 @@ class WebDatasetSource(ImageSection):
 DataSource: TypeAlias = WorldSource | FolderSource | HfDatasetSource | WebDatasetSource
 
 
+def own_data(model: str, **options: Any) -> WorldSource:
+    """What an embedded model trains on, where no other data is named.
+
+    Raises:
+        InputError: another model, which has none of its own.
+    """
+    known = embedded_model(model)
+    if known is None:
+        raise InputError("data: got none, wanted --data FOLDER of captioned images for this model")
+    return WorldSource(world=known.world_name, **options)
+
+
+def with_own_defaults(values: Any, guided: tuple[str, ...] = ()) -> Any:
+    """A config's fields as read; an embedded model's own world and guidance stand in for what they do not say.
+
+    Args:
+        values: mappings and plain values; anything else is left as it is.
+        guided: the sections with a field `guidance`.
+    """
+    known = embedded_model(values.get("model", EMBEDDED)) if isinstance(values, dict) else None
+    if known is None:
+        return values
+    own: dict[str, Any] = {name: {"guidance": known.guidance} for name in guided}
+    own["data"] = {"kind": "world", "world": known.world_name}
+    filled = dict(values)
+    for name, defaults in own.items():
+        section = values.get(name, {})
+        if isinstance(section, dict) and (name != "data" or section.get("kind", "world") == "world"):
+            filled[name] = {**defaults, **section}
+    return filled
+
+
 class RecipeSection(_Section):
     """How bits are assigned (section 3.3)."""
 
@@ -123,9 +163,9 @@ class EvaluationSection(_Section):
     """On what the rungs are compared: the same prompts and seeds for all of them."""
 
     prompts: Path | None = None
-    """A .txt or .jsonl file of prompts; null: the drawn world's test prompts."""
+    """A .txt or .jsonl file of prompts; null: an embedded model's own."""
     per_task: int = Field(100, ge=1)
-    """Prompts of each of the drawn world's six tasks."""
+    """Prompts of each task of an embedded model's world."""
     split: Literal["validation", "test"] = "test"
     sampler: Sampler = Sampler.PNDM
     steps: int = Field(50, ge=1)
@@ -133,7 +173,7 @@ class EvaluationSection(_Section):
     seed: int = Field(1024, ge=0)
     batch_size: int = Field(50, ge=1)
     clip: str | None = None
-    """CLIP model of the score: a folder or hub id; null: none, or the embedded model's own scorer."""
+    """CLIP model of the score: a folder or hub id; null: none, or an embedded model's own scorer."""
     probe_samples: int = Field(512, ge=1)
     """Noisy latents on which noise error and noise loss are measured."""
 
@@ -142,7 +182,7 @@ class RunConfig(_Section):
     """A whole run."""
 
     model: str = EMBEDDED
-    """A diffusers folder, a hub id, or "embedded"."""
+    """A diffusers folder, a hub id, or an embedded model: "embedded" or "embedded:grid"."""
     device: str = Field(AUTO, pattern=NAME_PATTERN)
     """Where all of it computes: auto, cpu, cuda, cuda:1, mps; see `devices.resolve`."""
     data: Annotated[DataSource, Field(discriminator="kind")] = WorldSource()
@@ -163,6 +203,11 @@ class RunConfig(_Section):
     serve: ServeSection = ServeSection()
     evaluation: EvaluationSection = EvaluationSection()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_defaults(cls, values: Any) -> Any:
+        return with_own_defaults(values, guided=("calibration", "evaluation"))
+
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
         if (self.stage1.stage, self.stage2.stage) != (1, 2):
@@ -177,14 +222,15 @@ class RunConfig(_Section):
         if samplers is not None and samplers.get(evaluation.sampler.value) != evaluation.steps:
             wanted = f"{evaluation.sampler.value}: {evaluation.steps}"
             raise ValueError(f"serve.samplers: wanted {wanted} among them, which the evaluation uses, or cover: basis")
-        if self.model != EMBEDDED and evaluation.prompts is None:
+        if embedded_model(self.model) is None and evaluation.prompts is None:
             raise ValueError("evaluation.prompts: got none, wanted a file of prompts for this model")
         return self
 
     @property
     def scorer(self) -> str | None:
         """The CLIP model of the score, if there is one."""
-        return self.evaluation.clip or (str(SCORER_FOLDER) if self.model == EMBEDDED else None)
+        known = embedded_model(self.model)
+        return self.evaluation.clip or (str(known.scorer) if known else None)
 
 
 def read_config(path: Path) -> RunConfig:

@@ -6,11 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bitsfusion.artifact.inspect import Inspection, inspect_folder
+from bitsfusion.embedded import embedded_model
 from bitsfusion.evaluation.rungs import RungScores, geneval, load_images
 from bitsfusion.io.hashes import sha256_file
 from bitsfusion.io.schema import parse
 from bitsfusion.io.texts import read_json
-from bitsfusion.pipelines.load import EMBEDDED
 from bitsfusion.report import write_report
 from bitsfusion.report.data import Curve, LayerRow, Pictures, ReportData, Rung, SeedScores, Sizes, layer_rows
 from bitsfusion.report.scores import ScoreTable, read_scores
@@ -33,7 +33,6 @@ VOTES = "votes.json"
 SCORES = ("scores.json", "evaluation/scores.json")
 """Shown if they are there: of `bitsfusion vote --results FILE --json` and of `bitsfusion evaluate --out`."""
 
-MODEL_NAMES = {EMBEDDED: "The embedded model"}
 LABELS = {
     "full_precision": ("Full precision", "the original"),
     "init": ("Init", "quantized, not trained"),
@@ -46,10 +45,10 @@ LABELS = {
 def write_run_report(ladder: Ladder) -> Path:
     """Writes report/index.html."""
     inspection, model = inspect_folder(ladder.workspace.path / "packed"), ladder.workspace.config.model
-    compared = comparisons(ladder)
+    compared, known = comparisons(ladder), embedded_model(model)
     return write_report(
         ReportData(
-            title=f"{MODEL_NAMES.get(model, model)} at {inspection.average_bits:.2f} bits",
+            title=f"{known.title if known else model} at {inspection.average_bits:.2f} bits",
             model=model,
             rungs=[_rung(ladder, name, compared.get(name)) for name in rung_names(ladder)],
             final=ladder.packed.name,

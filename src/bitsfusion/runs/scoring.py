@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bitsfusion.devices import placed
 from bitsfusion.diffusion.denoise import with_denoiser
+from bitsfusion.embedded import MODELS
 from bitsfusion.evaluation.drawing import Sampling, draw
 from bitsfusion.evaluation.noise import NoiseProbe, make_probe, mean_squared, predict
 from bitsfusion.evaluation.prompts import PromptSet, file_prompts, world_prompts
@@ -45,7 +46,8 @@ class Scoring:
         section = self.workspace.config.evaluation
         if section.prompts is not None:
             return file_prompts(section.prompts, section.seed)
-        return world_prompts(section.split, section.per_task, section.seed)
+        known = MODELS[self.workspace.config.model]
+        return world_prompts(known.world, section.split, section.per_task, section.seed)
 
     def score(
         self,

@@ -19,6 +19,7 @@ from bitsfusion.data.records import ImageSource
 from bitsfusion.data.tar_shards import TarShards
 from bitsfusion.devices import placed, resolve
 from bitsfusion.diffusion.conditioning import Conditioner, conditioner_of
+from bitsfusion.embedded import world_of
 from bitsfusion.embedded.world import Split
 from bitsfusion.runs.config import DataSource, FolderSource, HfDatasetSource, WorldSource
 from bitsfusion.runs.progress import ProgressSink
@@ -58,6 +59,7 @@ def training_data(
             pool=min(source.pool, 1024) if held_out else source.pool,
             split=split,
             task_weights=source.task_weights,
+            world=world_of(source.world),
         )
 
 

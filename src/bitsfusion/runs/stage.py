@@ -22,7 +22,7 @@ from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.load import pipeline_folder
 from bitsfusion.recipe.named import recipe_bits
-from bitsfusion.runs.config import DataSource, RunConfig, WorldSource
+from bitsfusion.runs.config import DataSource, RunConfig, WorldSource, with_own_defaults
 from bitsfusion.runs.progress import ProgressSink
 from bitsfusion.runs.sources import training_data
 from bitsfusion.training.checkpoint import STUDENT_INFO, find_checkpoint, load_student
@@ -38,7 +38,7 @@ class StageConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
-    """A diffusers folder, a hub id, or "embedded": the teacher, and the text encoder, tokenizer and VAE."""
+    """A diffusers folder, a hub id, or an embedded model: the teacher, and the text encoder, tokenizer and VAE."""
     data: Annotated[DataSource, Field(discriminator="kind")]
     recipe: str | None = None
     """Start from the model's own weights with these bits: a recipe file, or a published recipe's name."""
@@ -46,6 +46,11 @@ class StageConfig(BaseModel):
     student: Path | None = None
     """Or start from a finished stage's folder, or a checkpoint of it."""
     training: TrainingConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_defaults(cls, values: Any) -> Any:
+        return with_own_defaults(values)
 
     @model_validator(mode="after")
     def _check(self) -> StageConfig:

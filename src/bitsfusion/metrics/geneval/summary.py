@@ -39,7 +39,7 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class GenEvalSummary:
-    """The mean of the six tasks' accuracies with a bootstrap interval, and each task's score."""
+    """The mean of the tasks' accuracies with a bootstrap interval, and each task's score."""
 
     overall: float
     low: float
@@ -51,28 +51,33 @@ class GenEvalSummary:
         return {"overall": self.overall, "tasks": {tag: score.accuracy for tag, score in self.tasks.items()}}
 
 
-def geneval_summary(results: Iterable[GenEvalResult], resamples: int = 2000) -> GenEvalSummary:
+def geneval_summary(
+    results: Iterable[GenEvalResult], resamples: int = 2000, tasks: Sequence[str] = TASKS
+) -> GenEvalSummary:
     """GenEval's numbers from the results of its images, every task counting the same however many images it has.
 
     The overall interval resamples within each task, images of a group together (`bootstrap_mean_interval`). It takes
     groups, and images without one, as independent: where each prompt has one, it speaks of new prompts.
 
+    Args:
+        tasks: those that count; a drawn world may have more than GenEval's six.
+
     Raises:
         InputError: a result has an unknown task, or a task has no image.
     """
-    groups: dict[str, dict[object, list[bool]]] = {tag: {} for tag in TASKS}
+    groups: dict[str, dict[object, list[bool]]] = {tag: {} for tag in tasks}
     for place, result in enumerate(results):
         if result.tag not in groups:
-            raise InputError(f"GenEval: got task {result.tag!r}, wanted one of {', '.join(TASKS)}")
+            raise InputError(f"GenEval: got task {result.tag!r}, wanted one of {', '.join(tasks)}")
         key = (place, None) if result.group is None else result.group
         groups[result.tag].setdefault(key, []).append(result.correct)
     missing = [tag for tag, found in groups.items() if not found]
     if missing:
-        raise InputError(f"GenEval: got no image for {', '.join(missing)}, wanted some for each of the six tasks")
-    tasks = {tag: _task_score(list(found.values())) for tag, found in groups.items()}
+        raise InputError(f"GenEval: got no image for {', '.join(missing)}, wanted some for each of {len(groups)} tasks")
+    scored = {tag: _task_score(list(found.values())) for tag, found in groups.items()}
     shares = [(tag, float(np.mean(group))) for tag, found in groups.items() for group in found.values()]
     interval = bootstrap_mean_interval([share for _, share in shares], [tag for tag, _ in shares], resamples=resamples)
-    return GenEvalSummary(float(np.mean([score.accuracy for score in tasks.values()])), *interval, tasks)
+    return GenEvalSummary(float(np.mean([score.accuracy for score in scored.values()])), *interval, scored)
 
 
 def _task_score(groups: Sequence[Sequence[bool]]) -> TaskScore:
