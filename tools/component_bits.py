@@ -35,9 +35,9 @@ from bitsfusion.metrics.intervals import bootstrap_mean_interval
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.folder import read_folder
 from bitsfusion.pipelines.load import load_pipeline, pipeline_folder
+from bitsfusion.progress import ProgressSink
 from bitsfusion.runs.components import OtherBits, other_parts
 from bitsfusion.runs.packing import init_pipeline
-from bitsfusion.runs.progress import ProgressSink
 
 BITS = (3, 4, 5, 6, 8)
 WHOLE = ((4, 4, 4), (4, 6, 4), (4, 5, 5), (5, 6, 5), (6, 6, 6))  # linear layers, token embedding, VAE

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.calibration.trees import Tree, map_tensors
 from bitsfusion.errors import InputError
+from bitsfusion.progress import Progress, silent
 
 _BATCH = 24
 _BATCH_VALUES = 8192  # of the latents drawn together: two of Stable Diffusion's at 256 pixels
@@ -48,7 +49,7 @@ def trajectories(
     denoiser: nn.Module,
     prompts: Sequence[str],
     settings: CalibrationSettings,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> list[Call]:
     """Draws pictures by the pipeline's own code and scheduler, and keeps what the denoiser was called with.
 
@@ -74,8 +75,7 @@ def trajectories(
 
     def keep(module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> None:
         calls.append(Call(args, kwargs).mapped(lambda tensor: tensor.detach().clone()))
-        if progress is not None:
-            progress(min(len(calls), total), total)
+        progress(min(len(calls), total), total)
 
     before = getattr(pipeline, "_progress_bar_config", None)
     pipeline.set_progress_bar_config(disable=True)

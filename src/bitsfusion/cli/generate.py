@@ -43,7 +43,7 @@ def generate(
             guidance=guidance,
             seed=seed,
             device=device,
-            progress=lambda done, total: progress.update("generate", done, total),
+            progress=progress.step("generate"),
         )
     for path in paths:
         print(path)

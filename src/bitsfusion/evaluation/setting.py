@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,6 @@ from bitsfusion.evaluation.pictures import seeds_said
 from bitsfusion.evaluation.prompts import PromptSet
 
 MODEL, AGAINST = "model", "against"
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is under way, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True)

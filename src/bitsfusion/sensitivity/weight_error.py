@@ -11,6 +11,7 @@ from torch import Tensor
 from bitsfusion.architectures.layers import LayerInfo, LayerRole
 from bitsfusion.nn.scale import layer_scale
 from bitsfusion.numerics import ScaleInit, dequantize, quantize
+from bitsfusion.progress import Progress, silent
 from bitsfusion.sensitivity.table import MEASURED_BITS, SensitivityRow, SensitivityTable
 
 METHOD = "weight_error"
@@ -36,7 +37,7 @@ def weight_error_table(
     source_sha256: str | None = None,
     steps: int = 50,
     feature_values: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> SensitivityTable:
     """The squared error that quantization leaves in each layer's weights, relative to their energy, times N^-0.25.
 
@@ -64,8 +65,7 @@ def weight_error_table(
             started = time.monotonic()
             error = relative_error(name, part, bits) * chosen[name] ** SIZE_EXPONENT
             rows.append(SensitivityRow(layer=name, bits=bits, mse=error, seconds=time.monotonic() - started))
-        if progress is not None:
-            progress(done, len(chosen))
+        progress(done, len(chosen))
     return _table(layers, rows, model, steps * width if feature_values is None else feature_values, source_sha256)
 
 
