@@ -112,7 +112,7 @@ def geneval(prompts: PromptSet, passed: np.ndarray) -> str:
 
 
 def sizes_of(model: str) -> Sizes:
-    """Of the VAE, of the text encoder's token embedding, and of all else of the text encoder; up to 6 bits."""
+    """The bytes of the VAE, of the text encoder's token embedding, and of its other weights; up to 6 bits."""
     sizes: Sizes = {}
     source = pipeline_folder(model).resolve()
     for bits in BITS[:-1]:  # at 8 bits the search for scales takes too long to be worth a size

@@ -19,7 +19,7 @@ from bitsfusion.errors import InputError
 from bitsfusion.evaluation.drawing import Sampling, draw_into
 from bitsfusion.evaluation.estimates import Difference, verdicts
 from bitsfusion.evaluation.measures import Measure
-from bitsfusion.evaluation.pictures import PictureFiles, given
+from bitsfusion.evaluation.pictures import PictureFiles, matching_pictures
 from bitsfusion.evaluation.setting import Evaluation
 from bitsfusion.evaluation.values import KeptValues
 from bitsfusion.io.hashes import sha256_folder
@@ -45,10 +45,12 @@ def evaluate(
         InputError: no such model, or `out` holds images of others or is at work in another process; or whatever a
             measure refuses.
     """
-    sources = evaluation.sources
-    if evaluation.given and len(evaluation.guidance) > 1:
+    sources, from_pictures = evaluation.sources, evaluation.picture_sides
+    if from_pictures and len(evaluation.guidance) > 1:
         raise InputError(f"guidance: got {len(evaluation.guidance)} values beside a folder of pictures, wanted one")
-    pictures = {side: given(Path(sources[side]), evaluation.prompts) for side in sorted(evaluation.given)}
+    pictures = {
+        side: matching_pictures(Path(sources[side]), evaluation.prompts) for side in sorted(evaluation.picture_sides)
+    }
     hashes = {side: pictures[side].sha256 if side in pictures else _sha256(sources[side]) for side in sources}
     identities = {side: _identity(source, hashes[side], pictures.get(side)) for side, source in sources.items()}
     with folder_lock(out, out / ".lock"):
@@ -125,7 +127,7 @@ def _pipeline(source: str, evaluation: Evaluation) -> DiffusionPipeline:
 def _identity(source: str, sha256: str, pictures: PictureFiles | None) -> dict[str, Any]:
     """Which model, and at how many bits it is if it is packed; or which pictures, and what is said of them."""
     if pictures is not None:
-        return {"source": source, "sha256": sha256, "bits": None, "pictures": pictures.said}
+        return {"source": source, "sha256": sha256, "bits": None, "pictures": pictures.metadata}
     try:
         packed = inspect_folder(pipeline_folder(source))
     except InputError:

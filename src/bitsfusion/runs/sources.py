@@ -24,7 +24,7 @@ from bitsfusion.progress import SILENT, ProgressSink
 from bitsfusion.runs.config import DataSource, FolderSource, HfDatasetSource, WorldSource
 
 HELD_OUT_SEED = 1_000_003
-"""Of the scenes that no student trains on."""
+"""The seed of the scenes that no student trains on."""
 
 
 def training_data(

@@ -129,7 +129,7 @@ def _seed(ladder: Ladder, score: RungScores, seed: int) -> SeedScores:
 
 
 def known_mean(values: Sequence[float | None]) -> float | None:
-    """Of what was measured; None where nothing was."""
+    """The mean of what was measured; None where nothing was."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
 

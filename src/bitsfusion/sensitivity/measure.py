@@ -18,7 +18,7 @@ from bitsfusion.errors import InputError
 from bitsfusion.io.hashes import sha256_json
 from bitsfusion.progress import Progress, silent
 from bitsfusion.sensitivity.journal import only_writer, row_journal
-from bitsfusion.sensitivity.methods import alone
+from bitsfusion.sensitivity.methods import one_process
 from bitsfusion.sensitivity.paper import ImageDistance, TextImageScorer
 from bitsfusion.sensitivity.settings import Settings
 from bitsfusion.sensitivity.table import MEASURED_BITS, Candidate, SensitivityTable, read_table, write_table
@@ -85,7 +85,7 @@ def analyze(
         progress(len(rows), len(wanted))
         missing = [candidate for candidate in wanted if candidate not in rows]
         if missing:
-            workers = workers or alone(pipeline, settings, data, scorer, lpips)
+            workers = workers or one_process(pipeline, settings, data, scorer, lpips)
             with contextlib.closing(workers.rows(missing)) as measured:
                 for row in measured:
                     journal.append([row])

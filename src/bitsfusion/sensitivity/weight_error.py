@@ -21,7 +21,7 @@ ROWS = 64
 _GAUSSIAN_INPUTS = 1024
 
 SIZE_EXPONENT = -0.25
-"""Of the layer's size, times which the error counts: large layers bear more.
+"""An error counts times this power of its layer's size: large layers bear more.
 
 The paper's score has N^-0.3 on errors of images. On the embedded model, untrained, the recipes of least noise error
 came from 0 and -0.25 at 1.99 bits, from -1 at 2.5 and 3.5 (which has twice the error at 1.99); 1, the plain sum over
