@@ -26,7 +26,7 @@ from bitsfusion.sensitivity.noise_error import NoiseError
 from bitsfusion.sensitivity.paper import PaperMethod
 from bitsfusion.sensitivity.settings import JacobianSettings, NoiseErrorSettings, PaperSettings
 from bitsfusion.sensitivity.table import MEASURED_BITS, SensitivityTable, read_table
-from bitsfusion.sensitivity.workers import Alone
+from bitsfusion.sensitivity.workers import OneProcess
 
 PAPER_CANDIDATES = 4  # timed in each round
 OWN_KEYS = ("samplers", "data", "clip_scorer", "lpips")  # of a table's settings: not of the method
@@ -87,7 +87,7 @@ def main() -> None:
         if isinstance(settings, JacobianSettings):
             rows = list(Jacobian(pipeline, settings, data).rows(every))
         else:
-            rows = list(Alone(lambda: NoiseError(pipeline, settings, data)).rows(every))
+            rows = list(OneProcess(lambda: NoiseError(pipeline, settings, data)).rows(every))
         return reference.model_copy(update={"rows": rows, "method": settings.method})
 
     took: dict[str, list[float]] = {}

@@ -43,7 +43,7 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The folder's name."""
         eta = f"-eta{self.eta:g}" if self.strategy is Strategy.PAPER else ""
         return f"{self.method}-{self.strategy.value}-{self.bits:g}{eta}"
 

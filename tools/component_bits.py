@@ -36,9 +36,9 @@ from bitsfusion.metrics.intervals import bootstrap_mean_interval
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.folder import read_folder
 from bitsfusion.pipelines.load import load_pipeline, pipeline_folder
+from bitsfusion.progress import ProgressSink
 from bitsfusion.runs.components import OtherBits, other_parts
 from bitsfusion.runs.packing import init_pipeline
-from bitsfusion.runs.progress import ProgressSink
 
 BITS = (3, 4, 5, 6, 8)
 WHOLE = ((4, 4, 4), (4, 6, 4), (4, 5, 5), (5, 6, 5), (6, 6, 6))  # linear layers, token embedding, VAE
@@ -113,7 +113,7 @@ def geneval(prompts: PromptSet, passed: np.ndarray) -> str:
 
 
 def sizes_of(model: str) -> Sizes:
-    """Of the VAE, of the text encoder's token embedding, and of all else of the text encoder; up to 6 bits."""
+    """The bytes of the VAE, of the text encoder's token embedding, and of its other weights; up to 6 bits."""
     sizes: Sizes = {}
     source = pipeline_folder(model).resolve()
     for bits in BITS[:-1]:  # at 8 bits the search for scales takes too long to be worth a size

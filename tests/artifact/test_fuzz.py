@@ -92,7 +92,7 @@ def bounds() -> Iterator[None]:
 
 @contextmanager
 def time_limit() -> Iterator[None]:
-    """Of work, and of waiting on a busy machine."""
+    """A limit of work, and of waiting on a busy machine."""
 
     def ring(*_: Any) -> None:
         raise TimeoutError(f"more than {SECONDS} seconds of work, or {PATIENCE} in all")

@@ -26,12 +26,12 @@ def test_a_few_prompts_show_nothing(images):
 
 
 def test_the_fewest_are_those_of_the_sign_test():
-    """Of n fair coins all fall alike with 2 / 2^n: below 5 % from FEWEST on."""
+    """All of n fair coins fall alike with 2 / 2^n: below 5 % from FEWEST on."""
     assert 2 / 2**FEWEST < 0.05 < 2 / 2 ** (FEWEST - 1)
 
 
 def test_images_of_a_prompt_are_no_evidence_of_their_own():
-    """Of 60 comparisons of equal models on 40 prompts, 5 like images each, few say that there is a difference.
+    """Few of 60 comparisons of equal models on 40 prompts, 5 like images each, show a difference.
 
     Were images resampled instead of prompts, more than a third would.
     """

@@ -36,9 +36,18 @@ from bitsfusion.io.work_folder import folder_lock
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.metrics.generation import generate_images
 from bitsfusion.pipelines.load import EMBEDDED, load_pipeline
+from bitsfusion.progress import ProgressSink, silent
 from bitsfusion.runs.packing import init_pipeline
 
 STEPS = 2
+
+
+class Recorder(ProgressSink):
+    def __init__(self, said):
+        self.said = said
+
+    def update(self, step, done, total, note=""):
+        self.said.append((step, done, total))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +76,7 @@ def measures(evaluation):
 
 def test_scores_say_what_they_are_of(evaluation, measures, packed, tmp_path):
     said = []
-    scores = evaluate(evaluation, measures, tmp_path, lambda what, done, total: said.append((what, done, total)))
+    scores = evaluate(evaluation, measures, tmp_path, Recorder(said))
     assert scores == json.loads((tmp_path / "scores.json").read_text())
     assert [(result["metric"], result["guidance"]) for result in scores["results"]] == [
         (measure.metric.value, guidance) for guidance in (3.5, 7.5) for measure in measures
@@ -104,7 +113,7 @@ def test_scores_say_what_they_are_of(evaluation, measures, packed, tmp_path):
 def test_a_stopped_drawing_goes_on_with_the_same_images(packed, tmp_path):
     prompts, sampling = world_prompts(QUICK, "test", 1, 3), Sampling("ddim", STEPS, 5.0, 2)
 
-    def into(name: str, sampling: Sampling, progress=None):
+    def into(name: str, sampling: Sampling, progress=silent):
         return draw_into(
             tmp_path / name, lambda: load_pipeline(str(packed)), prompts, sampling, "hash", progress=progress
         )

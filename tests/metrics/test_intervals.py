@@ -32,7 +32,7 @@ def test_bootstrap_matches_the_normal_interval_and_repeats():
 
 
 def test_bootstrap_of_few_values_is_as_wide_as_students_t():
-    """Of samples of 10 around zero, no more than promised leave zero out; plain percentiles leave it out in 10 %."""
+    """No more samples of 10 around zero than promised leave zero out; plain percentiles leave it out in 10 %."""
     rng = np.random.default_rng(1)
     outside = 0
     for _ in range(500):

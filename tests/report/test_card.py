@@ -199,7 +199,7 @@ def test_scores_of_evaluate(folder, inspection):
 
 
 def test_scores_beside_pictures(folder, inspection):
-    """Of a folder of pictures with seeds of their own nothing is said that is not known."""
+    """Nothing that is not known is said of a folder of pictures with seeds of their own."""
     path, values = folder.parent / "scores.json", scores(inspection)
     values["against"] = {"source": "drawn/elsewhere", "bits": None, "pictures": {"sampler": None}}
     values["settings"]["seeds"] = [3, 9, 4]

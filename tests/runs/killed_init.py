@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 
 from bitsfusion.calibration.settings import CalibrationSettings
+from bitsfusion.progress import SILENT, ProgressSink
 from bitsfusion.runs.calibration import CalibrationJob
 from bitsfusion.runs.packing import init_pipeline
-from bitsfusion.runs.progress import ProgressSink
 
 
-def calibrated(model: str, out: Path, progress: ProgressSink | None = None) -> None:
+def calibrated(model: str, out: Path, progress: ProgressSink = SILENT) -> None:
     """The command, with few pictures."""
     job = CalibrationJob(settings=CalibrationSettings(samples=3, steps=2))
     init_pipeline(model, out, recipe="uniform:2", calibration=job, progress=progress)
@@ -28,7 +28,7 @@ class _Deadly(ProgressSink):
     def __init__(self, step: str, done: int) -> None:
         self._at = step, done
 
-    def update(self, step: str, done: int, total: int, detail: str = "") -> None:
+    def update(self, step: str, done: int, total: int, note: str = "") -> None:
         if (step, done) >= self._at and step == self._at[0]:
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -24,10 +24,10 @@ from bitsfusion.packing.accounting import average_bits
 from bitsfusion.pipelines.folder import read_folder
 from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.pipelines.model_folder import open_model
+from bitsfusion.progress import ProgressSink
 from bitsfusion.recipe.schema import Recipe, write_recipe
 from bitsfusion.runs.components import WHOLE, OtherBits, other_parts
 from bitsfusion.runs.packing import init_pipeline
-from bitsfusion.runs.progress import ProgressSink
 
 TOKENS = "embeddings.token_embedding"
 ENDS = {

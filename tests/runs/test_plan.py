@@ -23,7 +23,7 @@ from ..tiny.transformers import CONFIGS, build_transformer
 from ..tiny.unet import build_unet
 
 TINY_BOUND = 0.06
-"""Of models whose layers have hundreds of weights: zstd's tables for each are most of what differs."""
+"""The bound of models whose layers have hundreds of weights: zstd's tables for each are most of what differs."""
 
 
 def configs_only(source: Path, target: Path) -> Path:
@@ -81,7 +81,7 @@ def test_a_whole_trained_pipeline_takes_what_was_planned(tmp_path):
 
 
 def test_average_bits_are_spread_as_init_does(tmp_path):
-    """Of Gaussian weights the layers' errors differ by chance alone, so that the averages agree, not every layer."""
+    """The layers' errors of Gaussian weights differ by chance alone, so that the averages agree, not every layer."""
     planned = plan("embedded", bits=2.5).denoiser.packed
     assert planned is not None and planned.average_bits == pytest.approx(2.5, abs=0.01)
     with pytest.raises(InputError, match=r"got 0\.5 bits on average"):

@@ -16,8 +16,8 @@ from bitsfusion.embedded.quick import QUICK
 from bitsfusion.errors import InputError
 from bitsfusion.io.schema import parse
 from bitsfusion.pipelines.load import load_pipeline
+from bitsfusion.progress import ProgressSink
 from bitsfusion.runs.config import RunConfig
-from bitsfusion.runs.progress import ProgressSink
 from bitsfusion.runs.sources import default_cache, training_data
 
 

@@ -13,7 +13,7 @@ from .vae import build_vae
 
 
 def build_pipeline(unet: UNet2DConditionModel, vae: AutoencoderKL, kind: Any = StableDiffusionPipeline) -> Any:
-    """Of class `kind`, with a text encoder of the width that `unet` takes; shows no progress."""
+    """A pipeline of class `kind`, with a text encoder of the width that `unet` takes; shows no progress."""
     schedule: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     made = kind(
         unet=unet,

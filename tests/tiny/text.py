@@ -28,7 +28,7 @@ def build_tokenizer(tokens: int = TOKENS) -> CLIPTokenizer:
 
 
 def text_config(width: int = 16) -> dict[str, Any]:
-    """Of one layer, for the tokens of `build_tokenizer`."""
+    """A text encoder of one layer, for the tokens of `build_tokenizer`."""
     return {
         "vocab_size": len(build_tokenizer()),
         "max_position_embeddings": TOKENS,

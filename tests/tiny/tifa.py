@@ -84,7 +84,7 @@ def save_bert(folder: Path) -> Path:
 
 
 def save_mpnet(folder: Path) -> Path:
-    """Of the kind of the official sentence encoder."""
+    """A tiny model of the kind of the official sentence encoder."""
     tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *SENTENCE.split()]
     special = dict(bos_token_id=0, pad_token_id=1, eos_token_id=2)
     torch.manual_seed(0)

@@ -86,7 +86,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def build_transformer(name: str, seed: int = 0) -> Any:
-    """Of the class `name`; every parameter is Gaussian, those too that a fresh model has at zero."""
+    """A model of the class `name`; every parameter is Gaussian, those too that a fresh model has at zero."""
     model = getattr(diffusers, name)(**CONFIGS[name]).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

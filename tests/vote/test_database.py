@@ -142,7 +142,7 @@ def test_two_processes_at_once(database, study):
 
 
 def test_sides_are_fair_coins():
-    """Of 4000 the share on the left is within 4 standard deviations of a half, for pairs and voters alike."""
+    """The share on the left of 4000 is within 4 standard deviations of a half, for pairs and voters alike."""
     sides = [a_is_left("seed", f"voter{i % 20}", i // 20) for i in range(4000)]
     assert abs(sum(sides) / 4000 - 0.5) < 4 * 0.5 / 4000**0.5
     same = [a_is_left("seed", "anna", i) == a_is_left("seed", "ben", i) for i in range(4000)]

@@ -124,7 +124,7 @@ def coded_bits(bits: int) -> float:
 
 
 def _expected_frames(size: LayerSize) -> tuple[int, int]:
-    """Of the scales, with the length before them, and of the levels."""
+    """The bytes of the scales, with the length before them, and of the levels."""
     scales = min(_SCALE_BYTES * size.out_channels + _FRAME, _raw(size.scale_bytes))
     levels = min(round(coded_bits(size.bits) * size.weights / 8) + _FRAME, _raw(size.code_bytes))
     return 4 + scales, levels

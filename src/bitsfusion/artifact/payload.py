@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -15,6 +12,7 @@ from torch import Tensor
 
 from bitsfusion.artifact.schema import PACKED_SUFFIX, PackedEntry
 from bitsfusion.errors import ArtifactError
+from bitsfusion.io.ahead import ahead
 from bitsfusion.packing.accounting import SCALE_BYTES, LayerSize
 from bitsfusion.packing.entropy import compress, decompress
 from bitsfusion.packing.radix import check_range
@@ -123,24 +121,10 @@ def decode_layers(layers: Iterable[tuple[str, Tensor, PackedEntry]]) -> Iterator
         layers: name, payload and entry of each; read as far ahead as there are threads, so that only so many
             are in memory at a time.
 
-    Yields:
-        name, buffer.
+    Returns:
+        (name, buffer) of each.
     """
-    threads = min(_THREADS, os.cpu_count() or 1)
-    waiting: deque[tuple[str, Future[Tensor]]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="bitsfusion") as pool:
-        try:
-            for name, payload, entry in layers:
-                waiting.append((name, pool.submit(decode_layer, name, payload, entry)))
-                if len(waiting) > threads:
-                    first, result = waiting.popleft()
-                    yield first, result.result()
-            while waiting:
-                first, result = waiting.popleft()
-                yield first, result.result()
-        finally:
-            for _, result in waiting:
-                result.cancel()
+    return ahead(lambda layer: (layer[0], decode_layer(*layer)), layers, _THREADS)
 
 
 def check_scales(scales: Tensor, bits: int) -> None:

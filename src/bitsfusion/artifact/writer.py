@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +29,15 @@ from bitsfusion.artifact.target import check_target
 from bitsfusion.artifact.weight_file import write_weights
 from bitsfusion.diffusion.time_features import Cover, SamplerSteps, TimeBasis, choose_features
 from bitsfusion.errors import ArtifactError, InputError
+from bitsfusion.io.ahead import ahead
 from bitsfusion.io.atomic import atomic_folder
 from bitsfusion.packing.accounting import SCALE_BYTES
 from bitsfusion.pipelines.copying import copy_components
 from bitsfusion.pipelines.folder import Form, PipelineFolder
+from bitsfusion.progress import Progress, silent
 
 PAPER_SAMPLERS = (SamplerSteps("pndm", 50),)
 _THREADS = 4  # each holds a layer and its temporaries
-
-Progress = Callable[[int, int], None]
-"""Called with the layers written and the layers in all."""
 
 
 def write_pipeline(
@@ -113,7 +109,7 @@ def write_parts(
     *,
     source_sha256: str | None = None,
     provenance: Mapping[str, Mapping[str, Any]] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> dict[str, PackedConfig]:
     """Writes the pipeline `source` with some components packed; the others are copied as files.
 
@@ -140,7 +136,7 @@ def write_parts(
         for name, part in parts.items():
             place = temporary / name if source.form is Form.PIPELINE else temporary
             place.mkdir(exist_ok=True)
-            tell = None if progress is None else _shifted(progress, done, total)
+            tell = _shifted(progress, done, total)
             configs[name] = _write(place, part, source_sha256, (provenance or {}).get(name), tell)
             done += len(part.kept)
         if source.form is Form.PIPELINE:
@@ -163,7 +159,7 @@ def _write(
     parts: ModelParts,
     source_sha256: str | None,
     provenance: Mapping[str, Any] | None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> PackedConfig:
     """config.json and the weight file of one model."""
     layers: dict[str, PackedEntry] = {}
@@ -175,8 +171,7 @@ def _write(
         for name, entry, payload in _packed_layers(parts):
             layers[name] = entry
             yield name + PACKED_SUFFIX, payload
-            if progress is not None:
-                progress(len(layers), len(parts.kept))
+            progress(len(layers), len(parts.kept))
         yield from others.items()
 
     write_weights(folder / parts.architecture.weights, tensors())
@@ -228,7 +223,8 @@ def basis_entry(basis: TimeBasis) -> TimeBasisEntry:
 def _packed_layers(parts: ModelParts) -> Iterator[tuple[str, PackedEntry, Tensor]]:
     """Name, entry and bytes on disk of every layer, in order; a few at a time on threads, no more in memory."""
 
-    def work(name: str, shape: tuple[int, ...]) -> tuple[str, PackedEntry, Tensor]:
+    def work(layer: tuple[str, tuple[int, ...]]) -> tuple[str, PackedEntry, Tensor]:
+        name, shape = layer
         bits, buffer = parts.layer(name)
         try:
             check_scales(buffer[: SCALE_BYTES * shape[0]].view(torch.float32), bits)
@@ -237,19 +233,7 @@ def _packed_layers(parts: ModelParts) -> Iterator[tuple[str, PackedEntry, Tensor
         entry = PackedEntry(bits=bits, shape=shape, sha256=buffer_hash(buffer))
         return name, entry, encode_layer(buffer, shape[0])
 
-    threads = min(_THREADS, os.cpu_count() or 1)
-    waiting: deque[Future[tuple[str, PackedEntry, Tensor]]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="bitsfusion") as pool:
-        try:
-            for name, shape in parts.kept.items():
-                waiting.append(pool.submit(work, name, shape))
-                if len(waiting) > threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for result in waiting:
-                result.cancel()
+    return ahead(work, parts.kept.items(), _THREADS)
 
 
 def _readable_json(value: Any, depth: int = 0) -> str:

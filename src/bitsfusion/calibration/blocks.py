@@ -14,7 +14,7 @@ from bitsfusion.calibration.trajectories import Call, denoise
 from bitsfusion.calibration.trees import Tree, map_tensors, tensors_of
 
 MAX_LAYERS = 16
-"""Of a block. A block runs again for every group of its layers: small blocks save time, large ones disk."""
+"""The most layers of a block, which runs again for every group of them: small blocks save time, large ones disk."""
 
 
 @dataclass(frozen=True)

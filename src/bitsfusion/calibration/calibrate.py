@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,7 @@ from bitsfusion.calibration.trajectories import Call
 from bitsfusion.errors import InputError
 from bitsfusion.io.schema import named
 from bitsfusion.numerics import check_bits
-
-Progress = Callable[[int, int], None]
-"""Called with the layers solved and the layers in all."""
+from bitsfusion.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ def calibrate(
     bits: Mapping[str, int],
     calls: Sequence[Call],
     settings: CalibrationSettings | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     folder: Path | None = None,
 ) -> Calibration:
     """Codes, scales and biases of least output error, without training.
@@ -79,8 +77,7 @@ def calibrate(
             if group[0] not in solved:
                 solved.update(_solve_group(model, student, block, group, calls, inputs, bits, settings))
             _put(student, block, {name: solved[name] for name in group})
-            if progress is not None:
-                progress(len(found) + len(solved), len(bits))
+            progress(len(found) + len(solved), len(bits))
         if journal is not None and before is None:
             journal.write(index, solved)
         found.update(solved)

@@ -132,7 +132,7 @@ class Playback:
     outputs: Outputs
 
     def inputs(self, index: int, side: Side, call: int) -> Inputs:
-        """Of block number `index` in one call; nothing runs but what lies between blocks."""
+        """The inputs of block number `index` in one call; nothing runs but what lies between blocks."""
         found: list[Inputs] = []
 
         def catch(*args: Tree, **kwargs: Tree) -> Tree:

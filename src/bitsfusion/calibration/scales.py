@@ -27,7 +27,7 @@ def output_error(difference: Tensor, moments: Tensor) -> Tensor:
 
 
 def scale_by_output(target: Tensor, moments: Tensor, start: Tensor, bits: int) -> Tensor:
-    """Of `FACTORS` times `start` the scale whose rounded weights have the least output error, each channel alone.
+    """The scale among `FACTORS` times `start` whose rounded weights have the least output error, each channel alone.
 
     Args:
         target: [out, n], the weights aimed at.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.calibration.trees import Tree, map_tensors, tensors_of
 from bitsfusion.errors import InputError
+from bitsfusion.progress import Progress, silent
 
 _BATCH = 24
 _UNMIXED = 1e-3  # of the energy, left by least squares where a step is no mixture of the halves
@@ -56,7 +57,7 @@ def trajectories(
     denoiser: nn.Module,
     prompts: Sequence[str],
     settings: CalibrationSettings,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> list[Call]:
     """Draws pictures by the pipeline's own code and scheduler, and keeps what the denoiser was called with.
 
@@ -84,8 +85,7 @@ def trajectories(
     def keep(module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree], output: Tree) -> None:
         calls.append(Call(args, kwargs).mapped(lambda tensor: tensor.detach().clone()))
         predicted[:] = tensors_of(output)[:1]
-        if progress is not None:
-            progress(min(len(calls), total), total)
+        progress(min(len(calls), total), total)
 
     def stepped(used: Tensor) -> None:
         if calls and predicted:

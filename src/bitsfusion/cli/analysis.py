@@ -126,7 +126,7 @@ def analyze(
         return
     measuring = job.workers(workers, ray_address, cpus_per_worker) if workers or ray_address else None
     with progress_bars(quiet) as progress, resumable():
-        table = job.run(out, measuring, lambda done, total: progress.update("analyze", done, total))
+        table = job.run(out, measuring, progress.step("analyze"))
     written = [] if report is None else write_report(table, load_pipeline(model).unet, report)
     if json:
         files = [str(file) for file in written]
@@ -195,7 +195,7 @@ def assign(
             raise InputError("true-bits: got --bits too, wanted one of the two")
         unet = load_pipeline(model or table.model).unet
         with progress_bars(quiet) as progress:
-            entropies = level_entropies(unet, progress=lambda done, total: progress.update("entropies", done, total))
+            entropies = level_entropies(unet, progress=progress.step("entropies"))
         recipe = assign_bits(table, true_bits, strategy, eta=eta, entropies=entropies)
         shown = f"{recipe.provenance['true_bits']:.4f} true bits on average, {recipe.average_bits:.4f} by Appendix H"
     write_recipe(out, recipe)

@@ -62,7 +62,7 @@ def card(
             seed=seed,
             guidance=guidance,
             command=command,
-            progress=lambda done, total: progress.update("samples", done, total),
+            progress=progress.step("samples"),
         )
     print(path)
     if push_to_hub is not None:

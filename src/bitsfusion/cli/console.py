@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from bitsfusion.runs.progress import ProgressSink
+from bitsfusion.progress import ProgressSink
 
 _WIDE = 200
 """Columns of a table that goes to a file or another program."""

@@ -151,7 +151,7 @@ def evaluate(
         else:
             measures.append(_tifa(prompts, limit, images_per_prompt, questions, vqa, sentence_encoder, device))
     with progress_bars(quiet or json) as progress, resumable():
-        scores = run_evaluation(evaluation, measures, out, progress.update)
+        scores = run_evaluation(evaluation, measures, out, progress)
     if json:
         print_json(scores)
     else:

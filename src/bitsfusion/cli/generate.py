@@ -44,7 +44,7 @@ def generate(
             guidance=guidance_of(folder) if guidance is None else guidance,
             seed=seed,
             device=device,
-            progress=lambda done, total: progress.update("generate", done, total),
+            progress=progress.step("generate"),
         )
     for path in paths:
         print(path)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bitsfusion.data.batches import Batch, concatenate
-from bitsfusion.data.caching import BadSampleLimit, CachingProgress, fill, first_few
+from bitsfusion.data.caching import BadSampleLimit, fill, first_few
 from bitsfusion.data.encoder import Encoder
 from bitsfusion.data.latent_cache import Chunk, LatentCache
 from bitsfusion.data.order import EpochOrder
@@ -18,6 +18,7 @@ from bitsfusion.data.records import ImageSource
 from bitsfusion.diffusion.conditioning import Conditioner
 from bitsfusion.errors import InputError
 from bitsfusion.io.hashes import sha256_json
+from bitsfusion.progress import Progress, silent
 
 
 class CachedData:
@@ -72,7 +73,7 @@ def cached_data(
     seed: int = 0,
     max_bad_samples: float = 0.01,
     max_samples: int | None = None,
-    progress: CachingProgress | None = None,
+    progress: Progress = silent,
 ) -> CachedData:
     """`source` as training data; what is not in the cache is encoded first.
 
@@ -90,7 +91,7 @@ def cached_data(
         seed: of the order.
         max_bad_samples: how many unusable samples are tolerated: below 1 a fraction, otherwise a count.
         max_samples: stop at this many usable samples; the rest of the source is not read.
-        progress: see `CachingProgress`.
+        progress: told the records that all processes have encoded; the total is the same where it is unknown.
 
     Raises:
         InputError: too many bad samples, none that is good, or a resolution that does not fit.

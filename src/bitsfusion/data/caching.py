@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import collections
 import hashlib
 import itertools
-import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +17,8 @@ from bitsfusion.data.latent_cache import CHUNK, Chunk, Claims, LatentCache
 from bitsfusion.data.pixels import decode_image
 from bitsfusion.data.records import BadSampleError, ImageSource, Record, caption_text
 from bitsfusion.errors import InputError
-
-CachingProgress: TypeAlias = Callable[[int, int | None], None]
-"""Called now and then: (records done by all processes, records in all or None if unknown)."""
+from bitsfusion.io.ahead import ahead
+from bitsfusion.progress import Progress, silent
 
 _SHOWN = 3
 
@@ -48,7 +43,7 @@ def fill(
     encoder: Encoder,
     limit: BadSampleLimit,
     max_samples: int | None = None,
-    progress: CachingProgress | None = None,
+    progress: Progress = silent,
 ) -> list[Chunk]:
     """Makes every chunk that is missing, together with other processes that do the same.
 
@@ -81,7 +76,7 @@ class _Filling:
         encoder: Encoder,
         limit: BadSampleLimit,
         max_samples: int | None,
-        progress: CachingProgress | None,
+        progress: Progress,
         claims: Claims,
     ) -> None:
         self._cache, self._source, self._encoder, self._limit = cache, source, encoder, limit
@@ -123,19 +118,18 @@ class _Filling:
             return
         self._cache.sweep(part)
         records = self._source.read(part, sum(chunk.records for chunk in self._cache.chunks(part)))
-        with ThreadPoolExecutor(min(16, _cores())) as pool:
+        following = next(records, None)
+        while self.wanted(part, before):
+            own = [] if following is None else [following, *itertools.islice(records, CHUNK - 1)]
             following = next(records, None)
-            while self.wanted(part, before):
-                own = [] if following is None else [following, *itertools.islice(records, CHUNK - 1)]
-                following = next(records, None)
-                self._write(part, self._chunk(own, pool), last=following is None)
+            self._write(part, self._chunk(own), last=following is None)
 
-    def _chunk(self, records: list[Record], pool: ThreadPoolExecutor) -> _Encoded:
+    def _chunk(self, records: list[Record]) -> _Encoded:
         made = _Encoded()
         done = self._all()
         bad, seen = sum(len(chunk.bad) for chunk in done), sum(chunk.records for chunk in done)
         good: list[_Sample] = []
-        for record, read in zip(records, _ahead(pool, self._read, records), strict=True):
+        for record, read in zip(records, ahead(self._read, records, threads=16, most=64), strict=True):
             made.count += 1
             if isinstance(read, str):
                 made.bad.append((record.name, read))
@@ -148,8 +142,8 @@ class _Filling:
             if len(good) == self._encoder.at_once:
                 self._encode(good, made)
                 good = []
-            if self._progress and (made.count % 8 == 0 or made.count == len(records)):
-                self._progress(seen + made.count, self._source.records)
+            if made.count % 8 == 0 or made.count == len(records):
+                self._progress(seen + made.count, self._source.records or seen + made.count)
         self._encode(good, made)
         return made
 
@@ -236,18 +230,3 @@ def first_few(bad: list[tuple[str, str]]) -> str:
     """The first three bad samples with their reasons, and how many more there are."""
     shown = "; ".join(f"{name}: {reason}" for name, reason in bad[:_SHOWN])
     return shown + (f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else "")
-
-
-def _ahead(pool: ThreadPoolExecutor, function: Callable[[Record], Any], records: Iterable[Record]) -> Iterator[Any]:
-    """`function` of each record, in order, some of them computed ahead."""
-    waiting: collections.deque[Future[Any]] = collections.deque()
-    for record in records:
-        waiting.append(pool.submit(function, record))
-        if len(waiting) > 64:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -27,13 +27,13 @@ class PromptedPicture:
     """A picture's file, links followed, and its prompt.
 
     Fields:
-        said: the whole line of the metadata, as an object.
+        metadata: the whole line of the metadata, as an object.
         where: the file and number of that line, for messages.
     """
 
     path: Path
     prompt: str
-    said: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     where: str
 
 

@@ -17,6 +17,7 @@ from bitsfusion.evaluation.prompts import PromptSet
 from bitsfusion.io.texts import read_json, write_json, write_text
 from bitsfusion.metrics.generation import generate_images, write_png
 from bitsfusion.pipelines.load import check_draws_from_text, load_pipeline
+from bitsfusion.progress import Progress, silent
 
 SETTINGS_NAME = "settings.json"
 
@@ -35,7 +36,7 @@ def draw(
     pipeline: DiffusionPipeline,
     prompts: PromptSet,
     sampling: Sampling,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> Images:
     """The picture of each prompt and its seed, [n, h, w, 3] uint8, drawn where the pipeline is."""
     return generate_images(pipeline, prompts.texts, prompts.seeds, **asdict(sampling), progress=progress)
@@ -48,7 +49,7 @@ def draw_into(
     sampling: Sampling,
     model_sha256: str,
     dtype: str = "float32",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> PictureFiles:
     """Draws what is missing; at the end metadata.jsonl makes the folder an imagefolder.
 
@@ -89,7 +90,7 @@ def generate_to_folder(
     seed: int,
     batch_size: int = 4,
     device: str = AUTO,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> list[Path]:
     """PNG files and metadata.jsonl (an imagefolder) of `prompts`; image i has seed `seed` + i.
 
@@ -118,7 +119,7 @@ def _draw_files(
     paths: Sequence[Path],
     places: Sequence[int],
     sampling: Sampling,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress,
 ) -> None:
     """Writes the pictures of `places`, batch by batch."""
     done = len(paths) - len(places)
@@ -126,8 +127,7 @@ def _draw_files(
         chunk = places[start : start + sampling.batch_size]
         for index, image in zip(chunk, draw(pipeline, prompts.chosen(chunk), sampling), strict=True):
             write_png(paths[index], image)
-        if progress is not None:
-            progress(done + start + len(chunk), len(paths))
+        progress(done + start + len(chunk), len(paths))
 
 
 def _imagefolder(folder: Path, paths: Sequence[Path], prompts: PromptSet, drawn_by: Mapping[str, Any]) -> PictureFiles:

@@ -148,7 +148,7 @@ def _parts(prompts: npt.NDArray[np.float64], names: Sequence[str]) -> list[npt.N
 
 
 def _chance(mean: float, variance: float, freedom: float) -> float:
-    """Of a mean as far from zero as `mean`; 1 where there is nothing to tell its spread from."""
+    """The chance of a mean as far from zero as `mean`; 1 where there is nothing to tell its spread from."""
     if mean == 0 or freedom < 1:
         return 1.0
     return 0.0 if variance == 0 else float(2 * student_t.sf(abs(mean) / variance**0.5, freedom))

@@ -19,21 +19,22 @@ from bitsfusion.errors import InputError
 from bitsfusion.evaluation.drawing import Sampling, draw_into
 from bitsfusion.evaluation.estimates import Difference, verdicts
 from bitsfusion.evaluation.measures import Measure
-from bitsfusion.evaluation.pictures import PictureFiles, given
-from bitsfusion.evaluation.setting import Evaluation, Progress
+from bitsfusion.evaluation.pictures import PictureFiles, matching_pictures
+from bitsfusion.evaluation.setting import Evaluation
 from bitsfusion.evaluation.values import KeptValues
 from bitsfusion.io.hashes import sha256_folder
 from bitsfusion.io.texts import write_json
 from bitsfusion.io.work_folder import folder_lock
 from bitsfusion.pipelines.card_files import CARD
 from bitsfusion.pipelines.load import load_pipeline, pipeline_folder
+from bitsfusion.progress import SILENT, ProgressSink
 
 SCHEMA_VERSION = 1
 PACKAGES = ("bitsfusion", "torch", "diffusers", "transformers", "torchmetrics", "numpy", "scipy", "pillow")
 
 
 def evaluate(
-    evaluation: Evaluation, measures: Sequence[Measure], out: Path, progress: Progress | None = None
+    evaluation: Evaluation, measures: Sequence[Measure], out: Path, progress: ProgressSink = SILENT
 ) -> dict[str, Any]:
     """Draws what is missing under `out`, measures what is not measured, and writes scores.json: its content.
 
@@ -44,11 +45,12 @@ def evaluate(
         InputError: no such model, or `out` holds images of others or is at work in another process; or whatever a
             measure refuses.
     """
-    report = progress or (lambda what, done, total: None)
-    sources = evaluation.sources
-    if evaluation.given and len(evaluation.guidance) > 1:
+    sources, from_pictures = evaluation.sources, evaluation.picture_sides
+    if from_pictures and len(evaluation.guidance) > 1:
         raise InputError(f"guidance: got {len(evaluation.guidance)} values beside a folder of pictures, wanted one")
-    pictures = {side: given(Path(sources[side]), evaluation.prompts) for side in sorted(evaluation.given)}
+    pictures = {
+        side: matching_pictures(Path(sources[side]), evaluation.prompts) for side in sorted(evaluation.picture_sides)
+    }
     hashes = {side: pictures[side].sha256 if side in pictures else _sha256(sources[side]) for side in sources}
     identities = {side: _identity(source, hashes[side], pictures.get(side)) for side, source in sources.items()}
     with folder_lock(out, out / ".lock"):
@@ -57,13 +59,13 @@ def evaluate(
             if side in pictures:
                 drawn[side] = dict.fromkeys(evaluation.set_guidance, pictures[side])
             else:
-                drawn[side] = _draw(evaluation, side, hashes[side], out, report)
+                drawn[side] = _draw(evaluation, side, hashes[side], out, progress)
         results: list[dict[str, Any]] = []
         differences: dict[int, Difference] = {}
         for guidance in evaluation.set_guidance:
             sides = {side: drawn[side][guidance] for side in sources}
             for measure in measures:
-                kept = KeptValues(out, measure, guidance, evaluation, hashes, sides, report)
+                kept = KeptValues(out, measure, guidance, evaluation, hashes, sides, progress)
                 found, change = kept.scores()
                 if change is not None:
                     differences[len(results)] = change
@@ -94,7 +96,7 @@ def evaluate(
 
 
 def _draw(
-    evaluation: Evaluation, side: str, model_sha256: str, out: Path, report: Progress
+    evaluation: Evaluation, side: str, model_sha256: str, out: Path, progress: ProgressSink
 ) -> dict[float | None, PictureFiles]:
     """Every set of pictures of one model, by its guidance."""
     load = functools.cache(functools.partial(_pipeline, evaluation.sources[side], evaluation))
@@ -106,7 +108,7 @@ def _draw(
             Sampling(evaluation.sampler, evaluation.steps, guidance, evaluation.batch_size),
             model_sha256,
             evaluation.dtype_name,
-            functools.partial(report, f"{side}, guidance {guidance:g}"),
+            progress.step(f"{side}, guidance {guidance:g}"),
         )
         for guidance in evaluation.guidance
     }
@@ -125,7 +127,7 @@ def _pipeline(source: str, evaluation: Evaluation) -> DiffusionPipeline:
 def _identity(source: str, sha256: str, pictures: PictureFiles | None) -> dict[str, Any]:
     """Which model, and at how many bits it is if it is packed; or which pictures, and what is said of them."""
     if pictures is not None:
-        return {"source": source, "sha256": sha256, "bits": None, "pictures": pictures.said}
+        return {"source": source, "sha256": sha256, "bits": None, "pictures": pictures.metadata}
     try:
         packed = inspect_folder(pipeline_folder(source))
     except InputError:

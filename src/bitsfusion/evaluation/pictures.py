@@ -54,11 +54,11 @@ class PictureFiles:
     """Image files, read as they are needed.
 
     Fields:
-        said: of given pictures, what their metadata tells of how they were drawn.
+        metadata: how they were drawn, where somebody else drew them and wrote it down.
     """
 
     paths: tuple[Path, ...]
-    said: Mapping[str, Any] | None = None
+    metadata: Mapping[str, Any] | None = None
 
     @property
     def count(self) -> int:
@@ -99,7 +99,7 @@ def read_picture(path: Path) -> Images:
         raise InputError(f"{path}: wanted an image, got {error}") from None
 
 
-def given(folder: Path, prompts: PromptSet) -> PictureFiles:
+def matching_pictures(folder: Path, prompts: PromptSet) -> PictureFiles:
     """The pictures in `folder` (see `data.pictures`): its n-th one of a prompt is that of the prompt's n-th place.
 
     Raises:
@@ -117,19 +117,19 @@ def given(folder: Path, prompts: PromptSet) -> PictureFiles:
             raise InputError(f"{folder}: got {len(have)} pictures of {prompt[:60]!r}, wanted {wanted.count(prompt)}")
         pictures.append(have[taken[prompt]])
         taken[prompt] += 1
-    return PictureFiles(tuple(picture.path for picture in pictures), _said(pictures))
+    return PictureFiles(tuple(picture.path for picture in pictures), _metadata(pictures))
 
 
-def _said(pictures: Sequence[PromptedPicture]) -> dict[str, Any]:
+def _metadata(pictures: Sequence[PromptedPicture]) -> dict[str, Any]:
     """Each setting that all of the metadata's lines agree on, and the seeds if each has one; null where it is not."""
-    lines = [picture.said for picture in pictures]
+    lines = [picture.metadata for picture in pictures]
     common = {name: lines[0].get(name) for name in ("model", "model_sha256", "sampler", "steps", "guidance")}
     agreed = {name: one if all(line.get(name) == one for line in lines) else None for name, one in common.items()}
     seeds = [line.get("seed") for line in lines]
-    return {**agreed, "seeds": None if None in seeds else seeds_said(seeds)}
+    return {**agreed, "seeds": None if None in seeds else seed_range(seeds)}
 
 
-def seeds_said(seeds: Sequence[Any]) -> dict[str, int] | list[Any]:
+def seed_range(seeds: Sequence[Any]) -> dict[str, int] | list[Any]:
     """The first and how many there are, where they count on from it; otherwise each."""
     if all(type(seed) is int and seed == seeds[0] + place for place, seed in enumerate(seeds)):
         return {"first": seeds[0], "count": len(seeds)}

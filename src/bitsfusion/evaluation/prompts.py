@@ -130,8 +130,8 @@ def picture_prompts(folder: Path, seed: int, images_per_prompt: int = 1) -> tupl
     if each == 0 or images_per_prompt not in (1, each):
         raise InputError(f"{folder}: got {each} pictures of each prompt, wanted {max(images_per_prompt, 1)}")
     pictures = [picture for of_prompt in prompts.values() for picture in of_prompt]
-    said = [picture.said.get("seed") for picture in pictures]
-    seeds = tuple(one for one in said if type(one) is int and one >= 0)
+    recorded = [picture.metadata.get("seed") for picture in pictures]
+    seeds = tuple(one for one in recorded if type(one) is int and one >= 0)
     if len(seeds) < len(pictures):
         seeds = tuple(range(seed, seed + len(pictures)))
     return PromptSet(tuple(picture.prompt for picture in pictures), seeds), each

@@ -22,7 +22,7 @@ from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.metrics.geneval import GenEvalResult, GenEvalSummary, geneval_summary
 
 SCHEMA_VERSION = 2
-"""Of scores.json; steps that write it name it among what they depend on."""
+"""The version of scores.json; steps that write it name it among what they depend on."""
 
 ImageMeasure: TypeAlias = Literal["passed", "clip_scores"]
 """What every image has a value of: whether it is right, and its CLIP score."""

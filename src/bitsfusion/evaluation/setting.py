@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from bitsfusion.data.pictures import holds_pictures
-from bitsfusion.evaluation.pictures import seeds_said
+from bitsfusion.evaluation.pictures import seed_range
 from bitsfusion.evaluation.prompts import PromptSet
 
 MODEL, AGAINST = "model", "against"
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is under way, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +42,22 @@ class Evaluation:
 
     @property
     def sources(self) -> dict[str, str]:
-        """Of the one side or both."""
+        """The model or pictures of the one side, or of both."""
         return {MODEL: self.model} | ({AGAINST: self.against} if self.against else {})
 
     @property
-    def given(self) -> set[str]:
+    def picture_sides(self) -> set[str]:
         """The sides that are folders of pictures."""
         return {side for side, source in self.sources.items() if holds_pictures(source)}
 
     @property
     def draws(self) -> bool:
         """Whether anything is drawn at all; otherwise sampler, steps, guidance and seeds are not known."""
-        return len(self.given) < len(self.sources)
+        return len(self.picture_sides) < len(self.sources)
 
     @property
     def set_guidance(self) -> Sequence[float | None]:
-        """Of each set of images; None where it is not known."""
+        """The guidance of each set of images; None where it is not known."""
         return self.guidance if self.draws else (None,)
 
     def record(self) -> dict[str, Any]:
@@ -69,7 +66,7 @@ class Evaluation:
         return {
             "sampler": self.sampler if draws else None,
             "steps": self.steps if draws else None,
-            "seeds": seeds_said(prompts.seeds) if draws else None,
+            "seeds": seed_range(prompts.seeds) if draws else None,
             "prompts": self.prompts_source,
             "prompts_sha256": prompts.sha256,
             "images": len(prompts.texts),

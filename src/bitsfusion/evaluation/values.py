@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from bitsfusion.evaluation.estimates import Difference, difference, estimate
 from bitsfusion.evaluation.measures import Judgement, Measure, PairMeasure, SetMeasure, Values
 from bitsfusion.evaluation.partial import PartialJudgements
 from bitsfusion.evaluation.pictures import PictureFiles, Pictures
-from bitsfusion.evaluation.setting import AGAINST, MODEL, Evaluation, Progress
+from bitsfusion.evaluation.setting import AGAINST, MODEL, Evaluation
 from bitsfusion.io.hashes import sha256_json
 from bitsfusion.io.texts import read_json, write_json
+from bitsfusion.progress import Progress, ProgressSink, silent
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def measured(
     pictures: Pictures,
     others: Pictures | None = None,
     batch_size: int | None = None,
-    done: Callable[[int], None] | None = None,
+    progress: Progress = silent,
     partial: PartialJudgements | None = None,
 ) -> Measured:
     """`measure` of `pictures`; the only place where a measure is asked.
@@ -39,21 +40,19 @@ def measured(
     Args:
         others: what a `PairMeasure` compares with, one for one.
         batch_size: pictures in memory at a time; None: all.
-        done: is told how many are measured.
         partial: judgements of single pictures are kept there, and gone on with.
     """
     size = batch_size or max(1, pictures.count)
-    tell = done or (lambda count: None)
     if isinstance(measure, SetMeasure):
         value = measure.score(pictures.batches(size))
-        tell(pictures.count)
+        progress(pictures.count, pictures.count)
         return Measured(np.asarray([value]))
     if isinstance(measure, PairMeasure):
         assert others is not None
         distances = np.zeros(0)
         for batch, other in zip(pictures.batches(size), others.batches(size), strict=True):
             distances = np.concatenate([distances, measure.distance(batch, other)])
-            tell(len(distances))
+            progress(len(distances), pictures.count)
         return Measured(distances)
     found: list[Judgement] = [] if partial is None else partial.open()
     for batch in pictures.batches(size, len(found)):
@@ -61,7 +60,7 @@ def measured(
         if partial is not None:
             partial.append(judgements)
         found += judgements
-        tell(len(found))
+        progress(len(found), pictures.count)
     records = [one.record for one in found] if measure.publish is not None else []
     return Measured(np.array([one.value for one in found]), records)
 
@@ -76,7 +75,7 @@ class KeptValues:
     evaluation: Evaluation
     hashes: Mapping[str, str]
     sides: Mapping[str, PictureFiles]
-    report: Progress
+    progress: ProgressSink
 
     def of(self, side: str) -> Measured:
         """From the file if it is of the same pictures and settings, otherwise measured."""
@@ -97,7 +96,7 @@ class KeptValues:
             self.sides[side],
             self.sides.get(AGAINST),
             self.evaluation.batch_size,
-            lambda done: self.report(f"{metric}, {side}, {self._set}", done, count),
+            self.progress.step(f"{metric}, {side}, {self._set}"),
             partial,
         )
         records = {"records": found.records} if found.records else {}

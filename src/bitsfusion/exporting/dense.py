@@ -127,7 +127,7 @@ def _one_file(component: Component) -> str:
 
 
 def _forget_packing(config: Path) -> None:
-    """Of a config.json: the key that says that the model is packed."""
+    """Takes out of a config.json that the model is packed."""
     values = read_json(config)
     values.pop("quantization_config", None)
     config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.diffusion.samplers import OWN, Sampler, build_scheduler
 from bitsfusion.errors import InputError
 from bitsfusion.io.atomic import atomic_path
+from bitsfusion.progress import Progress, silent
 
 
 def generate_images(
@@ -27,7 +28,7 @@ def generate_images(
     guidance: float = 7.5,
     sampler: str = Sampler.PNDM,
     batch_size: int = 16,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> npt.NDArray[np.uint8]:
     """One image a prompt, by the pipeline's own code: [n, h, w, 3] uint8.
 
@@ -59,8 +60,7 @@ def generate_images(
                 output_type="np",
             )
             images.append((output.images * 255).round().astype(np.uint8))
-            if progress is not None:
-                progress(min(start + batch_size, len(prompts)), len(prompts))
+            progress(min(start + batch_size, len(prompts)), len(prompts))
     if not images:
         height, width = (side * pipeline.vae_scale_factor for side in initial_latents(pipeline, [0]).shape[2:])
         return np.zeros((0, height, width, 3), dtype=np.uint8)

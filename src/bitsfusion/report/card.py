@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from bitsfusion.io.texts import read_json, write_text
 from bitsfusion.metrics.generation import write_png
 from bitsfusion.pipelines.card_files import CARD, PICTURES, README
 from bitsfusion.pipelines.load import load_pipeline
+from bitsfusion.progress import Progress, silent
 from bitsfusion.report.charts import layer_chart
 from bitsfusion.report.data import layer_rows
 from bitsfusion.report.numbers import size
@@ -130,7 +131,7 @@ def write_card(
     seed: int = 1024,
     guidance: float = 7.5,
     command: str = "",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> Path:
     """Writes `folder`/README.md and `folder`/card/ with its pictures, in the place of earlier ones; returns the former.
 
@@ -253,7 +254,7 @@ def _draw(
     guidance: float,
     sampler: tuple[str, int],
     pictures: Path,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress,
 ) -> list[Sample]:
     if not prompts:
         return []

@@ -93,7 +93,7 @@ def _quality(reference: Rung, final: Rung) -> list[tuple[str, str, str]]:
     if reference.geneval and final.geneval:
         more = f"the original scores {reference.geneval.overall:.2f}"
         if final.difference is not None:
-            more += f": {said(final.difference, final.verdict or Verdict.NONE)}"
+            more += f": {difference_text(final.difference, final.verdict or Verdict.NONE)}"
         return [(f"{final.geneval.overall:.2f}", "GenEval", more)]
     if reference.clip_score is not None and final.clip_score is not None:
         return [(f"{final.clip_score:.4f}", "CLIP score", f"the original scores {reference.clip_score:.4f}")]
@@ -102,7 +102,7 @@ def _quality(reference: Rung, final: Rung) -> list[tuple[str, str, str]]:
     return []
 
 
-def said(difference: Difference, verdict: Verdict) -> str:
+def difference_text(difference: Difference, verdict: Verdict) -> str:
     """A difference in words: what it shows, its interval, and what the interval is over."""
     seeds = difference.training_seeds
     over = {None: "over prompts", 1: "over prompts, of one training seed"}.get(

@@ -83,7 +83,7 @@ def _summary(values: Mapping[str, Any]) -> ScoreTable:
     names = [_RUNGS.get(rung["name"], rung["name"]) for rung in rungs]
     settings = values["settings"]
     first, last = settings["seeds"]
-    said = {
+    notes = {
         "sampler": f"{settings['sampler']}, {settings['steps']} steps, guidance {settings['guidance']:g}",
         "images": f"{settings['prompts']} prompts (SHA-256 {settings['prompts_sha256'][:16]}), seeds {first} to {last}",
         "training seeds": ", ".join(str(seed) for seed in settings["training_seeds"])
@@ -99,7 +99,7 @@ def _summary(values: Mapping[str, Any]) -> ScoreTable:
         _result(name, value, settings, settings["guidance"]) for name, value in scored.items() if value is not None
     ]
     rows = tuple(zip(names, *shown.values(), strict=True))
-    return ScoreTable(("model", *shown), rows, said, values.get("model"), tuple(found))
+    return ScoreTable(("model", *shown), rows, notes, values.get("model"), tuple(found))
 
 
 def _evaluation(values: Mapping[str, Any]) -> ScoreTable:
@@ -119,15 +119,15 @@ def _evaluation(values: Mapping[str, Any]) -> ScoreTable:
         )
     settings = values["settings"]
     seeds = settings["seeds"]
-    drawn = f"{len(seeds)} seeds"
+    shown = f"{len(seeds)} seeds"
     if not isinstance(seeds, list):
-        drawn = f"seeds {seeds['first']} to {seeds['first'] + seeds['count'] - 1}"
-    said = {
+        shown = f"seeds {seeds['first']} to {seeds['first'] + seeds['count'] - 1}"
+    notes = {
         "sampler": f"{settings['sampler']}, {settings['steps']} steps",
         "images": f"{settings['images']}, prompts: {Path(settings['prompts']).name} "
-        f"(SHA-256 {settings['prompts_sha256'][:16]}), {drawn}",
+        f"(SHA-256 {settings['prompts_sha256'][:16]}), {shown}",
     }
-    said |= {metric: depends for metric, on in values.get("metrics", {}).items() if (depends := _depends(on))}
+    notes |= {metric: depends for metric, on in values.get("metrics", {}).items() if (depends := _depends(on))}
     columns = ("metric", "guidance", "this model", "original", "between them (95 %)", "")
     against = values.get("against") or {}
     found = [
@@ -136,7 +136,7 @@ def _evaluation(values: Mapping[str, Any]) -> ScoreTable:
         if (value := _value(result.get("model") or result.get("to_original"))) is not None
     ]
     original = None if against.get("pictures") else against.get("source")
-    return ScoreTable(columns, tuple(rows), said, original, tuple(found))
+    return ScoreTable(columns, tuple(rows), notes, original, tuple(found))
 
 
 def _result(metric: str, value: float, settings: Mapping[str, Any], guidance: float) -> EvalResult:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 from importlib import resources
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
+from bitsfusion.io.templates import environment
 from bitsfusion.report.numbers import number, size
 
 HUES = 7
@@ -20,17 +21,10 @@ def rendered(name: str, **values: object) -> str:
 
 @functools.cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("bitsfusion.report"),
-        autoescape=lambda name: name is not None and name.endswith(".html"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"number": number, "size": size, "percent": _percent, "cell": _cell}
-    environment.globals |= {"style": _style, "HUES": HUES}
-    return environment
+    found = environment("bitsfusion.report")
+    found.filters |= {"number": number, "size": size, "percent": _percent, "cell": _cell}
+    found.globals |= {"style": _style, "HUES": HUES}
+    return found
 
 
 def _percent(value: float, domain: tuple[float, float]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from bitsfusion.errors import InputError
 from bitsfusion.io.hashes import sha256_folder
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.pipelines.load import load_pipeline, pipeline_folder
+from bitsfusion.progress import Progress, silent
 from bitsfusion.runs.config import FolderSource, WorldSource
 from bitsfusion.runs.sources import training_data
 from bitsfusion.sensitivity.measure import Counted, analyze, candidates, empty_table, rows_done
@@ -75,7 +75,7 @@ class AnalysisJob:
         self,
         out: Path,
         workers: RayWorkers | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress = silent,
     ) -> SensitivityTable:
         """Measures what `out` does not have yet; see `sensitivity.measure.analyze`."""
         pipeline, data = self.load()

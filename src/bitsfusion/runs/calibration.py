@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import file_prompts
 from bitsfusion.io.hashes import sha256_json
 from bitsfusion.pipelines.load import check_draws_from_text
-from bitsfusion.runs.progress import ProgressSink
+from bitsfusion.progress import ProgressSink
 
 CALIBRATED = "calibrated"
 """What `scale_init` is called where scales and codes come from a calibration."""
@@ -83,14 +82,7 @@ class CalibrationJob:
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"device: got {self.device!r}, wanted one that torch can use ({error})") from None
         unet = pipeline_denoiser(pipeline).eval()
-        started = time.monotonic()
-        calls = trajectories(pipeline, unet, texts, self.settings, _teller(progress, "trajectories"))
-        progress.finish("trajectories", time.monotonic() - started)
-        started = time.monotonic()
-        made = calibrate(unet, bits, calls, self.settings, _teller(progress, "calibrate"), folder)
-        progress.finish("calibrate", time.monotonic() - started)
-        return made
-
-
-def _teller(progress: ProgressSink, step: str) -> Any:
-    return lambda done, total: progress.update(step, done, total)
+        with progress.timed("trajectories") as tell:
+            calls = trajectories(pipeline, unet, texts, self.settings, tell)
+        with progress.timed("calibrate") as tell:
+            return calibrate(unet, bits, calls, self.settings, tell, folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,9 @@ from bitsfusion.io.hashes import sha256_file
 from bitsfusion.numerics import ScaleInit, check_bits
 from bitsfusion.pipelines.folder import PipelineFolder
 from bitsfusion.pipelines.model_folder import ModelFolder, left_out, open_model
+from bitsfusion.progress import ProgressSink
 from bitsfusion.recipe.assign import assign
 from bitsfusion.recipe.named import UNIFORM, is_file, recipe_bits
-from bitsfusion.runs.progress import ProgressSink
 from bitsfusion.sensitivity.weight_error import weight_error_table
 
 
@@ -150,14 +149,13 @@ def by_weight_error(
         layers: the layers that share the average.
         values: of time features that are stored; None keeps time layers.
     """
-    started = time.monotonic()
-    table = weight_error_table(
-        layers,
-        lambda name: folder.tensor(f"{name}.weight"),
-        model=folder.path.parent.name,
-        feature_values=values or 0,
-        progress=lambda done, total: progress.update("weight error", done, total),
-    )
+    with progress.timed("weight error") as tell:
+        table = weight_error_table(
+            layers,
+            lambda name: folder.tensor(f"{name}.weight"),
+            model=folder.path.parent.name,
+            feature_values=values or 0,
+            progress=tell,
+        )
     recipe = assign(table, bits, keep_time_layers=values is None)
-    progress.finish("weight error", time.monotonic() - started)
     return dict(recipe.bits), {"recipe": table.method, "target_bits": bits}

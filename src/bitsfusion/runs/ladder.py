@@ -18,6 +18,8 @@ from bitsfusion.runs.scoring import Packed, Scoring
 from bitsfusion.runs.workspace import Workspace, stage_folder
 from bitsfusion.training.checkpoint import load_student
 
+FULL_PRECISION = "full_precision"
+
 
 @dataclass(frozen=True)
 class RungModel:
@@ -39,7 +41,7 @@ class Ladder:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace, self.scoring = workspace, Scoring(workspace)
         config = workspace.config
-        self.models = [RungModel("full_precision", None, None), RungModel("init", None, "init")]
+        self.models = [RungModel(FULL_PRECISION, None, None), RungModel("init", None, "init")]
         for stage in ("stage1", "stage2", *(["control"] if config.control else [])):
             self.models += [RungModel(stage, seed, f"{stage}-{seed}") for seed in config.seeds]
         self.packed = RungModel("stage2", config.seeds[0], f"stage2-{config.seeds[0]}")
@@ -79,7 +81,7 @@ class Ladder:
             if model == self.packed:
                 inputs["packed"] = self.workspace.folder.made("pack")
             if model != self.models[0]:
-                inputs["reference"] = self.workspace.folder.made("score-full_precision")
+                inputs["reference"] = self.workspace.folder.made(f"score-{FULL_PRECISION}")
             step(f"score-{model.step}", inputs, [f"rungs/{model.step}"], functools.partial(self._score, model))
         made = {
             model.step: self.workspace.folder.made(model.made_by) for model in self._curves().values() if model.made_by

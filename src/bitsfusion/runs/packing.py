@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,10 @@ from bitsfusion.pipelines.folder import PipelineFolder
 from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.pipelines.model_folder import ModelFolder, left_out, open_model
 from bitsfusion.pipelines.resolve import resolve
+from bitsfusion.progress import SILENT, ProgressSink
 from bitsfusion.recipe.named import is_file, recipe_bits
 from bitsfusion.runs.calibration import CalibrationJob
 from bitsfusion.runs.components import UNET_ALONE, OtherBits, by_weight_error, other_parts
-from bitsfusion.runs.progress import ProgressSink
 from bitsfusion.training.checkpoint import load_student
 
 
@@ -41,7 +40,7 @@ def init_pipeline(
     config: str | None = None,
     without: Sequence[str] = (),
     calibration: CalibrationJob | None = None,
-    progress: ProgressSink | None = None,
+    progress: ProgressSink = SILENT,
 ) -> dict[str, PackedConfig]:
     """Quantizer init, time features and packing, without training (section 4.1).
 
@@ -73,7 +72,6 @@ def init_pipeline(
     if (recipe is None) == (bits is None):
         got = "neither" if recipe is None else "both"
         raise InputError(f"recipe, bits: got {got}, wanted one of them: a recipe, or an average number of bits")
-    progress = progress or ProgressSink()
     source, unet = _open(model, config, tuple(without))
     name = source.denoiser.name
     choice = choose_features(
@@ -115,7 +113,7 @@ def pack_checkpoint(
     model: str,
     out: Path,
     samplers: Cover = BASIS,
-    progress: ProgressSink | None = None,
+    progress: ProgressSink = SILENT,
     others: OtherBits = UNET_ALONE,
 ) -> PackedConfig:
     """A finished stage or a checkpoint of one -> a packed pipeline folder.
@@ -131,7 +129,7 @@ def pack_checkpoint(
     Returns:
         What the packed UNet says about itself.
     """
-    source, progress = _source(model), progress or ProgressSink()
+    source = _source(model)
     name = source.denoiser.name
     student = load_student(checkpoint)
     choice = choose_features(student, samplers, _scheduler_config(source, samplers))
@@ -175,14 +173,5 @@ def _write(
     provenance: Mapping[str, Mapping[str, Any]],
     progress: ProgressSink,
 ) -> dict[str, PackedConfig]:
-    started = time.monotonic()
-    configs = write_parts(
-        parts,
-        source,
-        out,
-        source_sha256=source.source_sha256,
-        provenance=provenance,
-        progress=lambda done, total: progress.update("pack", done, total),
-    )
-    progress.finish("pack", time.monotonic() - started)
-    return configs
+    with progress.timed("pack") as tell:
+        return write_parts(parts, source, out, source_sha256=source.source_sha256, provenance=provenance, progress=tell)

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from bitsfusion.artifact.inspect import Inspection, inspect_folder
+from bitsfusion.artifact.inspect import Inspection
 from bitsfusion.embedded import embedded_model
-from bitsfusion.evaluation.rungs import RungScores, geneval, load_images
+from bitsfusion.evaluation.rungs import RungScores, load_images
 from bitsfusion.io.hashes import sha256_file
 from bitsfusion.io.schema import parse
 from bitsfusion.io.texts import read_json
 from bitsfusion.report import write_report
-from bitsfusion.report.data import Curve, LayerRow, Pictures, ReportData, Rung, SeedScores, Sizes, layer_rows
+from bitsfusion.report.data import Curve, LayerRow, Pictures, ReportData, Rung, Sizes, layer_rows
 from bitsfusion.report.scores import ScoreTable, read_scores
 from bitsfusion.runs.ladder import Ladder
-from bitsfusion.runs.summary import (
-    Comparison,
-    comparisons,
-    fp16_bytes,
-    known_mean,
-    rung_bits,
-    rung_names,
-    training_log,
-    training_seconds,
-)
+from bitsfusion.runs.summary import LABELS, fp16_bytes, training_log
 from bitsfusion.sensitivity.table import read_table
 from bitsfusion.vote.results import VoteResults
 
@@ -33,24 +25,16 @@ VOTES = "votes.json"
 SCORES = ("scores.json", "evaluation/scores.json")
 """Shown if they are there: of `bitsfusion vote --results FILE --json` and of `bitsfusion evaluate --out`."""
 
-LABELS = {
-    "full_precision": ("Full precision", "the original"),
-    "init": ("Init", "quantized, not trained"),
-    "stage1": ("Stage I", "distilled from the original"),
-    "stage2": ("Stage II", "fine-tuned on the true noise"),
-    "control": ("Control", "full precision, trained on with Stage II's budget"),
-}
 
-
-def write_run_report(ladder: Ladder) -> Path:
+def write_run_report(ladder: Ladder, rungs: Sequence[Rung], inspection: Inspection) -> Path:
     """Writes report/index.html."""
-    inspection, model = inspect_folder(ladder.workspace.path / "packed"), ladder.workspace.config.model
-    compared, known = comparisons(ladder), embedded_model(model)
+    model = ladder.workspace.config.model
+    known = embedded_model(model)
     return write_report(
         ReportData(
             title=f"{known.title if known else model} at {inspection.average_bits:.2f} bits",
             model=model,
-            rungs=[_rung(ladder, name, compared.get(name)) for name in rung_names(ladder)],
+            rungs=rungs,
             final=ladder.packed.name,
             sizes=_sizes(ladder, inspection),
             pictures=_pictures(ladder),
@@ -70,7 +54,7 @@ def write_run_report(ladder: Ladder) -> Path:
     )
 
 
-def beside(folder: Path) -> dict[str, str]:
+def added_files(folder: Path) -> dict[str, str]:
     """The SHA-256 of each file that the page shows and no step of a run makes."""
     return {name: sha256_file(folder / name) for name in (VOTES, *SCORES) if (folder / name).is_file()}
 
@@ -83,32 +67,6 @@ def _votes(folder: Path) -> VoteResults | None:
 def _evaluated(folder: Path, inspection: Inspection) -> ScoreTable | None:
     """Scores of another model than the packed one are refused."""
     return next((read_scores(folder / name, inspection) for name in SCORES if (folder / name).is_file()), None)
-
-
-def _rung(ladder: Ladder, name: str, compared: Comparison | None) -> Rung:
-    scores = ladder.scores(name)
-    label, note = LABELS[name]
-    return Rung(
-        name=name,
-        label=label,
-        note=note,
-        bits=rung_bits(ladder, name),
-        geneval=geneval(scores, ladder.prompts),
-        clip_score=known_mean([score.clip_score for score in scores]),
-        image_mse=known_mean([score.image_mse for score in scores]),
-        noise_error=known_mean([score.noise_error for score in scores]),
-        noise_loss=known_mean([score.noise_loss for score in scores]),
-        seconds=training_seconds(ladder, name),
-        difference=compared.difference if compared else None,
-        verdict=compared.verdict if compared else None,
-        seeds=[_seed(ladder, score, score.seed) for score in scores if score.seed is not None],
-    )
-
-
-def _seed(ladder: Ladder, score: RungScores, seed: int) -> SeedScores:
-    own = geneval([score], ladder.prompts)
-    overall = None if own is None else own.overall
-    return SeedScores(seed, overall, score.clip_score, score.noise_error, score.noise_loss)
 
 
 def _pictures(ladder: Ladder) -> Pictures:

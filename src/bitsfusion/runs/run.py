@@ -12,6 +12,7 @@ from typing import Any
 from diffusers import ModelMixin
 
 from bitsfusion.architectures.registry import model_layers
+from bitsfusion.artifact.inspect import inspect_folder
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.artifact.writer import write_pipeline
 from bitsfusion.errors import InputError
@@ -19,14 +20,14 @@ from bitsfusion.io.texts import write_json
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.nn.rounded import put_rounded
 from bitsfusion.numerics import ScaleInit
+from bitsfusion.progress import SILENT, ProgressSink
 from bitsfusion.recipe.assign import assign
 from bitsfusion.recipe.schema import check_fits, write_recipe
 from bitsfusion.runs.calibration import CALIBRATED, CalibrationJob
 from bitsfusion.runs.config import RunConfig
 from bitsfusion.runs.ladder import Ladder
-from bitsfusion.runs.progress import ProgressSink
-from bitsfusion.runs.report import beside, write_run_report
-from bitsfusion.runs.summary import write_summary
+from bitsfusion.runs.report import added_files, write_run_report
+from bitsfusion.runs.summary import rungs, write_summary
 from bitsfusion.runs.workspace import Workspace, stage_folder
 from bitsfusion.sensitivity.measure import analyze
 from bitsfusion.sensitivity.table import read_table
@@ -41,7 +42,7 @@ STEPS = ("analyze", "assign", "init", "stage1", "stage2", "control", "pack", "ev
 class Run:
     """The steps of one config in one folder; a step's name is its method's. Arguments and errors as `Workspace`."""
 
-    def __init__(self, config: RunConfig, folder: Path, progress: ProgressSink | None = None) -> None:
+    def __init__(self, config: RunConfig, folder: Path, progress: ProgressSink = SILENT) -> None:
         self.workspace = Workspace(config, folder, progress)
         self.ladder = Ladder(self.workspace)
         self.config, self.path = config, self.workspace.path
@@ -80,7 +81,7 @@ class Run:
                     source_sha256=ours.source_sha256,
                     samplers=ours.counted,
                     scorer=ours.scorer,
-                    progress=lambda done, total: ours.progress.update("analyze", done, total),
+                    progress=ours.progress.step("analyze"),
                 )
 
         inputs = {"analysis": settings, "data": self.config.data, "serve": self.config.serve.deciding()}
@@ -166,11 +167,12 @@ class Run:
         """summary.json and report/index.html."""
 
         def work() -> None:
-            write_summary(self.ladder)
-            write_run_report(self.ladder)
+            found, inspection = rungs(self.ladder), inspect_folder(self.path / "packed")
+            write_summary(self.ladder, found, inspection)
+            write_run_report(self.ladder, found, inspection)
 
         made = {name: self._made(name) for name in self.ladder.step_names}
-        inputs: dict[str, Any] = {"rungs": made} | ({"beside": found} if (found := beside(self.path)) else {})
+        inputs: dict[str, Any] = {"rungs": made} | ({"beside": added} if (added := added_files(self.path)) else {})
         self.workspace.step("report", inputs, ["summary.json", "report"], work)
 
     def _made(self, step: str) -> dict[str, str]:

@@ -71,46 +71,30 @@ class Scoring:
             guidance: another than the config's.
             packed: of a packed model.
         """
-        with self.workspace.placed(), placed(model, self.workspace.device):
-            self._score(step, name, seed, model, folder, reference, guidance, packed)
-
-    def _score(
-        self,
-        step: str,
-        name: str,
-        seed: int | None,
-        model: ModelMixin,
-        folder: Path,
-        reference: Path | None,
-        guidance: float | None,
-        packed: Callable[[], Packed] | None,
-    ) -> None:
-        started = time.monotonic()
-        section = self.workspace.config.evaluation
+        started, ours = time.monotonic(), self.workspace
+        section, report = ours.config.evaluation, ours.progress.step(step)
         scale = section.guidance if guidance is None else guidance
         sampling = Sampling(section.sampler.value, section.steps, scale, section.batch_size)
-        report = functools.partial(self.workspace.progress.update, step)
-        stored = None if packed is None else packed()
-        pipeline = (
-            stored.pipeline.to(self.workspace.device) if stored else with_denoiser(self.workspace.pipeline, model)
-        )
-        images = draw(pipeline, self.prompts, sampling, report)
-        predicted = predict(model, self._probe)
         reload_difference = None
-        if stored is not None:
-            few = self.prompts.chosen(range(min(RELOAD_CHECK, len(images))))
-            again = draw(with_denoiser(self.workspace.pipeline, stored.trained), few, sampling, report)
-            reload_difference = int(np.abs(images[: len(again)].astype(int) - again.astype(int)).max())
-        original = None if reference is None else load_images(reference)
-        RungScores(
-            name=name,
-            seed=seed,
-            **score_images(images, self.prompts, original, self.workspace.scorer),
-            noise_error=mean_squared(predicted, self._teacher_prediction),
-            noise_loss=mean_squared(predicted, self._probe.target),
-            seconds=round(time.monotonic() - started, 2),
-            reload_difference=reload_difference,
-        ).save(folder, images)
+        with ours.placed(), placed(model, ours.device):
+            stored = None if packed is None else packed()
+            pipeline = stored.pipeline.to(ours.device) if stored else with_denoiser(ours.pipeline, model)
+            images = draw(pipeline, self.prompts, sampling, report)
+            predicted = predict(model, self._probe)
+            if stored is not None:
+                few = self.prompts.chosen(range(min(RELOAD_CHECK, len(images))))
+                again = draw(with_denoiser(ours.pipeline, stored.trained), few, sampling, report)
+                reload_difference = int(np.abs(images[: len(again)].astype(int) - again.astype(int)).max())
+            original = None if reference is None else load_images(reference)
+            RungScores(
+                name=name,
+                seed=seed,
+                **score_images(images, self.prompts, original, ours.scorer),
+                noise_error=mean_squared(predicted, self._teacher_prediction),
+                noise_loss=mean_squared(predicted, self._probe.target),
+                seconds=round(time.monotonic() - started, 2),
+                reload_difference=reload_difference,
+            ).save(folder, images)
 
     @functools.cached_property
     def _probe(self) -> NoiseProbe:

@@ -21,18 +21,18 @@ from bitsfusion.devices import placed, resolve
 from bitsfusion.diffusion.conditioning import Conditioner, conditioner_of
 from bitsfusion.embedded import world_of
 from bitsfusion.embedded.world import Split
+from bitsfusion.progress import SILENT, ProgressSink
 from bitsfusion.runs.config import DataSource, FolderSource, HfDatasetSource, WorldSource
-from bitsfusion.runs.progress import ProgressSink
 
 HELD_OUT_SEED = 1_000_003
-"""Of the scenes that no student trains on."""
+"""The seed of the scenes that no student trains on."""
 
 
 def training_data(
     source: DataSource,
     pipeline: Any,
     split: Split,
-    progress: ProgressSink | None = None,
+    progress: ProgressSink = SILENT,
     denoiser: nn.Module | None = None,
     device: torch.device | None = None,
 ) -> TrainingData:
@@ -50,7 +50,7 @@ def training_data(
     conditioner = conditioner_of(pipeline, denoiser)
     with placed(pipeline.vae, device or resolve()):
         if not isinstance(source, WorldSource):
-            return _captioned(source, pipeline.vae, conditioner, progress or ProgressSink())
+            return _captioned(source, pipeline.vae, conditioner, progress)
         held_out = split != "train"
         return DrawnData(
             pipeline.vae,

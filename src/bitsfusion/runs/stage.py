@@ -21,9 +21,9 @@ from bitsfusion.io.work_folder import folder_lock
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.load import pipeline_folder
+from bitsfusion.progress import SILENT, ProgressSink
 from bitsfusion.recipe.named import recipe_bits
 from bitsfusion.runs.config import DataSource, RunConfig, WorldSource, with_own_defaults
-from bitsfusion.runs.progress import ProgressSink
 from bitsfusion.runs.sources import training_data
 from bitsfusion.training.checkpoint import STUDENT_INFO, find_checkpoint, load_student
 from bitsfusion.training.config import TrainingConfig
@@ -114,7 +114,7 @@ class _Parts:
         return unet
 
 
-def train_stage(config: StageConfig, out: Path, progress: ProgressSink | None = None) -> TrainingResult:
+def train_stage(config: StageConfig, out: Path, progress: ProgressSink = SILENT) -> TrainingResult:
     """Trains one stage into folder `out`, or continues there; `out` is then what `bitsfusion pack` reads.
 
     Holds one dense copy of the UNet, the student, and in Stage I the teacher in its own dtype. All processes of a
@@ -123,13 +123,13 @@ def train_stage(config: StageConfig, out: Path, progress: ProgressSink | None = 
     Raises:
         InputError: parts that do not go together, or another run works in `out`; see `train`.
     """
-    sink, ranks = progress or ProgressSink(), Ranks(resolve(config.training.device))
+    ranks = Ranks(resolve(config.training.device))
     lock = folder_lock(out, out / ".lock") if ranks.main else None
     ranks.wait()
     try:
         parts = _load(config.model)
         student = _student(config, parts, out)
-        data = training_data(config.data, parts.components, "train", sink, student, ranks.device)
+        data = training_data(config.data, parts.components, "train", progress, student, ranks.device)
         teacher = None
         if config.training.stage == 1:
             teacher = parts.unet(getattr(torch, config.training.teacher_dtype))
@@ -140,7 +140,7 @@ def train_stage(config: StageConfig, out: Path, progress: ProgressSink | None = 
             data,
             config.training,
             out,
-            _reporter(sink, f"stage {config.training.stage}"),
+            _reporter(progress, f"stage {config.training.stage}"),
         )
     finally:
         if lock:

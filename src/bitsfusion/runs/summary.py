@@ -1,28 +1,69 @@
-"""What a run comes to, for other programs: summary.json."""
+"""What a run comes to: its rungs, and summary.json for other programs."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from bitsfusion.artifact.inspect import inspect_folder
-from bitsfusion.evaluation.estimates import Difference, Verdict, verdicts
+from bitsfusion.artifact.inspect import Inspection
+from bitsfusion.evaluation.estimates import verdicts
 from bitsfusion.evaluation.rungs import RungScores, geneval, paired_difference
 from bitsfusion.io.texts import write_json
-from bitsfusion.runs.ladder import Ladder
+from bitsfusion.report.data import Rung, SeedScores
+from bitsfusion.runs.ladder import FULL_PRECISION, Ladder
 from bitsfusion.runs.workspace import stage_folder
 from bitsfusion.training.log import LOG_NAME, read_log
 
 SCHEMA_VERSION = 1
+LABELS = {
+    FULL_PRECISION: ("Full precision", "the original"),
+    "init": ("Init", "quantized, not trained"),
+    "stage1": ("Stage I", "distilled from the original"),
+    "stage2": ("Stage II", "fine-tuned on the true noise"),
+    "control": ("Control", "full precision, trained on with Stage II's budget"),
+}
 
 
-def write_summary(ladder: Ladder) -> None:
+def rungs(ladder: Ladder) -> list[Rung]:
+    """Every rung, averaged over its training seeds, and compared with full precision.
+
+    Verdicts are corrected for how many there are.
+    """
+    names = list(dict.fromkeys(model.name for model in ladder.models))
+    scores = {name: ladder.scores(name) for name in names}
+    compared = {
+        name: change
+        for name in names[1:]
+        if (change := paired_difference(scores[name], scores[FULL_PRECISION])) is not None
+    }
+    shown = dict(zip(compared, verdicts(list(compared.values())), strict=True))
+    average_bits = ladder.workspace.recipe().average_bits
+    return [
+        Rung(
+            name=name,
+            label=LABELS[name][0],
+            note=LABELS[name][1],
+            bits=32.0 if name in (FULL_PRECISION, "control") else average_bits,  # by Appendix H
+            geneval=geneval(own, ladder.prompts),
+            clip_score=known_mean([score.clip_score for score in own]),
+            image_mse=known_mean([score.image_mse for score in own]),
+            noise_error=known_mean([score.noise_error for score in own]),
+            noise_loss=known_mean([score.noise_loss for score in own]),
+            seconds=_training_seconds(ladder, name),
+            difference=compared.get(name),
+            verdict=shown.get(name),
+            seeds=[_seed(ladder, score, score.seed) for score in own if score.seed is not None],
+        )
+        for name, own in scores.items()
+    ]
+
+
+def write_summary(ladder: Ladder, rungs: Sequence[Rung], inspection: Inspection) -> None:
     """Writes summary.json, the one place other programs read."""
-    inspection = inspect_folder(ladder.workspace.path / "packed")
     evaluation, prompts = ladder.workspace.config.evaluation, ladder.prompts
-    compared = comparisons(ladder)
     summary = {
         "schema_version": SCHEMA_VERSION,
         "model": ladder.workspace.config.model,
@@ -34,7 +75,7 @@ def write_summary(ladder: Ladder) -> None:
             "bytes_in_memory": inspection.bytes_in_memory,
             "bytes_fp16": fp16_bytes(ladder),
         },
-        "rungs": [_rung_summary(ladder, name, compared.get(name)) for name in rung_names(ladder)],
+        "rungs": [_rung_summary(rung, ladder.scores(rung.name), len(prompts.texts)) for rung in rungs],
         "settings": {
             "sampler": evaluation.sampler.value,
             "steps": evaluation.steps,
@@ -51,86 +92,49 @@ def write_summary(ladder: Ladder) -> None:
 
 def fp16_bytes(ladder: Ladder) -> int:
     """The full-precision UNet at 16 bits a parameter."""
-    return 2 * sum(parameter.numel() for parameter in ladder.workspace.pipeline.unet.parameters())
-
-
-def rung_names(ladder: Ladder) -> list[str]:
-    """Each rung once, in order."""
-    return list(dict.fromkeys(model.name for model in ladder.models))
-
-
-def rung_bits(ladder: Ladder, name: str) -> float:
-    """By Appendix H; 32 for a full-precision rung."""
-    return 32.0 if name in ("full_precision", "control") else ladder.workspace.recipe().average_bits
-
-
-def known_mean(values: list[float | None]) -> float | None:
-    """The mean of what was measured; None where nothing was."""
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A rung beside full precision: how much more often its images are right, and what that shows."""
-
-    difference: Difference
-    verdict: Verdict
-
-
-def comparisons(ladder: Ladder) -> dict[str, Comparison]:
-    """Every rung that was compared with full precision; their verdicts are corrected for how many there are."""
-    reference = ladder.scores("full_precision")
-    found = {
-        name: change
-        for name in rung_names(ladder)
-        if name != "full_precision" and (change := paired_difference(ladder.scores(name), reference)) is not None
-    }
-    shown = verdicts(list(found.values()))
-    return {name: Comparison(*pair) for name, pair in zip(found, zip(found.values(), shown, strict=True), strict=True)}
-
-
-def _rung_summary(ladder: Ladder, name: str, compared: Comparison | None) -> dict[str, Any]:
-    """One rung, averaged over its training seeds, each of which is under `per_seed`."""
-    scores = ladder.scores(name)
-    pooled = geneval(scores, ladder.prompts)
-    return {
-        "name": name,
-        "bits": rung_bits(ladder, name),
-        "geneval": None if pooled is None else {**pooled.scores(), "interval": [pooled.low, pooled.high]},
-        "against_full_precision": None
-        if compared is None
-        else {**asdict(compared.difference), "verdict": compared.verdict.value},
-        "clip_score": known_mean([score.clip_score for score in scores]),
-        "image_mse": known_mean([score.image_mse for score in scores]),
-        "noise_error": known_mean([score.noise_error for score in scores]),
-        "noise_loss": known_mean([score.noise_loss for score in scores]),
-        "images": len(ladder.prompts.texts) * len(scores),
-        "seconds": round(sum(score.seconds for score in scores), 2),
-        "training_seconds": training_seconds(ladder, name),
-        "reload_difference": next((s.reload_difference for s in scores if s.reload_difference is not None), None),
-        "per_seed": [_seed_summary(ladder, score) for score in scores if score.seed is not None],
-    }
-
-
-def _seed_summary(ladder: Ladder, score: RungScores) -> dict[str, Any]:
-    own = geneval([score], ladder.prompts)
-    return {
-        "seed": score.seed,
-        "geneval": None if own is None else own.overall,
-        "clip_score": score.clip_score,
-        "noise_error": score.noise_error,
-        "noise_loss": score.noise_loss,
-    }
-
-
-def training_seconds(ladder: Ladder, name: str) -> float | None:
-    """One seed's seconds by the stage's own clock, which continues across interruptions."""
-    log = training_log(ladder, name)
-    return float(log[-1]["seconds"]) if log else None
+    return 2 * sum(parameter.numel() for parameter in ladder.workspace.denoiser.parameters())
 
 
 def training_log(ladder: Ladder, name: str) -> list[dict[str, Any]]:
     """The first seed's log lines; none for a rung that was not trained."""
     path = ladder.workspace.path / stage_folder(name, ladder.workspace.config.seeds[0]) / LOG_NAME
     return list(read_log(path)) if path.exists() else []
+
+
+def _rung_summary(rung: Rung, scores: Sequence[RungScores], prompts: int) -> dict[str, Any]:
+    found, change = rung.geneval, rung.difference
+    return {
+        "name": rung.name,
+        "bits": rung.bits,
+        "geneval": None if found is None else {**found.scores(), "interval": [found.low, found.high]},
+        "against_full_precision": None
+        if change is None or rung.verdict is None
+        else {**asdict(change), "verdict": rung.verdict.value},
+        "clip_score": rung.clip_score,
+        "image_mse": rung.image_mse,
+        "noise_error": rung.noise_error,
+        "noise_loss": rung.noise_loss,
+        "images": prompts * len(scores),
+        "seconds": round(sum(score.seconds for score in scores), 2),
+        "training_seconds": rung.seconds,
+        "reload_difference": next((s.reload_difference for s in scores if s.reload_difference is not None), None),
+        "per_seed": [asdict(seed) for seed in rung.seeds],
+    }
+
+
+def _seed(ladder: Ladder, score: RungScores, seed: int) -> SeedScores:
+    own = geneval([score], ladder.prompts)
+    overall = None if own is None else own.overall
+    return SeedScores(seed, overall, score.clip_score, score.noise_error, score.noise_loss)
+
+
+def known_mean(values: Sequence[float | None]) -> float | None:
+    """The mean of what was measured; None where nothing was."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _training_seconds(ladder: Ladder, name: str) -> float | None:
+    """One seed's seconds by the stage's own clock, which continues across interruptions."""
+    log = training_log(ladder, name)
+    return float(log[-1]["seconds"]) if log else None

@@ -15,10 +15,10 @@ from bitsfusion.diffusion.time_features import BASIS, Cover
 from bitsfusion.io.hashes import sha256_folder
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.pipelines.load import load_pipeline, pipeline_folder
+from bitsfusion.progress import SILENT, ProgressSink
 from bitsfusion.recipe.schema import Recipe, read_recipe
 from bitsfusion.runs.config import ImageSection, RunConfig
 from bitsfusion.runs.folder import RunFolder
-from bitsfusion.runs.progress import ProgressSink
 from bitsfusion.runs.sources import training_data
 from bitsfusion.sensitivity.measure import Counted
 from bitsfusion.training.ranks import Ranks
@@ -36,9 +36,9 @@ class Workspace:
         InputError: no such model or device, or another process works in the folder.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, progress: ProgressSink | None = None) -> None:
+    def __init__(self, config: RunConfig, folder: Path, progress: ProgressSink = SILENT) -> None:
         self.config = config
-        self.progress = progress or ProgressSink()
+        self.progress = progress
         self.source_sha256 = sha256_folder(pipeline_folder(config.model))
         ranks = Ranks(resolve(config.device))
         self.device = ranks.device

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +10,7 @@ from bitsfusion.architectures.registry import model_layers
 from bitsfusion.nn.scale import layer_scale
 from bitsfusion.numerics import MAX_BITS, MIN_BITS, ScaleInit, quantize
 from bitsfusion.packing.entropy import entropy_bits
+from bitsfusion.progress import Progress, silent
 from bitsfusion.sensitivity.table import MEASURED_BITS
 
 SAMPLED_WEIGHTS = 1 << 17
@@ -23,7 +22,7 @@ spaced: finding the best scale for 256 steps takes 50 times as long as for one."
 def level_entropies(
     unet: nn.Module,
     scale_init: ScaleInit = ScaleInit.EXACT,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
     architecture: Architecture | None = None,
 ) -> dict[str, tuple[float, ...]]:
     """Bits a weight of every Linear and Conv2d at 1, 2 .. 8 bits: the order-0 entropy of all its levels together.
@@ -36,8 +35,7 @@ def level_entropies(
     for done, name in enumerate(layers, start=1):
         weight = unet.get_parameter(f"{name}.weight")
         found[name] = tuple(_entropy(name, weight, bits, scale_init) for bits in range(MIN_BITS, MAX_BITS + 1))
-        if progress is not None:
-            progress(done, len(layers))
+        progress(done, len(layers))
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -41,23 +41,15 @@ class Jacobian:
         inputs = noisy_latents(pipeline, data, 0, settings.samples, settings.seed, spread=True)
         self.inputs = guided_latents(pipeline, inputs, settings.guidance)
 
-    def rows(
-        self, candidates: Sequence[Candidate], progress: Callable[[int], None] | None = None
-    ) -> Generator[SensitivityRow, None, None]:
-        """A row for each of `candidates`; the time is shared evenly among them.
-
-        Args:
-            progress: called with the number of samples done.
-        """
+    def rows(self, candidates: Sequence[Candidate]) -> Generator[SensitivityRow, None, None]:
+        """A row for each of `candidates`; the time is shared evenly among them."""
         started = time.perf_counter()
-        errors = self.errors([candidate.layer for candidate in candidates], progress)
+        errors = self.errors([candidate.layer for candidate in candidates])
         seconds = round((time.perf_counter() - started) / max(1, len(candidates)), 6)
         for layer, bits in candidates:
             yield SensitivityRow(layer=layer, bits=bits, mse=errors[layer, bits], seconds=seconds)
 
-    def errors(
-        self, layers: Sequence[str], progress: Callable[[int], None] | None = None
-    ) -> dict[tuple[str, int], float]:
+    def errors(self, layers: Sequence[str]) -> dict[tuple[str, int], float]:
         """The mean squared change of the predicted noise of each layer at 1, 2 and 3 bits, by (layer, bits)."""
         names = list(dict.fromkeys(layers))
         weights = {name: self.unet.get_submodule(name).weight for name in names}
@@ -67,13 +59,9 @@ class Jacobian:
         }
         sums = dict.fromkeys(scales, 0.0)
         generator = torch.Generator("cpu").manual_seed(self.settings.seed)
-        done = 0
         for part in self.inputs.split(self.settings.batch_size):
             for key, products in self._products(part, scales, generator).items():
                 sums[key] += float(products.double().square().sum())
-            done += len(part)
-            if progress is not None:
-                progress(done)
         values = self.inputs.samples.noisy.numel()
         return {key: total / values for key, total in sums.items()}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -16,15 +16,13 @@ from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.diffusion.time_features import BASIS, choose_features
 from bitsfusion.errors import InputError
 from bitsfusion.io.hashes import sha256_json
+from bitsfusion.progress import Progress, silent
 from bitsfusion.sensitivity.journal import only_writer, row_journal
-from bitsfusion.sensitivity.methods import alone
+from bitsfusion.sensitivity.methods import one_process
 from bitsfusion.sensitivity.paper import ImageDistance, TextImageScorer
 from bitsfusion.sensitivity.settings import Settings
 from bitsfusion.sensitivity.table import MEASURED_BITS, Candidate, SensitivityTable, read_table, write_table
 from bitsfusion.sensitivity.workers import Workers
-
-Progress = Callable[[int, int], None]
-"""Called with the rows done and the rows in all."""
 
 Counted: TypeAlias = Sequence[tuple[str, int]] | Literal["basis"] | None
 """What a recipe is to count for time features: rows of (name, steps), a basis for every step, or (None) the layers."""
@@ -44,7 +42,7 @@ def analyze(
     scorer: TextImageScorer | None = None,
     lpips: ImageDistance | None = None,
     workers: Workers | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> SensitivityTable:
     """The sensitivity table of `pipeline`'s UNet, written to `out_path`.
 
@@ -78,21 +76,21 @@ def analyze(
     wanted = candidates(table)
     finished = _finished(out_path, table, wanted)
     if finished is not None:
-        _report(progress, len(wanted), len(wanted))
+        progress(len(wanted), len(wanted))
         return finished
 
     journal = row_journal(out_path, table.sha256())
     with only_writer(out_path):
         rows = {Candidate(row.layer, row.bits): row for row in journal.open() if (row.layer, row.bits) in set(wanted)}
-        _report(progress, len(rows), len(wanted))
+        progress(len(rows), len(wanted))
         missing = [candidate for candidate in wanted if candidate not in rows]
         if missing:
-            workers = workers or alone(pipeline, settings, data, scorer, lpips)
+            workers = workers or one_process(pipeline, settings, data, scorer, lpips)
             with contextlib.closing(workers.rows(missing)) as measured:
                 for row in measured:
                     journal.append([row])
                     rows[Candidate(row.layer, row.bits)] = row
-                    _report(progress, len(rows), len(wanted))
+                    progress(len(rows), len(wanted))
         table = table.model_copy(update={"rows": [rows[candidate] for candidate in wanted]})
         write_table(out_path, table)
         journal.remove()
@@ -164,8 +162,3 @@ def _finished(path: Path, empty: SensitivityTable, wanted: list[Candidate]) -> S
 
 def _identity(table: SensitivityTable) -> Any:
     return table.model_copy(update={"rows": []}).model_dump(mode="json")
-
-
-def _report(progress: Progress | None, done: int, total: int) -> None:
-    if progress is not None:
-        progress(done, total)

@@ -10,7 +10,7 @@ from bitsfusion.sensitivity.jacobian import Jacobian
 from bitsfusion.sensitivity.noise_error import NoiseError
 from bitsfusion.sensitivity.paper import ImageDistance, PaperMethod, TextImageScorer
 from bitsfusion.sensitivity.settings import JacobianSettings, NoiseErrorSettings, PaperSettings, Settings
-from bitsfusion.sensitivity.workers import Alone, Method, Workers
+from bitsfusion.sensitivity.workers import Method, OneProcess, Workers
 
 
 def build_method(
@@ -26,7 +26,7 @@ def build_method(
     return NoiseError(pipeline, settings, data)
 
 
-def alone(
+def one_process(
     pipeline: Any,
     settings: Settings,
     data: TrainingData,
@@ -36,4 +36,4 @@ def alone(
     """Measures in this process."""
     if isinstance(settings, JacobianSettings):
         return Jacobian(pipeline, settings, data)
-    return Alone(functools.partial(build_method, pipeline, settings, data, scorer, lpips))
+    return OneProcess(functools.partial(build_method, pipeline, settings, data, scorer, lpips))

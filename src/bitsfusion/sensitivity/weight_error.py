@@ -11,6 +11,7 @@ from torch import Tensor
 from bitsfusion.architectures.layers import LayerInfo, LayerRole
 from bitsfusion.nn.scale import layer_scale
 from bitsfusion.numerics import ScaleInit, dequantize, quantize
+from bitsfusion.progress import Progress, silent
 from bitsfusion.sensitivity.table import MEASURED_BITS, SensitivityRow, SensitivityTable
 
 METHOD = "weight_error"
@@ -20,7 +21,7 @@ ROWS = 64
 _GAUSSIAN_INPUTS = 1024
 
 SIZE_EXPONENT = -0.25
-"""Of the layer's size, times which the error counts: large layers bear more.
+"""An error counts times this power of its layer's size: large layers bear more.
 
 The paper's score has N^-0.3 on errors of images. On the embedded model, untrained, the recipes of least noise error
 came from 0 and -0.25 at 1.99 bits, from -1 at 2.5 and 3.5 (which has twice the error at 1.99); 1, the plain sum over
@@ -36,7 +37,7 @@ def weight_error_table(
     source_sha256: str | None = None,
     steps: int = 50,
     feature_values: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> SensitivityTable:
     """The squared error that quantization leaves in each layer's weights, relative to their energy, times N^-0.25.
 
@@ -64,8 +65,7 @@ def weight_error_table(
             started = time.monotonic()
             error = relative_error(name, part, bits) * chosen[name] ** SIZE_EXPONENT
             rows.append(SensitivityRow(layer=name, bits=bits, mse=error, seconds=time.monotonic() - started))
-        if progress is not None:
-            progress(done, len(chosen))
+        progress(done, len(chosen))
     return _table(layers, rows, model, steps * width if feature_values is None else feature_values, source_sha256)
 
 

@@ -31,7 +31,7 @@ class Workers(Protocol):
         ...
 
 
-class Alone:
+class OneProcess:
     """Measures one candidate after the other, here.
 
     Args:

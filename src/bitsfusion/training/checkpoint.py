@@ -28,7 +28,7 @@ from bitsfusion.io.texts import read_json, write_json
 from bitsfusion.nn.replace import fake_quantize_model, fake_quantized_layers
 from bitsfusion.training.ema import ExponentialMovingAverage
 from bitsfusion.training.log import Window
-from bitsfusion.training.sharding import is_sharded, like, load_into, whole
+from bitsfusion.training.sharding import gathered, is_sharded, load_into, shard_of
 
 SCHEMA_VERSION = 1
 STUDENT_WEIGHTS = "student.safetensors"
@@ -148,7 +148,7 @@ def save_checkpoint(
     path = out_dir / f"checkpoint-{state.step}"
     if not main:
         for tensors in _parts(state).values():
-            dict(whole(tensors, keep=False))
+            dict(gathered(tensors, keep=False))
         return path
     with atomic_folder(path) as folder:
         for name, tensors in _parts(state).items():
@@ -202,7 +202,7 @@ def load_checkpoint(path: Path, state: TrainingState, info: Mapping[str, Any]) -
         kind, _, name = key.partition(":")
         parameter = named[name]
         # bitsandbytes counts steps in an int, torch in a tensor.
-        own = int(value) if kind == "step" and state.counts_in_int else like(value, parameter).to(parameter.device)
+        own = int(value) if kind == "step" and state.counts_in_int else shard_of(value, parameter).to(parameter.device)
         state.optimizer.state[parameter][kind] = own
     if state.scaler:
         state.scaler.load_state_dict(rest["grad_scaler"])
@@ -222,7 +222,7 @@ def save_student(folder: Path, student: nn.Module, info: Mapping[str, Any], main
     All processes of a sharded student call this; the `main` one alone writes.
     """
     if not main:
-        dict(whole(student.state_dict(), keep=False))
+        dict(gathered(student.state_dict(), keep=False))
         return
     with atomic_path(folder / STUDENT_WEIGHTS) as temporary:
         _save(student.state_dict(), temporary)
@@ -282,6 +282,6 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
     try:
-        save_file({name: tensor.contiguous() for name, tensor in whole(tensors, keep=True)}, path)
+        save_file({name: tensor.contiguous() for name, tensor in gathered(tensors, keep=True)}, path)
     except SafetensorError as error:
         raise BitsFusionError(f"{path}: could not be written ({error})") from error

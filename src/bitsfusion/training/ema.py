@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from bitsfusion.training.sharding import like
+from bitsfusion.training.sharding import shard_of
 
 
 class ExponentialMovingAverage:
@@ -38,7 +38,7 @@ class ExponentialMovingAverage:
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Takes over averages saved by `state`."""
         for name, average in zip(self._names, self._averages, strict=True):
-            average.copy_(like(state[name], average))
+            average.copy_(shard_of(state[name], average))
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:

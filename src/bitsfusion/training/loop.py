@@ -22,9 +22,9 @@ from bitsfusion.devices import device_of, placed
 from bitsfusion.diffusion.conditioning import conditioner_of
 from bitsfusion.diffusion.process import process_of
 from bitsfusion.errors import BitsFusionError, InputError
+from bitsfusion.io.ahead import ahead
 from bitsfusion.nn.replace import fake_quantized_layers
 from bitsfusion.training.accelerator import build_accelerator
-from bitsfusion.training.ahead import one_ahead
 from bitsfusion.training.checkpoint import (
     STUDENT_INFO,
     TrainingState,
@@ -159,7 +159,9 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(placed([*conditioner.encoders, teacher, *validation.models], accelerator.device))
         objective = Objective(student, teacher, conditioner, process, config, accelerator, stack)
-        samples = stack.enter_context(one_ahead(sample_of, state.step, config.max_train_steps))
+        samples = stack.enter_context(
+            contextlib.closing(ahead(sample_of, range(state.step, config.max_train_steps), threads=1))
+        )
         for sample, parts in samples:
             for group, base in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = base * factor(state.step)

@@ -34,7 +34,7 @@ def synchronize(model: nn.Module, on: bool) -> None:
     model.set_requires_gradient_sync(on)
 
 
-def whole(tensors: Mapping[str, Tensor], keep: bool) -> Iterator[tuple[str, Tensor]]:
+def gathered(tensors: Mapping[str, Tensor], keep: bool) -> Iterator[tuple[str, Tensor]]:
     """Every tensor with its name, gathered from all processes, which must all ask; nothing where not `keep`."""
     for name, tensor in tensors.items():
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -42,7 +42,7 @@ def whole(tensors: Mapping[str, Tensor], keep: bool) -> Iterator[tuple[str, Tens
             yield name, full.detach().cpu() if full is not tensor else full.detach()
 
 
-def like(value: Tensor, parameter: Tensor) -> Tensor:
+def shard_of(value: Tensor, parameter: Tensor) -> Tensor:
     """This process's part of `value` where `parameter` is in parts and has its shape; `value` itself otherwise."""
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
@@ -57,4 +57,6 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         RuntimeError: other names or shapes.
     """
     own = model.state_dict()
-    model.load_state_dict({name: like(value, own[name]) if name in own else value for name, value in tensors.items()})
+    model.load_state_dict(
+        {name: shard_of(value, own[name]) if name in own else value for name, value in tensors.items()}
+    )

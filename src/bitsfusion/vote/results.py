@@ -6,12 +6,12 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from statistics import median
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from bitsfusion.metrics.intervals import wilson_interval
-from bitsfusion.vote.agreement import agreement
 from bitsfusion.vote.database import Record, Vote
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -42,8 +42,15 @@ class VoterResult(_Values):
     median_seconds: float
 
 
-class AgreementResult(_Values):
-    """See `bitsfusion.vote.agreement`."""
+class Agreement(_Values):
+    """How far the voters agree, over the pairs with two votes or more.
+
+    Fields:
+        pairs: how many those are.
+        share: the mean over them of the share of their pairs of voters who chose the same picture; None without any.
+        kappa: Fleiss' kappa, (share - chance) / (1 - chance), where chance is what the same shares of A and B over all
+            votes would give by luck: 1 is full agreement, 0 that of coins. None where every vote is for one side.
+    """
 
     pairs: int
     share: float | None
@@ -72,7 +79,7 @@ class VoteResults(_Values):
     left: WinRate
     categories: tuple[WinRate, ...]
     challenges: tuple[WinRate, ...]
-    agreement: AgreementResult
+    agreement: Agreement
     voters: tuple[VoterResult, ...]
 
 
@@ -80,7 +87,6 @@ def vote_results(record: Record) -> VoteResults:
     """Counts a study's votes."""
     by_pair = Counter((vote.pair, vote.choice) for vote in record.votes)
     counts = [(by_pair[pair, "a"], by_pair[pair, "b"]) for pair in range(len(record.prompts))]
-    agreed = agreement(counts)
     return VoteResults(
         question=QUESTION,
         names=record.names,
@@ -92,9 +98,25 @@ def vote_results(record: Record) -> VoteResults:
         left=_rate("left", (vote.choice == vote.on_left for vote in record.votes)),
         categories=_by(record, lambda vote: record.topics[vote.pair].category),
         challenges=_by(record, lambda vote: record.topics[vote.pair].challenge),
-        agreement=AgreementResult(pairs=agreed.pairs, share=agreed.share, kappa=agreed.kappa),
+        agreement=agreement(counts),
         voters=tuple(_voter(name, record.votes) for name in sorted({vote.voter for vote in record.votes})),
     )
+
+
+def agreement(counts: Sequence[tuple[int, int]]) -> Agreement:
+    """The agreement from each pair's votes for A and for B; pairs with fewer than two are left out.
+
+    Fleiss (1971) has the same number of voters at every item; here, as is usual, each item weighs the same,
+    however many voters it has.
+    """
+    seen = [(a, b) for a, b in counts if a + b >= 2]
+    if not seen:
+        return Agreement(pairs=0, share=None, kappa=None)
+    share = sum((a * (a - 1) + b * (b - 1)) / ((a + b) * (a + b - 1)) for a, b in seen) / len(seen)
+    for_a, total = sum(a for a, _ in seen), sum(a + b for a, b in seen)
+    chance = (for_a / total) ** 2 + (1 - for_a / total) ** 2
+    kappa = None if for_a in (0, total) else (share - chance) / (1 - chance)
+    return Agreement(pairs=len(seen), share=share, kappa=kappa)
 
 
 def votes_csv(record: Record) -> str:
@@ -138,10 +160,10 @@ def _by(record: Record, label: Callable[[Vote], str]) -> tuple[WinRate, ...]:
 
 def _voter(name: str, votes: Sequence[Vote]) -> VoterResult:
     own = [vote for vote in votes if vote.voter == name]
-    times = sorted(vote.milliseconds for vote in own)
+    times = [vote.milliseconds for vote in own]
     return VoterResult(
         voter=name,
         votes=len(own),
         a=sum(vote.choice == "a" for vote in own),
-        median_seconds=(times[(len(times) - 1) // 2] + times[len(times) // 2]) / 2000,
+        median_seconds=median(times) / 1000,
     )

@@ -53,7 +53,7 @@ def bench(
     rows: dict[str, BenchRow] = {}
     for index, name in enumerate(names):
         report(index, len(names) + 1, name)
-        rows[name] = measure.alone(name)
+        rows[name] = measure.measure_one(name)
         if name in DENSE and rows[name].error is not None:
             raise BitsFusionError(f"{name}: {rows[name].error}")
     report(len(names), len(names) + 1, "forwards in turn")
@@ -81,7 +81,7 @@ class _Measurement:
         self.subject, self.settings, self.work, self.hashes = subject, settings, work, hashes
         self.base = Dense(settings.dtype).name
 
-    def alone(self, name: str) -> BenchRow:
+    def measure_one(self, name: str) -> BenchRow:
         """All of a row but the timed forwards; from the journal where an interrupted run has left it."""
         found = self.work.row(name)
         if found is not None:

@@ -18,7 +18,7 @@ class TrainedWorld(World):
     """A world with the linear picture of it that the VAE is asked to learn, and with questions about its captions."""
 
     channels: int
-    """Of the latents; these have one element for each cell."""
+    """The latents' channels; latents have one element for each cell."""
     structure_sizes: tuple[int, ...]
     """How many answers each question about a caption has; see `structure`."""
     task_weights: ClassVar[Mapping[str, float]]

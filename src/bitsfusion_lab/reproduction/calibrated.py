@@ -11,6 +11,7 @@ from bitsfusion.architectures.registry import model_layers
 from bitsfusion.diffusion.samples import NoisySamples
 from bitsfusion.embedded.quick import QUICK
 from bitsfusion.io.texts import read_json, write_json
+from bitsfusion.progress import Progress
 from bitsfusion_lab.reproduction.frame import Frame
 from bitsfusion_lab.rivals.adaround import TRAVEL
 from bitsfusion_lab.rivals.calibration import drawn_calibration
@@ -69,7 +70,7 @@ class QDiffusion(_Stored):
         """See `Subject`."""
         iterations = frame.settings.steps
 
-        def weights(report: Callable[[int, int], None]) -> tuple[Mapping[str, StoredWeight], float]:
+        def weights(report: Progress) -> tuple[Mapping[str, StoredWeight], float]:
             calibration = _calibration(frame, SAMPLES, seed)
             made = quantize_unet(frame.unet, calibration, self.bits, iterations=iterations, seed=seed, progress=report)
             layers = model_layers(frame.unet)
@@ -98,7 +99,7 @@ class Palettized(_Stored):
     def make(self, frame: Frame, seed: int) -> None:
         """See `Subject`."""
 
-        def weights(report: Callable[[int, int], None]) -> tuple[Mapping[str, StoredWeight], float]:
+        def weights(report: Progress) -> tuple[Mapping[str, StoredWeight], float]:
             layers = model_layers(frame.unet)
             counts = {name: layer.numel for name, layer in layers.items()}
             psnr = layer_psnr(frame.unet, _calibration(frame, PSNR_SAMPLES, seed), report)
@@ -115,7 +116,7 @@ def _calibration(frame: Frame, samples: int, seed: int) -> NoisySamples:
     return drawn_calibration(frame.workspace.pipeline, captions, samples, seed=seed)
 
 
-Make = Callable[[Callable[[int, int], None]], tuple[Mapping[str, StoredWeight], float]]
+Make = Callable[[Progress], tuple[Mapping[str, StoredWeight], float]]
 """(progress) -> (what stands for each layer's weight, average bits as the method counts them)."""
 
 
@@ -124,7 +125,7 @@ def _write(frame: Frame, name: str, seed: int, inputs: Mapping[str, Any], make: 
     step, folder = f"make-{name}-{seed}", f"rivals/{name}/seed-{seed}"
 
     def work() -> None:
-        weights, bits = make(lambda done, total: frame.workspace.progress.update(step, done, total))
+        weights, bits = make(frame.workspace.progress.step(step))
         size = write_model(frame.path / folder / _FILE, frame.unet, weights)
         per_layer = {layer: weight.bits for layer, weight in weights.items()}
         write_json(

@@ -12,9 +12,9 @@ from bitsfusion.diffusion.time_features import choose_features
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.rungs import SCHEMA_VERSION, RungScores
 from bitsfusion.io.hashes import sha256_file
+from bitsfusion.progress import SILENT, ProgressSink
 from bitsfusion.recipe.assign import Strategy, assign
 from bitsfusion.recipe.schema import Recipe, check_fits, read_recipe, write_recipe
-from bitsfusion.runs.progress import ProgressSink
 from bitsfusion.runs.scoring import Scoring
 from bitsfusion.runs.workspace import Workspace
 from bitsfusion.sensitivity.measure import analyze
@@ -29,7 +29,7 @@ PROBE_SEED = 77
 class Frame:
     """A folder of steps, each done once (see `RunFolder`); a step's outputs are in folders named after it."""
 
-    def __init__(self, settings: Settings, out: Path, progress: ProgressSink | None = None) -> None:
+    def __init__(self, settings: Settings, out: Path, progress: ProgressSink = SILENT) -> None:
         """Opens folder `out`.
 
         Raises:
@@ -105,7 +105,7 @@ class Frame:
                 model=ours.config.model,
                 source_sha256=ours.source_sha256,
                 samplers=ours.counted,
-                progress=lambda done, total: ours.progress.update("analyze", done, total),
+                progress=ours.progress.step("analyze"),
             )
 
         source: dict[str, Any] = {"analysis": NoiseErrorSettings()}

@@ -41,7 +41,7 @@ def orders(
     cumulative: bool,
     measure: ImageMeasure,
 ) -> list[Order]:
-    """Of neighbouring rows where `cumulative`, otherwise of the paper's best row and each other one.
+    """The order of neighbouring rows where `cumulative`, otherwise of the paper's best row and each other one.
 
     Args:
         published: the paper's CLIP score of each row, by its label, in order; rows without one are passed over.

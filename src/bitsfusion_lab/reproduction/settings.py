@@ -30,7 +30,7 @@ class Settings(BaseModel):
     per_task: int = Field(50, ge=1)
     """Prompts of each of the six tasks."""
     split: Literal["validation", "test"] = "test"
-    """Of the prompts: settings are chosen on validation prompts, and reported on test prompts."""
+    """Which prompts: settings are chosen on validation prompts, and reported on test prompts."""
     guidance: tuple[float, ...] = Field((7.5,), min_length=1)
     """Every image set is drawn at each; the paper averages Table 4 over 3.5, 5.5, 7.5 and 9.5."""
     sampler_steps: int = Field(50, ge=1)
@@ -50,7 +50,7 @@ class Settings(BaseModel):
 
     @property
     def fine_tuning_steps(self) -> int:
-        """Of Stage II."""
+        """Stage II's steps."""
         return max(1, self.steps // 2)
 
     def run_config(self) -> RunConfig:

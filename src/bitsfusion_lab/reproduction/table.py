@@ -40,7 +40,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Of the paper: its number, what it shows, its rows, full precision's published CLIP score, and what to know."""
+    """A table of the paper: its number, title and rows, full precision's published CLIP score, and what to know."""
 
     number: int
     title: str

@@ -10,7 +10,7 @@ bits where theirs would leave 16.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from bitsfusion.architectures.registry import model_layers
 from bitsfusion.diffusion.samples import NoisySamples
 from bitsfusion.errors import InputError
+from bitsfusion.progress import Progress, silent
 from bitsfusion_lab.rivals.calibration import predictions
 from bitsfusion_lab.rivals.stored import PaletteWeight
 
@@ -51,9 +52,7 @@ def palettize(weight: Tensor, bits: int) -> PaletteWeight:
 
 
 @torch.no_grad()
-def layer_psnr(
-    unet: Any, calibration: NoisySamples, progress: Callable[[int, int], None] | None = None
-) -> dict[str, dict[int, float]]:
+def layer_psnr(unet: Any, calibration: NoisySamples, progress: Progress = silent) -> dict[str, dict[int, float]]:
     """PSNR (dB) of the UNet's output with one layer alone palettized: layer -> b -> dB, b in `PALETTE_BITS`.
 
     The peak is the largest magnitude of the full-precision output.
@@ -72,8 +71,7 @@ def layer_psnr(
             error = (predictions(model, calibration) - target).square().mean().sqrt()
             measured[name][bits] = float(20 * torch.log10(peak / error.clamp(min=1e-12)))
         weight.data = own
-        if progress is not None:
-            progress(done, len(layers))
+        progress(done, len(layers))
     return measured
 
 

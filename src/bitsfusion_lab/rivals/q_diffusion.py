@@ -10,7 +10,7 @@ fewer iterations (the paper has 20 000 a block).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch.func import functional_call
 from bitsfusion.architectures.layers import FIRST_LAST_BITS, LayerRole
 from bitsfusion.architectures.registry import layer_role
 from bitsfusion.diffusion.samples import NoisySamples
+from bitsfusion.progress import Progress, silent
 from bitsfusion_lab.rivals.adaround import Rounding, learn_rounding
 from bitsfusion_lab.rivals.calibration import predictions
 from bitsfusion_lab.rivals.stored import StoredWeight
@@ -77,7 +78,7 @@ def quantize_unet(
     *,
     iterations: int = 100,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> dict[str, StoredWeight]:
     """Every Linear and Conv2d of `unet` (left unchanged) in `bits`, time layers included.
 
@@ -103,8 +104,7 @@ def quantize_unet(
             made = rounding.stored()
             stored[_join(name, leaf)] = made
             unit.get_submodule(leaf).weight.data = made.dense()
-        if progress is not None:
-            progress(done, len(order))
+        progress(done, len(order))
     return stored
 
 

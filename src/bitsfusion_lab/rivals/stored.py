@@ -55,8 +55,8 @@ class UniformWeight:
         ]
         return torch.cat(parts, dim=1)
 
-    def beside(self) -> dict[str, Tensor]:
-        """What is stored beside the codes."""
+    def extra_tensors(self) -> dict[str, Tensor]:
+        """What the codes need, and is stored with them."""
         return {"scale": self.scale, "zero": self.zero}
 
 
@@ -78,8 +78,8 @@ class PaletteWeight:
         """float32 of the codes' shape."""
         return self.palette.float()[self.codes.long()]
 
-    def beside(self) -> dict[str, Tensor]:
-        """What is stored beside the codes."""
+    def extra_tensors(self) -> dict[str, Tensor]:
+        """What the codes need, and is stored with them."""
         return {"palette": self.palette}
 
 
@@ -105,7 +105,7 @@ def write_model(path: Path, unet: nn.Module, weights: Mapping[str, StoredWeight]
         smaller = len(squeezed) < len(packed)
         data = np.frombuffer(squeezed, dtype=np.uint8) if smaller else packed
         tensors[f"{name}.codes"] = torch.from_numpy(data.copy())
-        tensors |= {f"{name}.{part}": tensor.contiguous() for part, tensor in weight.beside().items()}
+        tensors |= {f"{name}.{part}": tensor.contiguous() for part, tensor in weight.extra_tensors().items()}
         layers[name] = {"bits": weight.bits, "shape": list(weight.codes.shape), "zstd": smaller}
         if isinstance(weight, UniformWeight) and weight.groups:
             layers[name]["groups"] = list(weight.groups)

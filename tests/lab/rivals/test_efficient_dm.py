@@ -68,4 +68,4 @@ def test_what_is_stored_is_merged():
     stored = stored_weights(model)
     for name in ("0", "3"):
         assert torch.equal(stored[name].dense(), model.get_submodule(name).quantized_weight())
-        assert stored[name].beside().keys() == {"scale", "zero"}
+        assert stored[name].extra_tensors().keys() == {"scale", "zero"}

@@ -58,7 +58,7 @@ def tree_prompts(tree: Path) -> tuple[GenEvalPrompt, ...]:
         InputError: there is no such tree, or a prompt is none of GenEval's.
     """
     folders = {picture.where: picture for picture in read_pictures(Path(tree))}
-    return tuple(parse(GenEvalPrompt, dict(picture.said), picture.where) for picture in folders.values())
+    return tuple(parse(GenEvalPrompt, dict(picture.metadata), picture.where) for picture in folders.values())
 
 
 def result_line(filename: str, prompt: GenEvalPrompt, objects: Detections, verdict: Verdict) -> ResultLine:

@@ -12,7 +12,7 @@ from PIL import Image
 from bitsfusion.cli.main import main
 from bitsfusion.embedded import SCORER_FOLDER
 from bitsfusion.embedded.quick import QUICK
-from bitsfusion.evaluation.pictures import given
+from bitsfusion.evaluation.pictures import matching_pictures
 from bitsfusion.evaluation.prompts import PromptSet, picture_prompts
 from bitsfusion.metrics.geneval.files import read_results
 from bitsfusion.pipelines.load import EMBEDDED
@@ -127,9 +127,11 @@ def test_prompts_and_seeds_of_a_folder(tmp_path):
     folder = pictures(tmp_path / "a", ["one", "two", "one", "two"], seeds=[7, 3, 9, 11])
     assert picture_prompts(folder, 1024) == (PromptSet(("one", "one", "two", "two"), (7, 9, 3, 11)), 2)
     prompts, _ = picture_prompts(folder, 1024)
-    images = given(folder, prompts)
+    images = matching_pictures(folder, prompts)
     assert [path.name for path in images.paths] == ["0.png", "2.png", "1.png", "3.png"]
-    assert images.said is not None and images.said["seeds"] == [7, 9, 3, 11] and images.said["sampler"] is None
+    assert (
+        images.metadata is not None and images.metadata["seeds"] == [7, 9, 3, 11] and images.metadata["sampler"] is None
+    )
     uneven = pictures(tmp_path / "b", ["one", "two", "one"])
     assert picture_prompts(uneven, 1024) == (PromptSet(("one", "two", "one"), (1024, 1025, 1026)), 1)
 

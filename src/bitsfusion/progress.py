@@ -1,0 +1,40 @@
+"""What long work reports while it goes on; the library itself prints nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeAlias
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with how much is done, and how much there is."""
+
+
+def silent(done: int, total: int) -> None:
+    """The progress that nobody asked for."""
+
+
+class ProgressSink:
+    """Takes reports of named steps and does nothing with them; the command line draws them."""
+
+    def update(self, step: str, done: int, total: int, note: str = "") -> None:
+        """`step` has done `done` of `total` units; `note` is a short figure to show beside it."""
+
+    def finish(self, step: str, seconds: float | None) -> None:
+        """`step` is done: in `seconds`, or None if it was done before."""
+
+    def step(self, name: str) -> Progress:
+        """What reports to this sink under a name."""
+        return partial(self.update, name)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[Progress]:
+        """The same; the step is finished at the end."""
+        started = time.monotonic()
+        yield self.step(name)
+        self.finish(name, time.monotonic() - started)
+
+
+SILENT = ProgressSink()
