@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from bitsfusion.architectures.base import Architecture
 from bitsfusion.architectures.layers import LayerRole
 
@@ -35,6 +33,6 @@ def _name(name: str, known: Any) -> str:
 
 
 TEXT_ENCODERS = tuple(
-    TextEncoder(name, "text encoder", "transformers", "text_encoder", (nn.Linear, nn.Embedding))
+    TextEncoder(name, "text encoder", "transformers", "text_encoder", ("Linear", "Embedding"))
     for name in ("CLIPTextModel", "CLIPTextModelWithProjection")
 )

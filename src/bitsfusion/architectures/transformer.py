@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from bitsfusion.architectures.base import Denoiser
 from bitsfusion.architectures.layers import LayerRole
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _ENDS = re.compile(
     r"^(x_embedder|context_embedder|time_text_embed|time_guidance_embed|time_embed|time_step_embed|time_step_proj|timestep_embedder|"
@@ -60,7 +62,7 @@ class Transformer(Denoiser):
 
 
 def _transformer(name: str, *blocks: str) -> Transformer:
-    return Transformer(name, "transformer", "diffusers", "transformer", (nn.Linear, nn.Conv2d), blocks)
+    return Transformer(name, "transformer", "diffusers", "transformer", ("Linear", "Conv2d"), blocks)
 
 
 TRANSFORMERS = (

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from torch import nn
-
 from bitsfusion.architectures.base import Architecture
 from bitsfusion.architectures.layers import LayerRole
 
@@ -21,4 +19,4 @@ class Autoencoder(Architecture):
         return LayerRole.FIRST_LAST if _ENDS.search(name) else LayerRole.QUANTIZED
 
 
-VAE = Autoencoder("AutoencoderKL", "VAE", "diffusers", "vae", (nn.Linear, nn.Conv2d))
+VAE = Autoencoder("AutoencoderKL", "VAE", "diffusers", "vae", ("Linear", "Conv2d"))
