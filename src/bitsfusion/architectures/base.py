@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from bitsfusion.architectures.layers import LayerInfo, LayerRole
+from bitsfusion.architectures.shapes import NotKnownError, Shapes
 from bitsfusion.errors import InputError
 
 if TYPE_CHECKING:
@@ -62,12 +63,19 @@ class Architecture:
         """Values that time-embedding caching stores at each step for the layer of this name."""
         return 0
 
-    def shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
+    def shapes(self, config: Mapping[str, Any]) -> Shapes | None:
         """Every tensor's name and shape in the dense model of a config.json, in module order; no model is built.
 
         None where the config holds anything that this does not know, be it wrong or not: then `build` decides.
         """
-        return None
+        try:
+            return self._shapes(config)
+        except NotKnownError:
+            return None
+
+    def _shapes(self, config: Mapping[str, Any]) -> Shapes:
+        """The same, or `NotKnownError`."""
+        raise NotKnownError
 
     def build(self, config: Mapping[str, Any], device: str = "meta") -> nn.Module:
         """The dense model of a config.json, for inference; raises whatever the class meets."""
@@ -90,6 +98,10 @@ class Architecture:
             names: dict[str, str] = model._fix_state_dict_keys_on_load({name: name for name in stored})
             return names
         return {name: name for name in stored}
+
+    def current_names(self, known: Collection[str], stored: Collection[str]) -> dict[str, str] | None:
+        """`stored_names` by names alone: each of `known` -> its name in `stored`; None where a model must say."""
+        return {name: name for name in stored} if set(known) == set(stored) else None
 
     def modules(self, model: nn.Module) -> dict[str, Any]:
         """The layers that are packed, or are to be, by name in module order; on meta too."""

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from bitsfusion.architectures.base import Denoiser
 from bitsfusion.architectures.conditioning import Conditioning
 from bitsfusion.architectures.layers import LayerRole
+from bitsfusion.architectures.shapes import Shapes
+from bitsfusion.architectures.unet_shapes import unet_shapes
 from bitsfusion.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,6 +58,9 @@ class UNet(Denoiser):
     def feature_values(self, name: str, out_channels: int) -> int:
         """Each ResBlock's projected time feature (Appendix C)."""
         return out_channels if name.endswith(".time_emb_proj") else 0
+
+    def _shapes(self, config: Mapping[str, Any]) -> Shapes:
+        return unet_shapes(config)
 
     def predict(self, model: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         output: Tensor = model(noisy, timesteps, **conditioning.keywords(), return_dict=False)[0]
