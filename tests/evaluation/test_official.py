@@ -19,8 +19,8 @@ from bitsfusion.evaluation.prompts import file_prompts
 from bitsfusion.evaluation.setting import Evaluation
 from bitsfusion.metrics.geneval import geneval_summary
 from bitsfusion.metrics.geneval.files import read_results
-from bitsfusion.metrics.tifa.files import read_captions, read_image_paths, read_questions
-from bitsfusion.metrics.tifa.results import read_result
+from bitsfusion.metrics.tifa.files import read_captions, read_questions
+from bitsfusion.metrics.tifa.scores import TifaScores
 from bitsfusion.pipelines.load import EMBEDDED
 
 STEPS = 2
@@ -97,7 +97,7 @@ def test_tifa_writes_the_official_result(tifa, tmp_path):
     evaluation = Evaluation(EMBEDDED, EMBEDDED, prompts, "captions", 1, "ddim", STEPS, (4.0,), 2)
     (entry,) = evaluate(evaluation, [measure], tmp_path / "out")["results"]
     folder = tmp_path / "out" / "tifa" / "model" / "guidance-4"
-    result = read_result(folder / "result.json")
+    result = TifaScores.model_validate_json((folder / "result.json").read_text())
     # The first question is right either way; of caption b's, 2 or yes, one is right whatever is answered.
     assert result.caption_scores == {"a": 1.0, "b": 0.5}
     assert entry["model"]["mean"] == result.tifa_average == 0.75
@@ -105,15 +105,17 @@ def test_tifa_writes_the_official_result(tifa, tmp_path):
     assert result.accuracy_by_type == {"object": 0.5, "counting": 1.0}
     assert entry["difference"]["verdict"] == "no difference shown"
     assert entry["of"]["settings"]["vqa"] == "brightness" and entry["of"]["settings"]["questions"] == 3
-    images = read_image_paths(folder / "images.json")
+    images = json.loads((folder / "images.json").read_text())
     drawn = tmp_path / "out" / "model" / "guidance-4"
-    assert images["b"].resolve() == (drawn / "00001.png").resolve()
+    assert (folder / images["b"]).resolve() == (drawn / "00001.png").resolve()
 
     pictures = Evaluation(str(drawn), None, prompts, "captions")  # the same, drawn by whomsoever
     (again,) = evaluate(pictures, [measure], tmp_path / "again")["results"]
     folder = tmp_path / "again" / "tifa" / "model" / "given"
-    assert again["model"] == entry["model"] and read_result(folder / "result.json") == result
-    assert read_image_paths(folder / "images.json")["b"] == (drawn / "00001.png").resolve()
+    assert again["model"] == entry["model"]
+    assert TifaScores.model_validate_json((folder / "result.json").read_text()) == result
+    images = json.loads((folder / "images.json").read_text())
+    assert (folder / images["b"]).resolve() == (drawn / "00001.png").resolve()
 
 
 class Dying(Brightness):

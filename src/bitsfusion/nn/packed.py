@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from bitsfusion.errors import InputError
 from bitsfusion.kernels import int8, unpack_into
-from bitsfusion.nn.fake_quantized import FakeQuantizedLayer, conv_geometry
+from bitsfusion.nn.fake_quantized import conv_geometry
 from bitsfusion.nn.read_only import ReadOnlyWeight
-from bitsfusion.numerics import check_bits, quantize
+from bitsfusion.numerics import check_bits
 from bitsfusion.packing.accounting import LayerSize
 from bitsfusion.packing.radix import pack, unpack, unpack_at
 
@@ -248,12 +248,6 @@ def dense_layer(layer: PackedLayer) -> nn.Linear | nn.Conv2d | nn.Embedding:
     made.weight = nn.Parameter(layer.unpack_weight(layer.compute_dtype))
     made.bias = layer.bias
     return made.train(layer.training)
-
-
-def pack_layer(layer: FakeQuantizedLayer) -> PackedLayer:
-    """The packed form of a trained layer: the same weight, bit for bit, in real bits."""
-    codes = quantize(layer.weight, layer.scale, layer.bits)
-    return packed_layer(layer, layer.bits, packed_buffer(codes, layer.scale, layer.bits).to(layer.weight.device))
 
 
 def int8_activations(model: nn.Module, enabled: bool = True) -> int:
