@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from bitsfusion.cli.console import progress_bars
-from bitsfusion.cli.options import Quiet
+from bitsfusion.cli.options import Device, Quiet
+from bitsfusion.devices import AUTO
 from bitsfusion.errors import InputError
 from bitsfusion.report.card import (
     HUB_ID,
@@ -44,6 +45,7 @@ def card(
     command: Annotated[str, typer.Option(help="That made the folder, to be shown.")] = "",
     push_to_hub: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload the folder there.")] = None,
     private: Annotated[bool, typer.Option(help="If the repository has to be made, for its owner only.")] = False,
+    device: Device = AUTO,
     quiet: Quiet = False,
 ) -> None:
     """Writes README.md, with bits, sizes, scores, samples and how to load it, into a packed folder."""
@@ -62,6 +64,7 @@ def card(
             seed=seed,
             guidance=guidance,
             command=command,
+            device=device,
             progress=progress.step("samples"),
         )
     print(path)

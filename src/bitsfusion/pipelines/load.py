@@ -55,7 +55,8 @@ def load_pipeline(model: str | PipelineFolder, dtype: torch.dtype = torch.float3
             for component in folder.components
             if component.folder.parent != folder.path or _variant(component) is not None
         }
-        pipeline: Any = DiffusionPipeline.from_pretrained(folder.path, dtype=dtype, **loaded)
+        absent = {name: None for name, entry in folder.index.items() if entry == [None, None]}
+        pipeline: Any = DiffusionPipeline.from_pretrained(folder.path, dtype=dtype, **absent, **loaded)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{folder.path}: could not be loaded as a diffusers pipeline: {reason}") from None

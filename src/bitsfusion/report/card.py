@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from bitsfusion.artifact.inspect import ComponentSize, Inspection, inspect_folder, inspect_pipeline
 from bitsfusion.artifact.reader import open_folder
+from bitsfusion.devices import AUTO, resolve
 from bitsfusion.diffusion.samplers import build_scheduler
 from bitsfusion.embedded import embedded_model
 from bitsfusion.errors import InputError
@@ -131,6 +132,7 @@ def write_card(
     seed: int = 1024,
     guidance: float = 7.5,
     command: str = "",
+    device: str = AUTO,
     progress: Progress = silent,
 ) -> Path:
     """Writes `folder`/README.md and `folder`/card/ with its pictures, in the place of earlier ones; returns the former.
@@ -143,6 +145,7 @@ def write_card(
         scores: a run's summary.json or the scores.json of `bitsfusion evaluate`.
         prompts: of the samples, drawn by this very folder with seeds from `seed` on.
         command: that made the folder.
+        device: where the samples are drawn, see `devices.resolve`.
 
     Raises:
         InputError: no packed pipeline folder, or scores of another model. ArtifactError: the folder is broken.
@@ -156,7 +159,7 @@ def write_card(
     with atomic_folder(folder / PICTURES) as pictures:
         chart = layer_chart(layer_rows(inspection), inspection.average_bits)
         chart.savefig(pictures / Path(BITS_PICTURE).name, dpi=130)
-        samples = _draw(folder, prompts, seed, guidance, (sampler, steps), pictures, progress)
+        samples = _draw(folder, prompts, seed, guidance, (sampler, steps), pictures, device, progress)
         config = folder.parent / "config.json"
         of_run = scores is not None and scores.name == "summary.json" and _same_run(scores, config)
         if of_run:
@@ -254,12 +257,13 @@ def _draw(
     guidance: float,
     sampler: tuple[str, int],
     pictures: Path,
+    device: str,
     progress: Progress,
 ) -> list[Sample]:
     if not prompts:
         return []
     asked = PromptSet(tuple(prompts), tuple(range(seed, seed + len(prompts))))
-    images = draw(load_pipeline(str(folder)), asked, Sampling(*sampler, guidance, 4), progress)
+    images = draw(load_pipeline(str(folder)).to(resolve(device)), asked, Sampling(*sampler, guidance, 4), progress)
     files = [f"sample-{index:02d}.png" for index in range(len(prompts))]
     for file, image in zip(files, images, strict=True):
         write_png(pictures / file, image)

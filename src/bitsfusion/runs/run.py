@@ -105,8 +105,7 @@ class Run:
         made_by: dict[str, Any] = {"scale_init": getattr(config.scale_init, "value", config.scale_init)}
         job = None
         if config.scale_init == CALIBRATED:
-            device = str(self.workspace.denoiser.device)
-            job = CalibrationJob(config.calibration_prompts, config.calibration, device)
+            job = CalibrationJob(config.calibration_prompts, config.calibration, str(self.workspace.device))
             made_by = job.provenance(config.model)
 
         def work() -> None:
