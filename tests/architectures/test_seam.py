@@ -11,7 +11,10 @@ import bitsfusion
 
 SOURCE = Path(bitsfusion.__file__).parent
 BLOCKS = re.compile(r"\b(down_blocks|up_blocks|mid_block|ResnetBlock2D|BasicTransformerBlock)\b")
-CALL = re.compile(r"(?<![.\w])(unet|denoiser|student|teacher|transformer)\(|encoder_hidden_states=|\.predict\(model, ")
+CALL = re.compile(
+    r"(?<![.\w])(self\.)?(unet|denoiser|student|teacher|transformer)\(|(?<![.\w])model\(\*|encoder_hidden_states="
+    r"|\.predict\(model, "
+)
 FILES = sorted(path for path in SOURCE.rglob("*.py"))
 
 

@@ -46,12 +46,6 @@ class Call:
         return Call(args, kwargs, self.guided)  # type: ignore[arg-type]
 
 
-def denoise(model: nn.Module, call: Call) -> Tree:
-    """The only call of a denoiser in this package."""
-    result: Tree = model(*call.args, **call.kwargs)
-    return result
-
-
 @torch.no_grad()
 def trajectories(
     pipeline: Any,
