@@ -41,6 +41,10 @@ from bitsfusion.sensitivity.settings import JacobianSettings, NoiseErrorSettings
 from bitsfusion.sensitivity.weight_error import relative_error
 from bitsfusion.training.config import TrainingConfig
 from bitsfusion.training.loop import train
+from bitsfusion_lab.reproduction.frame import Frame
+from bitsfusion_lab.reproduction.ladder import BALANCE
+from bitsfusion_lab.reproduction.settings import Settings
+from bitsfusion_lab.reproduction.table import Row, Table, make_table
 
 from ..sensitivity.random_data import RandomData as SensitivityData
 from ..tiny.pipeline import build_one_block_pipeline, build_pipeline
@@ -94,6 +98,18 @@ def demo(accelerator: Accelerator, folder: Path) -> Any:
     assert homes == {torch.device("cpu")}, homes
     summary = json.loads((folder / "run" / "summary.json").read_text())
     return [rung["name"] for rung in summary["rungs"]]
+
+
+def reproduction(accelerator: Accelerator, folder: Path) -> Any:
+    """A row of the laboratory's tables, trained and scored there: the labels of the table."""
+    settings = Settings(seeds=(0,), steps=1, train_batch_size=2, pool=8, per_task=1, sampler_steps=1, probe_samples=4)
+    frame = Frame(settings, folder / "tables")
+    assert frame.workspace.device == accelerator.device
+    before = accelerator.counts()
+    content = make_table(frame, Table(4, "one arm", (Row("ours", BALANCE, None),), None))
+    frame.close()
+    assert (accelerator.counts() - before).operations > 1000
+    return [row["label"] for row in content["rows"]]
 
 
 def _train(accelerator: Accelerator, folder: Path, **changes: Any) -> Any:

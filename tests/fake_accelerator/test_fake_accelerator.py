@@ -21,6 +21,10 @@ def test_a_short_run(on_accelerator):
     assert on_accelerator("demo") == ["full_precision", "init", "stage1", "stage2", "control"]
 
 
+def test_a_table_of_the_laboratory(on_accelerator):
+    assert on_accelerator("reproduction") == ["full precision", "ours"]
+
+
 @pytest.mark.parametrize(
     ("program", "tolerance"),
     [

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zstandard
 from diffusers import (
     EulerDiscreteScheduler,
     LatentConsistencyModelPipeline,
@@ -28,6 +29,7 @@ from bitsfusion.artifact.writer import write_pipeline
 from bitsfusion.diffusion.time_features import BASIS, SamplerSteps
 from bitsfusion.embedded import PIPELINE_FOLDER
 from bitsfusion.errors import InputError
+from bitsfusion.io.hashes import sha256_file, sha256_json
 from bitsfusion.io.texts import read_json, write_json
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
@@ -69,6 +71,17 @@ def test_uniform(tmp_path, layers, bits):
     assert config.bits == wanted
     assert config.provenance == {"recipe": f"uniform:{bits}", "scale_init": "exact"}
     verify_folder(tmp_path / "out")
+
+
+def test_the_bytes_are_those_of_earlier_versions(tmp_path):
+    """Made by the first version; the bytes in memory everywhere, the file's where zstd is the one that made it."""
+    out = tmp_path / "out"
+    config = init_pipeline("embedded", out, recipe="uniform:2", samplers=[SamplerSteps("pndm", 50)])["unet"]
+    layers = sha256_json({name: config.layers[name].sha256 for name in sorted(config.layers)})
+    assert layers == "c39027f1259ba246dba922eb6d6f1f58850a7feb161b16faee636d9cc3ecb2b4"
+    if zstandard.ZSTD_VERSION == (1, 5, 7):
+        file = sha256_file(out / "unet" / "diffusion_pytorch_model.safetensors")
+        assert file == "5a617cd06d7227403155b81bae98f2819dfd118b9d906dd8b2f264394d3fcc51"
 
 
 @pytest.mark.parametrize(

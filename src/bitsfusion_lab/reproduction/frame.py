@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,16 +98,17 @@ class Frame:
             if given is not None:
                 shutil.copyfile(given, table_path)
                 return
-            analyze(
-                ours.pipeline,
-                NoiseErrorSettings(),
-                table_path,
-                ours.data,
-                model=ours.config.model,
-                source_sha256=ours.source_sha256,
-                samplers=ours.counted,
-                progress=ours.progress.step("analyze"),
-            )
+            with ours.placed():
+                analyze(
+                    ours.pipeline,
+                    NoiseErrorSettings(),
+                    table_path,
+                    ours.data,
+                    model=ours.config.model,
+                    source_sha256=ours.source_sha256,
+                    samplers=ours.counted,
+                    progress=ours.progress.step("analyze"),
+                )
 
         source: dict[str, Any] = {"analysis": NoiseErrorSettings()}
         if given is not None:
@@ -126,18 +128,20 @@ class Frame:
                 f"{wanted.features}"
             )
 
-    def score(self, name: str, seed: int | None, unet: Any, made: dict[str, str]) -> list[RungScores]:
-        """Images of `unet` and what was measured of them, one for each guidance; drawn where they are not there yet.
+    def score(self, name: str, seed: int | None, load: Callable[[], Any], made: dict[str, str]) -> list[RungScores]:
+        """Images of a model and what was measured of them, one for each guidance; drawn where they are not there yet.
 
         Args:
             name: of the row; `FULL_PRECISION` is what the others are compared with, and comes first.
             seed: of its training.
-            unet: gives the model when it is needed.
+            load: gives the model when it is needed.
             made: what it was made as.
         """
-        return [self._score(name, seed, unet, made, guidance) for guidance in self.settings.guidance]
+        return [self._score(name, seed, load, made, guidance) for guidance in self.settings.guidance]
 
-    def _score(self, name: str, seed: int | None, unet: Any, made: dict[str, str], guidance: float) -> RungScores:
+    def _score(
+        self, name: str, seed: int | None, load: Callable[[], Any], made: dict[str, str], guidance: float
+    ) -> RungScores:
         place = _place(name, seed, guidance)
         section = self.pipeline_config.evaluation.model_dump(mode="json") | {"guidance": guidance}
         inputs: dict[str, Any] = {
@@ -153,7 +157,7 @@ class Frame:
 
         def work() -> None:
             original = None if reference is None else self.path / reference
-            self.scoring.score(_step_name(place), name, seed, unet(), self.path / place, original, guidance)
+            self.scoring.score(_step_name(place), name, seed, load(), self.path / place, original, guidance)
 
         self.step(_step_name(place), inputs, [place], work)
         return RungScores.load(self.path / place)

@@ -81,7 +81,7 @@ def make_table(frame: Frame, table: Table) -> dict[str, Any]:
 
 def _one(frame: Frame, subject: Subject, seed: int) -> list[RungScores]:
     subject.make(frame, seed)
-    return frame.score(subject.name, seed, lambda: subject.unet(frame, seed), subject.made(frame, seed))
+    return frame.score(subject.name, seed, lambda: subject.load(frame, seed), subject.made(frame, seed))
 
 
 def _measured(
@@ -145,7 +145,7 @@ def _write(
         "note": table.note,
         "weights": frame.weights,
         "settings": {
-            **frame.settings.model_dump(mode="json"),
+            **frame.settings.model_dump(mode="json", exclude={"device"}),
             "sensitivity": None if frame.settings.sensitivity is None else frame.settings.sensitivity.name,
         },
         "prompts": len(frame.scoring.prompts.texts),
