@@ -28,10 +28,10 @@ from bitsfusion.evaluation.measures import (
     pair_measure,
     world_geneval_measure,
 )
-from bitsfusion.evaluation.partial import PartialJudgements
 from bitsfusion.evaluation.pictures import read_picture
 from bitsfusion.evaluation.prompts import file_prompts, world_prompts
 from bitsfusion.evaluation.setting import Evaluation
+from bitsfusion.evaluation.values import judgement_journal
 from bitsfusion.io.work_folder import folder_lock
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.metrics.generation import generate_images
@@ -234,7 +234,7 @@ def test_an_out_that_another_process_works_in(evaluation, measures, tmp_path):
 
 @pytest.mark.parametrize("line", ["nonsense", '{"value": 1}', "[]", '{"value": "x", "record": 1}', '{"value": 1, "re'])
 def test_what_is_no_judgement_ends_what_goes_on(line, tmp_path):
-    partial = PartialJudgements(tmp_path / "values.partial.jsonl", "one")
+    partial = judgement_journal(tmp_path / "values.partial.jsonl", "one")
     assert partial.open() == []
     first = [Judgement(0.5, {"found": 1}), Judgement(1.0, None)]
     partial.append(first)
@@ -243,7 +243,7 @@ def test_what_is_no_judgement_ends_what_goes_on(line, tmp_path):
     assert partial.open() == first
     partial.append(first[:1])
     assert partial.open() == [*first, first[0]]
-    assert PartialJudgements(partial.path, "another").open() == []
+    assert judgement_journal(partial.path, "another").open() == []
 
 
 @pytest.mark.parametrize("content", ["[]", "values", "short"])

@@ -21,7 +21,7 @@ from bitsfusion.report.card import (
     run_scores,
     write_card,
 )
-from bitsfusion.report.hub import push_to_hub
+from bitsfusion.report.hub import push_to_hub as upload
 
 
 def register(app: typer.Typer) -> None:
@@ -69,11 +69,7 @@ def card(
         )
     print(path)
     if push_to_hub is not None:
-        print(_push(folder, push_to_hub, private))
-
-
-def _push(folder: Path, repo: str, private: bool) -> str:
-    return push_to_hub(folder, repo, private=private)
+        print(upload(folder, push_to_hub, private=private))
 
 
 def _asked() -> str:
