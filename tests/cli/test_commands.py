@@ -82,7 +82,7 @@ def test_the_shell_completes_commands():
     ("arguments", "line"),
     [
         (("init", "embedded", "--recipe", "uniform:2"), "bitsfusion: interrupted"),
-        (("demo", "--quiet"), "bitsfusion: interrupted; the same command goes on from here"),
+        (("demo", "--quiet"), "bitsfusion: interrupted; the same command continues from here"),
     ],
     ids=["cannot be resumed", "resumes"],
 )

@@ -154,7 +154,7 @@ def test_bits_or_a_recipe(capsys, tmp_path):
 
 
 def test_a_unet_whose_time_features_cannot_be_cached(capsys, tmp_path):
-    """Init goes on, and says what it did."""
+    """Init continues, and says what it did."""
     pipeline = load_pipeline("embedded")
     pipeline.save_pretrained(tmp_path / "model")
     torch.manual_seed(0)

@@ -217,7 +217,7 @@ def test_scores_of_another_model_are_refused(folder, inspection):
     pictures = {**scores(inspection), "model": unknown, "settings": {"seeds": None}}
     for content, words in (
         (other, "is of a model at"),
-        (retrained, "is of a model at .* as they lie on disk"),
+        (retrained, "is of a model at .* on disk, wanted"),
         (pictures, "is of the pictures in some/images, wanted scores of images that"),
         ({"rungs": 3, "bits": None}, "wanted a summary.json .* another form"),
         ({"results": []}, "wanted a summary.json"),

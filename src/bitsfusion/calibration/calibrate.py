@@ -52,7 +52,7 @@ def calibrate(
         calls: what it is called with, see `trajectories`.
         settings: the defaults where None.
         progress: told after every group of layers.
-        folder: keeps what is done, block after block: with the same arguments and folder, killed work goes on and
+        folder: keeps what is done, block after block: with the same arguments and folder, killed work continues and
             ends with the same result (finished blocks only run again). What is too much for the memory goes there, too.
 
     Raises:

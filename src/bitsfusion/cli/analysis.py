@@ -87,7 +87,7 @@ def analyze(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """How much each layer suffers at 1, 2 and 3 bits (section 3.2). Killed, the same command goes on."""
+    """How much each layer suffers at 1, 2 and 3 bits (section 3.2). Killed, the same command continues."""
     settings: Settings
     known = embedded_model(model)
     if method is AnalysisMethod.PAPER:

@@ -42,7 +42,7 @@ def whole_pipeline(model: str | PipelineFolder) -> PipelineFolder:
 def load_pipeline(model: str | PipelineFolder, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
     """The pipeline of `model` (see `resolve`) with every component in `dtype`, ready to use on the CPU.
 
-    Each component is read from the files that it has: a plain one beside one of variant fp16 is no matter.
+    Each component is read from the files that it has: plain files beside those of variant fp16 are no problem.
 
     Raises:
         InputError: as `resolve`, or a pipeline without a model that is packed, or its files are damaged.

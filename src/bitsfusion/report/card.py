@@ -116,7 +116,7 @@ class Card:
         others = [part for part in self.parts if part.weights and part.name != self.component]
         return [
             ("bits a weight, by the paper's formula", f"{found.average_bits:.4f}"),
-            ("bits a weight, as they lie on disk", f"{found.true_bits:.4f}"),
+            ("bits a weight, on disk", f"{found.true_bits:.4f}"),
             ("bits a weight, all of the file", f"{found.file_bits:.4f}"),
             (f"{self.noun} on disk", f"{size(disk)}, {dense / disk:.1f} times smaller than {size(dense)} in FP16"),
             (f"{self.noun} in memory", f"{size(memory)}, {dense / memory:.1f} times smaller"),

@@ -30,7 +30,7 @@ class Workspace:
     Args:
         config: what to do.
         folder: where; made if it is not there.
-        progress: is told what goes on.
+        progress: is told what is being done.
 
     Raises:
         InputError: no such model or device, or another process works in the folder.

@@ -23,7 +23,7 @@ def only_writer(out_path: Path) -> Iterator[None]:
     """Keeps other processes from measuring into `out_path`; what killed ones left beside it is removed.
 
     Raises:
-        InputError: another process is at it.
+        InputError: another process is measuring into it.
         BitsFusionError: the folder cannot be written.
     """
     path = out_path.with_name(out_path.name + ".journal.lock")
