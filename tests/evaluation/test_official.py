@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from bitsfusion.cli.evaluate import _guidance
-from bitsfusion.cli.main import main
 from bitsfusion.embedded.quick import QUICK
 from bitsfusion.embedded.world import TASKS
 from bitsfusion.errors import InputError
@@ -23,13 +22,12 @@ from bitsfusion.metrics.tifa.files import read_captions, read_questions
 from bitsfusion.metrics.tifa.scores import TifaScores
 from bitsfusion.pipelines.load import EMBEDDED
 
+from ..command import refusal, run
+
 STEPS = 2
 
 
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(["evaluate", EMBEDDED, "--sampler", "ddim", "--steps", str(STEPS), "--quiet", *arguments])
-    return int(ended.value.code or 0)
+EVALUATE = ("evaluate", EMBEDDED, "--sampler", "ddim", "--steps", STEPS, "--quiet")
 
 
 def test_geneval_by_the_official_rules(tmp_path, capsys):
@@ -37,7 +35,7 @@ def test_geneval_by_the_official_rules(tmp_path, capsys):
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines) + "\n")
     arguments = ["--prompts", str(tmp_path / "prompts.jsonl"), "--metrics", "geneval", "--detector", "world"]
     arguments += ["--images-per-prompt", "2", "--guidance", "2,7.5", "--out", str(tmp_path / "out")]
-    assert run(*arguments, "--json") == 0
+    assert run(*EVALUATE, *arguments, "--json") == 0
     scores = json.loads(capsys.readouterr().out)
     tree = tmp_path / "out" / "geneval" / "model" / "guidance-7.5"
     results = read_results(tree / "results.jsonl")
@@ -52,7 +50,7 @@ def test_geneval_by_the_official_rules(tmp_path, capsys):
     assert entry["of"]["model"]["sha256"] == scores["model"]["sha256"] and entry["of"]["steps"] == STEPS
 
     (tree / "results.jsonl").unlink()
-    assert run(*arguments) == 0  # nothing is drawn or judged again, the files are there again
+    assert run(*EVALUATE, *arguments) == 0  # nothing is drawn or judged again, the files are there again
     assert read_results(tree / "results.jsonl") == results
 
 
@@ -180,6 +178,5 @@ def test_a_mistake_is_one_line(arguments, message, tifa, tmp_path, capsys):
     kite = {"tag": "single_object", "include": [{"class": "kite", "count": 1}], "prompt": "a photo of a kite"}
     (tmp_path / "kite.jsonl").write_text(json.dumps(kite))
     files = {"CAPTIONS": str(tifa[0]), "QUESTIONS": str(tifa[1]), "KITE": str(tmp_path / "kite.jsonl")}
-    assert run(*(files.get(part, part) for part in arguments), "--out", str(tmp_path / "out")) == 2
-    error = capsys.readouterr().err.strip()
-    assert message in error and len(error.splitlines()) == 1
+    options = [files.get(part, part) for part in arguments]
+    assert message in refusal(capsys, *EVALUATE, *options, "--out", tmp_path / "out")
