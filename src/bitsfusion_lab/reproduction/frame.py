@@ -17,8 +17,7 @@ from bitsfusion.progress import SILENT, ProgressSink
 from bitsfusion.recipe.assign import Strategy, assign
 from bitsfusion.recipe.schema import Recipe, check_fits, read_recipe, write_recipe
 from bitsfusion.runs.scoring import Scoring
-from bitsfusion.runs.workspace import Workspace
-from bitsfusion.sensitivity.measure import analyze
+from bitsfusion.runs.workspace import SENSITIVITY, Workspace
 from bitsfusion.sensitivity.settings import NoiseErrorSettings
 from bitsfusion.sensitivity.table import read_table
 from bitsfusion_lab.reproduction.settings import Settings
@@ -92,23 +91,13 @@ class Frame:
     def _analyze(self) -> Path:
         """sensitivity.json: measured by noise error, or the one that is given."""
         ours, given = self.workspace, self.settings.sensitivity
-        table_path = self.path / "sensitivity.json"
+        table_path = self.path / SENSITIVITY
 
         def measure() -> None:
             if given is not None:
                 shutil.copyfile(given, table_path)
                 return
-            with ours.placed():
-                analyze(
-                    ours.pipeline,
-                    NoiseErrorSettings(),
-                    table_path,
-                    ours.data,
-                    model=ours.config.model,
-                    source_sha256=ours.source_sha256,
-                    samplers=ours.counted,
-                    progress=ours.progress.step("analyze"),
-                )
+            ours.analyze(NoiseErrorSettings())
 
         source: dict[str, Any] = {"analysis": NoiseErrorSettings()}
         if given is not None:
