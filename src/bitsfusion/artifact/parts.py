@@ -170,9 +170,11 @@ def _parts(
 ) -> ModelParts:
     shapes = {name: tuple(module.weight.shape) for name, module in packed_modules(dense, architecture).items()}
     removed = {} if features is None else {name: shapes[name] for name in time_layers(dense)}
-    others = {}
+    others, passed_over = {}, architecture.passed_over(dense)
     for name in dense.state_dict():
         owner, _, leaf = name.rpartition(".")
+        if name in passed_over:
+            continue
         if owner not in removed and (owner not in shapes or leaf == "bias"):
             others[name] = _other(name, tensor(name))
     kept = {name: shape for name, shape in shapes.items() if name not in removed}
