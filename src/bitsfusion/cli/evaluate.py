@@ -79,9 +79,9 @@ def evaluate(
     steps: Annotated[int, typer.Option(min=1)] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next ones count on.")] = 1024,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
-    out: Annotated[Path, typer.Option(help="Folder for the images and scores.json; the same command goes on.")] = Path(
-        "evaluation"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder for the images and scores.json; the same command continues.")
+    ] = Path("evaluation"),
     clip: Annotated[str | None, typer.Option(help=f"Model of the CLIP score; {CLIP} by default.")] = None,
     lpips: Annotated[str, typer.Option(help="alex, vgg, squeeze, or a TorchScript file.")] = "alex",
     fid_features: Annotated[str, typer.Option(help="inception, clip:MODEL, or a TorchScript file.")] = "inception",
@@ -100,7 +100,7 @@ def evaluate(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Scores a model, beside the original if there is one. Killed, the same command goes on."""
+    """Scores a model, beside the original if there is one. Killed, the same command continues."""
     device = str(resolve(device))
     pictures = next((Path(side) for side in (model, against) if side and holds_pictures(side)), None)
     known = embedded_model(model, against)

@@ -13,7 +13,8 @@ from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.cli import analysis
 from bitsfusion.cli.console import print_json, progress_bars
-from bitsfusion.cli.options import Covered, Json, Model, Quiet, time_cover
+from bitsfusion.cli.options import Covered, Device, Json, Model, Quiet, time_cover
+from bitsfusion.devices import AUTO
 from bitsfusion.embedded import guidance_of
 from bitsfusion.errors import InputError
 from bitsfusion.numerics import ScaleInit
@@ -94,7 +95,7 @@ def init(
     calibration_steps: Annotated[
         int | None, typer.Option(min=1, help=f"Sampler steps of each.  [default: {_CALIBRATION.steps}]")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where the model is calibrated: cpu, cuda and so on.")] = "cpu",
+    device: Device = AUTO,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:

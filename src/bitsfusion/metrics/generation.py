@@ -15,6 +15,7 @@ from PIL import Image
 
 from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.diffusion.samplers import OWN, Sampler, build_scheduler
+from bitsfusion.diffusion.samples import seeded_noise
 from bitsfusion.errors import InputError
 from bitsfusion.io.atomic import atomic_path
 from bitsfusion.progress import Progress, silent
@@ -78,9 +79,7 @@ def initial_latents(pipeline: DiffusionPipeline, seeds: Sequence[int]) -> torch.
     model = pipeline_denoiser(pipeline)
     size = model.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
-    shape = (model.config.in_channels, height, width)
-    latents = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
-    return torch.stack(latents).to(pipeline.device, model.dtype)
+    return seeded_noise((model.config.in_channels, height, width), seeds).to(pipeline.device, model.dtype)
 
 
 def _built(sampler: str, own: SchedulerMixin) -> SchedulerMixin:

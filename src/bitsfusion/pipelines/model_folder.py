@@ -12,7 +12,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from bitsfusion.architectures.base import Architecture
-from bitsfusion.architectures.registry import UNET
 from bitsfusion.errors import InputError
 from bitsfusion.io.schema import named
 from bitsfusion.io.texts import read_json
@@ -57,11 +56,6 @@ class ModelFolder:
                 return tensor.to(torch.float32, copy=True)  # a view would keep the whole file mapped
         except (OSError, SafetensorError) as error:
             raise InputError(f"{name}: could not be read from {place.file} ({error})") from None
-
-
-def open_unet(folder: Path) -> ModelFolder:
-    """`open_model` of a UNet2DConditionModel."""
-    return open_model(folder, UNET)
 
 
 def open_model(folder: Path, architecture: Architecture) -> ModelFolder:

@@ -30,7 +30,7 @@ class OtherBits:
 
     `text_encoder` (of every text encoder) and `vae` are each a whole number of bits for all layers, an average such as
     4.5 that is spread by the weights' own errors, uniform:N, or a recipe file; None leaves them as they are. Layers at
-    8 bits anyway are told in `models.architectures`.
+    8 bits anyway are those of the role FIRST_LAST in `architectures`.
 
     Fields:
         token_embedding: bits of a text encoder's token embedding, unless a recipe file has some.

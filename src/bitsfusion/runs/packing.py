@@ -107,11 +107,6 @@ def init_pipeline(
     return written
 
 
-def init_model(model: str, out: Path, **options: Any) -> PackedConfig:
-    """`init_pipeline`, with the same options; returns what the packed denoiser says about itself."""
-    return next(iter(init_pipeline(model, out, **options).values()))
-
-
 def pack_checkpoint(
     checkpoint: Path,
     model: str,

@@ -80,7 +80,7 @@ def train(
 
     Models compute on config.device and are afterwards where they were. All of the student's parameters train:
     weights and scales of the quantized layers, biases, norms and the time layers (their features are cached after
-    training). Dropout is off. The same call after a kill goes on from the latest checkpoint and ends, on the same
+    training). Dropout is off. After a kill the same call resumes from the latest checkpoint and ends, on the same
     machine and number of processes, with the same bits; after the end it loads the result. Several processes give
     what one gives at the same samples a step, within rounding.
 

@@ -1,4 +1,4 @@
-"""Images drawn while training goes on, to look at."""
+"""Images drawn during training, to look at."""
 
 from __future__ import annotations
 
