@@ -61,8 +61,9 @@ def untie_layers(model: Any) -> None:
         source = model.get_submodule(layer.source)
         made: nn.Module = source
         if layer.projects:
-            made = nn.Linear(*reversed(source.weight.shape), bias=False, device="meta")
-            made.weight = source.weight
+            weight: Any = source.weight
+            made = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+            made.weight = weight
         replace_module(model, name, made)
     if layers:
         vars(model).pop("_tied_weights_keys", None)
