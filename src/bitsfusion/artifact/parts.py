@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -122,6 +122,26 @@ def parts_of_folder(
         stored = features
     config = written_config(architecture, folder.skeleton, folder.config)
     return _parts(architecture, config, folder.skeleton, layer, tensor, stored)
+
+
+def with_float16_scales(parts: ModelParts) -> ModelParts:
+    """The same, every scale rounded to the nearest float16 number: what GGUF's blocks hold without loss.
+
+    Raises:
+        InputError: names a layer with a scale that float16 cannot hold (when asked for).
+    """
+
+    def layer(name: str) -> tuple[int, Tensor]:
+        bits, buffer = parts.layer(name)
+        buffer = buffer.clone()
+        scales = buffer[: 4 * parts.kept[name][0]].view(torch.float32)
+        rounded = scales.half().float()
+        if not bool(torch.isfinite(rounded).all()):
+            raise InputError(f"{name}: got a scale of {scales.abs().max():g}, wanted one that float16 can hold")
+        scales.copy_(rounded)
+        return bits, buffer
+
+    return replace(parts, layer=layer)
 
 
 def timed_model(folder: ModelFolder) -> nn.Module:
