@@ -244,8 +244,9 @@ def load_student(folder: Path, unet: UNet2DConditionModel | None = None) -> UNet
     """
     folder = Path(folder)
     info = _read_info(folder)
-    averages = folder / _AVERAGES
-    tensors = _load(averages if averages.exists() else folder / STUDENT_WEIGHTS)
+    tensors = _load(folder / STUDENT_WEIGHTS)
+    if (folder / _AVERAGES).exists():  # of what trained
+        tensors |= _load(folder / _AVERAGES)
     if unet is None:
         with torch.device("meta"):
             unet = UNet2DConditionModel.from_config(info["unet"])
