@@ -80,7 +80,10 @@ def open_model(folder: Path, architecture: Architecture) -> ModelFolder:
             stored[name] = (_Place(file, name), shape, dtype)
     names = architecture.stored_names(skeleton, stored)
     places = {}
+    passed_over = architecture.passed_over(skeleton)
     for name, tensor in skeleton.state_dict().items():
+        if name in passed_over:
+            continue
         if name not in names:
             wanted = f"every parameter of the {architecture.name}"
             raise InputError(f"{name}: got no such tensor in {folder}, wanted {wanted}")
@@ -92,7 +95,7 @@ def open_model(folder: Path, architecture: Architecture) -> ModelFolder:
         if not dtype.startswith(("F", "BF")):
             raise InputError(f"{name}: got dtype {dtype} in {place.file}, wanted floating numbers")
         places[name] = place
-    ignored = tuple(name for name in names if name not in places)
+    ignored = tuple(name for name in names if name not in places and name not in passed_over)
     return ModelFolder(folder, architecture, config, skeleton, ignored, places)
 
 
