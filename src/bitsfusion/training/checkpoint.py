@@ -245,8 +245,9 @@ def load_student(folder: Path, unet: ModelMixin | None = None) -> ModelMixin:
     """
     folder = Path(folder)
     info = _read_info(folder)
-    averages = folder / _AVERAGES
-    tensors = _load(averages if averages.exists() else folder / STUDENT_WEIGHTS)
+    tensors = _load(folder / STUDENT_WEIGHTS)
+    if (folder / _AVERAGES).exists():  # of what trained
+        tensors |= _load(folder / _AVERAGES)
     if unet is None:
         unet = denoiser_called(info["unet"]).build(info["unet"])
         assert isinstance(unet, ModelMixin)
