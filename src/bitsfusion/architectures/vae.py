@@ -1,4 +1,4 @@
-"""diffusers' AutoencoderKL: from pixels to latents and back."""
+"""diffusers' autoencoders: AutoencoderKL and FLUX.2's, and the deep-compression one of Sana."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bitsfusion.architectures.shapes import (
     sizes,
 )
 
-_ENDS = re.compile(r"^((encoder|decoder)\.conv_(in|out)|(post_)?quant_conv)$")
+_ENDS = re.compile(r"^((encoder|decoder)\.conv_(in|out)(\.conv)?|(post_)?quant_conv)$")
 
 
 _KNOWN: Mapping[str, Any] = {
@@ -60,13 +60,15 @@ class Autoencoder(Architecture):
         return LayerRole.FIRST_LAST if _ENDS.search(name) else LayerRole.QUANTIZED
 
     def _shapes(self, config: Mapping[str, Any]) -> Shapes:
+        need(self.name == "AutoencoderKL")
         values = checked(config, _KNOWN)
         widths, layers, groups = values["block_out_channels"], values["layers_per_block"], values["norm_num_groups"]
         need(len(widths) == len(values["down_block_types"]) == len(values["up_block_types"]))
         latents, last, found = values["latent_channels"], len(widths) - 1, Tensors()
         found.conv("encoder.conv_in", values["in_channels"], widths[0])
         for place, width in enumerate(widths):
-            name, before = f"encoder.down_blocks.{place}", widths[max(place - 1, 0)]
+            name = f"encoder.down_blocks.{place}"
+            before = widths[max(place - 1, 0)]
             for layer in range(layers):
                 found.resnet(f"{name}.resnets.{layer}", before if layer == 0 else width, width, groups)
             if place != last:
@@ -103,4 +105,7 @@ def _middle(found: Tensors, part: str, width: int, groups: int, attention: bool)
         found.resnet(f"{name}.resnets.{layer}", width, width, groups)
 
 
-VAE = Autoencoder("AutoencoderKL", "VAE", "diffusers", "vae", ("Linear", "Conv2d"))
+VAES = tuple(
+    Autoencoder(name, "VAE", "diffusers", "vae", ("Linear", "Conv2d"))
+    for name in ("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderDC")
+)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from bitsfusion.architectures.base import TRAINING_COUNTER
 from bitsfusion.architectures.registry import ARCHITECTURES, architecture_of, packed_modules
 from bitsfusion.artifact.container import StoredTensor
 from bitsfusion.artifact.limits import MODEL_MODULES, shown
@@ -29,6 +30,7 @@ from bitsfusion.diffusion.time_features.spline import TAPS, Knots
 from bitsfusion.errors import ArtifactError, InputError
 from bitsfusion.nn.packed import packed_layer
 from bitsfusion.nn.replace import replace_module
+from bitsfusion.nn.tied import tie_layers
 
 
 @contextmanager
@@ -122,6 +124,10 @@ def make_packed(model: nn.Module, config: PackedConfig) -> None:
         )
     for name, entry in config.layers.items():
         replace_module(model, name, packed_layer(dense[name], entry.bits))
+    tie_layers(model, architecture.tied(model))
+    for module in model.modules():
+        if TRAINING_COUNTER in module._buffers:
+            module._non_persistent_buffers_set.add(TRAINING_COUNTER)
     if config.stores_features:
         try:
             place_time_features(model, _stored_features(config))

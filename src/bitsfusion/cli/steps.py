@@ -13,14 +13,15 @@ from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.cli import analysis
 from bitsfusion.cli.console import print_json, progress_bars
-from bitsfusion.cli.options import Covered, Json, Model, Quiet, time_cover
+from bitsfusion.cli.options import Covered, Device, Json, Model, Quiet, time_cover
+from bitsfusion.devices import AUTO
 from bitsfusion.embedded import guidance_of
 from bitsfusion.errors import InputError
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.load import EMBEDDED
 from bitsfusion.runs.calibration import CalibrationJob
 from bitsfusion.runs.components import UNET_ALONE, WHOLE, OtherBits
-from bitsfusion.runs.packing import init_pipeline, pack_checkpoint
+from bitsfusion.runs.packing import ScaleDtype, init_pipeline, pack_checkpoint
 
 OtherRecipe = Annotated[
     str | None,
@@ -35,6 +36,9 @@ Whole = Annotated[
         "--whole",
         help=f"Packs text encoders and VAE, too: --text-encoder {WHOLE.text_encoder} --vae {WHOLE.vae} unless said.",
     ),
+]
+ScaleType = Annotated[
+    ScaleDtype, typer.Option(help="float16 rounds every scale to what float16 holds: export to GGUF is exact then.")
 ]
 _CALIBRATION = CalibrationSettings()
 TokenEmbedding = Annotated[int, typer.Option(min=1, max=8, help="Bits of a packed text encoder's token embedding.")]
@@ -73,6 +77,7 @@ def init(
     text_encoder: OtherRecipe = None,
     vae: OtherRecipe = None,
     token_embedding: TokenEmbedding = WHOLE.token_embedding,
+    scale_dtype: ScaleType = "float32",
     config: Config = None,
     without: Without = [],  # noqa: B006
     calibrate: Annotated[
@@ -90,7 +95,7 @@ def init(
     calibration_steps: Annotated[
         int | None, typer.Option(min=1, help=f"Sampler steps of each.  [default: {_CALIBRATION.steps}]")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where the model is calibrated: cpu, cuda and so on.")] = "cpu",
+    device: Device = AUTO,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -108,6 +113,7 @@ def init(
             config=config,
             without=without,
             calibration=job,
+            scale_dtype=scale_dtype,
             progress=progress,
         )
     _report(configs, out, json)
@@ -122,13 +128,14 @@ def pack(
     text_encoder: OtherRecipe = None,
     vae: OtherRecipe = None,
     token_embedding: TokenEmbedding = WHOLE.token_embedding,
+    scale_dtype: ScaleType = "float32",
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Turns a trained student into real bits."""
     others = _others(whole, text_encoder, vae, token_embedding)
     with progress_bars(quiet or json) as progress:
-        config = pack_checkpoint(checkpoint, model, out, time_cover(cover), progress, others)
+        config = pack_checkpoint(checkpoint, model, out, time_cover(cover), progress, others, scale_dtype)
     _report({"unet": config}, out, json)
 
 
