@@ -101,8 +101,8 @@ def _middle(found: Tensors, part: str, width: int, groups: int, attention: bool)
         found.norm(f"{name}.attentions.0.group_norm", width, groups)
         for layer in ("to_q", "to_k", "to_v", "to_out.0"):
             found.linear(f"{name}.attentions.0.{layer}", width, width)
-    for layer in range(2):
-        found.resnet(f"{name}.resnets.{layer}", width, width, groups)
+    for place in range(2):
+        found.resnet(f"{name}.resnets.{place}", width, width, groups)
 
 
 VAES = tuple(
