@@ -93,6 +93,7 @@ def call_options(pipeline: Any, seeds: Sequence[int], guidance: float) -> dict[s
         options["use_resolution_binning"] = False
     if "true_cfg_scale" in parameters and not model.config.get("guidance_embeds"):
         options |= {"true_cfg_scale": guidance, "negative_prompt": [" "] * len(seeds)}
+        del options["guidance_scale"]
     places = model.config.get("pos_embed_max_size")
     if places and isinstance(parameters["height"].default, int):
         side = math.isqrt(places) * model.config.patch_size * pipeline.vae_scale_factor
