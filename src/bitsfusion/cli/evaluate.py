@@ -13,7 +13,7 @@ from bitsfusion.cli.interruption import resumable
 from bitsfusion.cli.options import Device, Json, Quiet
 from bitsfusion.data.pictures import holds_pictures, is_tree
 from bitsfusion.devices import AUTO, resolve
-from bitsfusion.diffusion.samplers import Sampler
+from bitsfusion.diffusion.samplers import sampler_name
 from bitsfusion.embedded import embedded_model, guidance_of
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.evaluate import evaluate as run_evaluation
@@ -75,7 +75,9 @@ def evaluate(
         str | None,
         typer.Option(help="With commas, or as 2.5-9.5 (the paper's) in steps of 1.  [default: 7.5, embedded:grid 3]"),
     ] = None,
-    sampler: Annotated[Sampler, typer.Option()] = Sampler.PNDM,
+    sampler: Annotated[
+        str, typer.Option(help="Any scheduler of diffusers by name, or own, each folder's.")
+    ] = "pndm",
     steps: Annotated[int, typer.Option(min=1)] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next ones count on.")] = 1024,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
@@ -123,7 +125,7 @@ def evaluate(
         prompts=repeated,
         prompts_source="the drawn world's test prompts" if world else str(prompts or pictures),
         images_per_prompt=images_per_prompt,
-        sampler=sampler.value,
+        sampler=sampler_name(sampler),
         steps=steps,
         guidance=(guidance_of(model, against),) if guidance is None else _guidance(guidance),
         batch_size=batch_size,
