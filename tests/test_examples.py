@@ -1,4 +1,4 @@
-"""The examples run as they stand."""
+"""The examples run as they stand; scripts find what they import."""
 
 import runpy
 import sys
@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+SCRIPTS = sorted([*(ROOT / "tools").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")])
 
 
 @pytest.mark.parametrize(
@@ -26,3 +28,9 @@ def test_example(name, arguments, printed, tmp_path, monkeypatch, capsys):
 
 def test_no_example_is_left_out():
     assert len(list(EXAMPLES.glob("*.py"))) == 4
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_finds_what_it_imports(script, monkeypatch):
+    monkeypatch.syspath_prepend(str(script.parent))  # as where it is called by its path
+    runpy.run_path(str(script), run_name="imported")

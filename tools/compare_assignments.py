@@ -5,7 +5,7 @@ python tools/compare_assignments.py --out runs/compare --only strategies        
 python tools/compare_assignments.py --out runs/compare --only etas --until init # no training
 python tools/compare_assignments.py --out /tmp/try --only methods --steps 20 --per-task 5
 
-Each arm is a run folder under OUT/arms; killed, the same command goes on. The table so far is OUT/comparison.md.
+Each arm is a run folder under OUT/arms; killed, the same command continues. The table so far is OUT/comparison.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python tools/compare_time_steps.py --out runs/time_steps [--steps 400] [--seeds 0 1 2] [--per-task 50]
 
-Each sampler is one run folder; a run that is there is gone on with. `measured` draws by the untrained student's curve
+Each sampler is one run folder, continued where it is there. `measured` draws by the untrained student's curve
 (Eq. 9), which the Beta run measures. The table has each rung's means over the seeds.
 """
 

@@ -1,4 +1,4 @@
-"""What long work reports while it goes on; the library itself prints nothing."""
+"""What long work reports as it runs; the library itself prints nothing."""
 
 from __future__ import annotations
 

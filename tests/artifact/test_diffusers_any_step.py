@@ -20,7 +20,7 @@ from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import world_prompts
 from bitsfusion.metrics.generation import generate_images
 from bitsfusion.pipelines.load import EMBEDDED, load_pipeline
-from bitsfusion.runs.packing import init_model
+from bitsfusion.runs.packing import init_pipeline
 
 from ..tiny.pipeline import build_pipeline
 from ..tiny.unet import build_smooth_unet
@@ -48,14 +48,14 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def default_folder(dense: Path) -> Path:
     path = dense.with_name("packed")
-    init_model(str(dense), path, recipe="uniform:4")
+    init_pipeline(str(dense), path, recipe="uniform:4")
     return path
 
 
 @pytest.fixture(scope="module")
 def kept_folder(dense: Path) -> Path:
     path = dense.with_name("kept")
-    init_model(str(dense), path, recipe="uniform:4", samplers=None)
+    init_pipeline(str(dense), path, recipe="uniform:4", samplers=None)
     return path
 
 
@@ -177,7 +177,7 @@ def test_own_scheduler_with_zero_terminal_snr_and_velocities(dense: Path, tmp_pa
         clip_sample=False,
     )
     original.save_pretrained(tmp_path / "dense")
-    init_model(str(tmp_path / "dense"), tmp_path / "packed", recipe="uniform:8")
+    init_pipeline(str(tmp_path / "dense"), tmp_path / "packed", recipe="uniform:8")
     drawn = []
     for folder in ("dense", "packed"):
         pipeline = load_pipeline(str(tmp_path / folder))
@@ -195,7 +195,7 @@ def test_own_scheduler_with_zero_terminal_snr_and_velocities(dense: Path, tmp_pa
 @pytest.mark.slow
 def test_pictures_of_the_embedded_model_are_those_of_its_time_layers(tmp_path: Path) -> None:
     """Sixty pictures, 8 of 255 at most: the same UNet, its time layers replaced by the basis of the default folder."""
-    init_model(EMBEDDED, tmp_path / "packed", recipe="uniform:2")
+    init_pipeline(EMBEDDED, tmp_path / "packed", recipe="uniform:2")
     chosen = world_prompts(QUICK, "validation", 10, 0)
     pipeline, packed = load_pipeline(EMBEDDED), load_pipeline(str(tmp_path / "packed"))
     options: dict[str, Any] = {"steps": 50, "batch_size": 60}

@@ -13,6 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
+from bitsfusion.architectures.registry import UNET
 from bitsfusion.artifact.parts import parts_of_folder
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.artifact.writer import write_model, write_parts
@@ -23,7 +24,7 @@ from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.copying import copy_components
 from bitsfusion.pipelines.folder import read_folder
-from bitsfusion.pipelines.model_folder import left_out, open_unet
+from bitsfusion.pipelines.model_folder import left_out, open_model
 
 from ..tiny.unet import build_unet
 from .conftest import mixed_bits
@@ -59,7 +60,7 @@ def damaged(dense: Path, tmp_path: Path) -> Callable[[Edit], Path]:
 
 
 def streamed(dense: Path, unet: Path, out: Path, coverage: Coverage | None, method: ScaleInit) -> None:
-    folder = open_unet(unet)
+    folder = open_model(unet, UNET)
     write_parts(
         {"unet": parts_of_folder(folder, mixed_bits(folder.skeleton), method, coverage)}, read_folder(dense), out
     )
@@ -147,19 +148,19 @@ def test_components_are_copied_and_variants_get_plain_names(
 def test_missing_tensor(damaged: Callable[[Edit], Path]) -> None:
     folder = damaged(lambda tensors: tensors.pop(f"{LAYER}.weight"))
     with pytest.raises(InputError, match=rf"^{LAYER}\.weight: got no such tensor"):
-        open_unet(folder)
+        open_model(folder, UNET)
 
 
 def test_other_shape(damaged: Callable[[Edit], Path]) -> None:
     folder = damaged(lambda tensors: tensors.update({f"{LAYER}.weight": torch.zeros(64, 32, 1, 1)}))
     with pytest.raises(InputError, match=rf"^{LAYER}\.weight: got shape \[64, 32, 1, 1\] .* wanted \[64, 64, 1, 1\]"):
-        open_unet(folder)
+        open_model(folder, UNET)
 
 
 def test_whole_numbers(damaged: Callable[[Edit], Path]) -> None:
     folder = damaged(lambda tensors: tensors.update({f"{LAYER}.weight": torch.zeros(64, 64, 1, 1, dtype=torch.int8)}))
     with pytest.raises(InputError, match=rf"^{LAYER}\.weight: got dtype I8"):
-        open_unet(folder)
+        open_model(folder, UNET)
 
 
 @pytest.mark.parametrize(
@@ -178,13 +179,13 @@ def test_cut_files(dense: Path, tmp_path: Path, keep: int) -> None:
     data = (tmp_path / "unet" / WEIGHTS).read_bytes()
     (tmp_path / "unet" / WEIGHTS).write_bytes(data[:keep])
     with pytest.raises(InputError, match="wanted a whole safetensors file") as caught:
-        open_unet(tmp_path / "unet")
+        open_model(tmp_path / "unet", UNET)
     assert "\n" not in str(caught.value)
 
 
 def test_tensors_that_the_model_does_not_have_are_reported(damaged: Callable[[Edit], Path]) -> None:
     folder = damaged(lambda tensors: tensors.update({"ghost.weight": torch.zeros(1)}))
-    assert left_out(open_unet(folder)) == "1 tensors that the UNet does not have were left out: ghost.weight"
+    assert left_out(open_model(folder, UNET)) == "1 tensors that the UNet does not have were left out: ghost.weight"
 
 
 def edit_json(path: Path, **values: object) -> None:
@@ -193,23 +194,23 @@ def edit_json(path: Path, **values: object) -> None:
 
 def test_other_models(dense: Path, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="got _class_name 'AutoencoderKL', wanted 'UNet2DConditionModel'"):
-        open_unet(dense / "vae")
+        open_model(dense / "vae", UNET)
     with pytest.raises(InputError, match="quantized by 'bitsfusion', wanted a full-precision one"):
-        open_unet(folder / "unet")
+        open_model(folder / "unet", UNET)
     shutil.copytree(dense / "unet", tmp_path / "unet")
     edit_json(tmp_path / "unet" / "config.json", down_block_types=["NoSuchBlock", "DownBlock2D"])
     with pytest.raises(InputError, match=r"UNet2DConditionModel refuses it: .*NoSuchBlock"):
-        open_unet(tmp_path / "unet")
+        open_model(tmp_path / "unet", UNET)
 
 
 def test_weights_in_other_formats(dense: Path, tmp_path: Path) -> None:
     shutil.copytree(dense / "unet", tmp_path / "unet")
     (tmp_path / "unet" / WEIGHTS).rename(tmp_path / "unet" / "diffusion_pytorch_model.bin")
     with pytest.raises(InputError, match=r"only as diffusion_pytorch_model\.bin, wanted safetensors"):
-        open_unet(tmp_path / "unet")
+        open_model(tmp_path / "unet", UNET)
     (tmp_path / "unet" / "diffusion_pytorch_model.bin").unlink()
     with pytest.raises(InputError, match="got no weights"):
-        open_unet(tmp_path / "unet")
+        open_model(tmp_path / "unet", UNET)
 
 
 def test_a_shard_that_is_missing_or_elsewhere(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
@@ -218,10 +219,10 @@ def test_a_shard_that_is_missing_or_elsewhere(pipeline: StableDiffusionPipeline,
     shard = next(tmp_path.glob("*-00002-*"))
     shard.rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match=f"got no file {shard.name}"):
-        open_unet(tmp_path)
+        open_model(tmp_path, UNET)
     edit_json(index, weight_map={"conv_in.weight": "../outside.safetensors"})
     with pytest.raises(InputError, match="wanted plain"):
-        open_unet(tmp_path)
+        open_model(tmp_path, UNET)
 
 
 def test_components_that_cannot_be_copied(dense: Path, tmp_path: Path) -> None:

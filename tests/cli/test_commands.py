@@ -53,6 +53,16 @@ def test_a_listed_command_is_the_one_that_runs(name):
     assert loaded.help.startswith(listed)
 
 
+READ_AND_COUNT = {"plan", "assign", "pack", "inspect", "verify", "vote", "export"}
+"""Commands whose work is on files."""
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - READ_AND_COUNT - {"bench"}))  # which compares methods on the CPU
+def test_what_computes_takes_a_device(name):
+    (option,) = [parameter for parameter in load_command(name).params if parameter.name == "device"]
+    assert option.opts == ["--device"] and option.default in (None, "auto")
+
+
 def test_version():
     assert command("--version").stdout == f"bitsfusion {__version__}\n"
 
@@ -72,7 +82,7 @@ def test_the_shell_completes_commands():
     ("arguments", "line"),
     [
         (("init", "embedded", "--recipe", "uniform:2"), "bitsfusion: interrupted"),
-        (("demo", "--quiet"), "bitsfusion: interrupted; the same command goes on from here"),
+        (("demo", "--quiet"), "bitsfusion: interrupted; the same command continues from here"),
     ],
     ids=["cannot be resumed", "resumes"],
 )

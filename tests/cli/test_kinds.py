@@ -7,15 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bitsfusion.cli.main import main
-
+from ..command import run
 from ..tiny.kinds import KINDS, TEXT_TO_IMAGE
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in arguments])
-    return int(end.value.code or 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,10 +12,11 @@ from PIL import Image
 
 from bitsfusion.architectures.layers import LayerRole
 from bitsfusion.architectures.registry import model_layers
-from bitsfusion.cli.main import main
 from bitsfusion.io.hashes import sha256_folder
 from bitsfusion.io.texts import read_json, write_json
 from bitsfusion.pipelines.load import load_pipeline
+
+from ..command import refusal, run
 
 
 @pytest.fixture(scope="module")
@@ -55,20 +56,7 @@ def packed(recipe, tmp_path_factory):
 
 
 def main_ok(*arguments):
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    assert ended.value.code == 0
-
-
-def fails(capsys, code, *arguments):
-    """Runs a command that fails; returns its one line."""
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    error = capsys.readouterr().err
-    assert ended.value.code == code, error
-    lines = error.strip().splitlines()
-    assert len(lines) == 1, error
-    return lines[0]
+    assert run(*arguments) == 0
 
 
 def test_assign_writes_a_recipe_within_the_budget(recipe):
@@ -112,41 +100,39 @@ def test_verify_names_the_broken_layer(packed, capsys, tmp_path):
     name = next(name for name in header if name.endswith("conv_shortcut.packed"))
     data[8 + length + header[name]["data_offsets"][1] - 3] ^= 0x10
     weights.write_bytes(data)
-    with pytest.raises(SystemExit) as ended:
-        main(["verify", str(broken)])
-    assert ended.value.code == 1
+    assert run("verify", broken) == 1
     layer, file = capsys.readouterr().err.strip().splitlines()
     assert name.removesuffix(".packed") in layer and weights.name in file
 
 
 def test_a_step_that_is_not_covered(packed, capsys, tmp_path):
-    line = fails(capsys, 2, "generate", packed, "a red circle", "--steps", "30", "--out", tmp_path, "--quiet")
+    line = refusal(capsys, "generate", packed, "a red circle", "--steps", "30", "--out", tmp_path, "--quiet")
     assert "is not cached" in line
     assert "pndm 50 steps" in line
 
 
 def test_a_recipe_for_another_model(capsys, tmp_path, recipe):
-    line = fails(capsys, 2, "init", "embedded", "--recipe", "sd15", "--out", tmp_path / "x")
+    line = refusal(capsys, "init", "embedded", "--recipe", "sd15", "--out", tmp_path / "x")
     assert "sd15" in line
     assert "down_blocks.0.attentions.1" in line
     values = read_json(recipe)
     removed = values["bits"].pop("mid_block.attentions.0.proj_in")
     write_json(tmp_path / "r.json", values)
     assert removed
-    line = fails(capsys, 2, "init", "embedded", "--recipe", tmp_path / "r.json", "--out", tmp_path / "x")
+    line = refusal(capsys, "init", "embedded", "--recipe", tmp_path / "r.json", "--out", tmp_path / "x")
     assert "mid_block.attentions.0.proj_in" in line
     values["bits"]["mid_block.attentions.0.proj_in"] = 9
     write_json(tmp_path / "r.json", values)
-    line = fails(capsys, 2, "init", "embedded", "--recipe", tmp_path / "r.json", "--out", tmp_path / "x")
+    line = refusal(capsys, "init", "embedded", "--recipe", tmp_path / "r.json", "--out", tmp_path / "x")
     assert "mid_block.attentions.0.proj_in" in line
     assert "9" in line
     assert not (tmp_path / "x").exists()
 
 
 def test_bits_or_a_recipe(capsys, tmp_path):
-    line = fails(capsys, 2, "init", "embedded", "--recipe", "uniform:2", "--bits", "1.99", "--out", tmp_path / "x")
+    line = refusal(capsys, "init", "embedded", "--recipe", "uniform:2", "--bits", "1.99", "--out", tmp_path / "x")
     assert "recipe, bits: got both, wanted one of them" in line
-    assert "got neither" in fails(capsys, 2, "init", "embedded", "--out", tmp_path / "x")
+    assert "got neither" in refusal(capsys, "init", "embedded", "--out", tmp_path / "x")
     main_ok("init", "embedded", "--bits", "1.99", "--out", tmp_path / "x", "--json")
     printed = json.loads(capsys.readouterr().out)
     assert printed["folder"] == str(tmp_path / "x") and printed["notes"] == []
@@ -154,7 +140,7 @@ def test_bits_or_a_recipe(capsys, tmp_path):
 
 
 def test_a_unet_whose_time_features_cannot_be_cached(capsys, tmp_path):
-    """Init goes on, and says what it did."""
+    """Init continues, and says what it did."""
     pipeline = load_pipeline("embedded")
     pipeline.save_pretrained(tmp_path / "model")
     torch.manual_seed(0)
@@ -164,13 +150,13 @@ def test_a_unet_whose_time_features_cannot_be_cached(capsys, tmp_path):
     note, result, *_ = capsys.readouterr().out.splitlines()
     assert note.startswith("note: time layers stay, at 8 bits and for any sampler: the UNet has time_cond_proj_dim")
     assert result.startswith(str(tmp_path / "x"))
-    line = fails(capsys, 2, "init", tmp_path / "model", "--recipe", "uniform:2", "--cover", "pndm:50", "--out", "y")
+    line = refusal(capsys, "init", tmp_path / "model", "--recipe", "uniform:2", "--cover", "pndm:50", "--out", "y")
     assert "time_cond_proj_dim" in line and "keep the time layers at 8 bits instead" in line
 
 
 def test_an_average_that_cannot_be_met(capsys, recipe, tmp_path):
-    line = fails(
-        capsys, 2, "assign", recipe.with_name("sensitivity.json"), "--out", tmp_path / "r.json", "--bits", "0.5"
+    line = refusal(
+        capsys, "assign", recipe.with_name("sensitivity.json"), "--out", tmp_path / "r.json", "--bits", "0.5"
     )
     assert "got 0.5 bits on average, wanted 1." in line
     assert not (tmp_path / "r.json").exists()
@@ -184,7 +170,7 @@ def test_a_model_that_is_not_there(command, capsys, tmp_path, recipe):
         "generate": ["a red circle"],
         "analyze": ["--out", tmp_path / "x", "--data", tmp_path],
     }[command]
-    assert f"{missing}: no such folder" in fails(capsys, 2, command, missing, *more)
+    assert f"{missing}: no such folder" in refusal(capsys, command, missing, *more)
     assert not (tmp_path / "x").exists()
 
 
@@ -192,14 +178,14 @@ def test_nan_weights_name_the_layer(capsys, tmp_path, recipe):
     pipeline = load_pipeline("embedded")
     pipeline.unet.mid_block.resnets[0].conv1.weight.data[0, 0, 0, 0] = float("nan")
     pipeline.save_pretrained(tmp_path / "model")
-    line = fails(capsys, 2, "init", tmp_path / "model", "--recipe", recipe, "--out", tmp_path / "x")
+    line = refusal(capsys, "init", tmp_path / "model", "--recipe", recipe, "--out", tmp_path / "x")
     assert "mid_block.resnets.0.conv1: weight: got 1 NaN or infinite values" in line
     assert not (tmp_path / "x").exists()
 
 
 def test_a_config_with_an_unknown_field(capsys, tmp_path):
     (tmp_path / "c.yaml").write_text("stage1: {stage: 1, learning_rat: 1.0}\n")
-    line = fails(capsys, 2, "run", tmp_path / "c.yaml", "--out", tmp_path / "run")
+    line = refusal(capsys, "run", tmp_path / "c.yaml", "--out", tmp_path / "run")
     assert "c.yaml" in line
     assert "stage1.learning_rat" in line
     assert not (tmp_path / "run").exists()

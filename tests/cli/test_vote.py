@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bitsfusion.cli.main import main
+from ..command import refusal, run
 
 PROMPTS = [("a red circle", "Abstract", "Basic"), ("two cats", "Animals", "Quantity"), ("a cat", "Animals", "Basic")]
 
@@ -31,14 +31,6 @@ def folders(tmp_path: Path) -> tuple[str, str]:
     rows = ["Prompt\tCategory\tChallenge\tNote", *("\t".join([*row, ""]) for row in PROMPTS)]
     (tmp_path / "p.tsv").write_text("\n".join(rows))
     return str(tmp_path / "a"), str(tmp_path / "b")
-
-
-def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    with pytest.raises(SystemExit) as ended:
-        main(["vote", *map(str, arguments)])
-    assert ended.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return str(line)
 
 
 class Visitor(threading.Thread):
@@ -83,35 +75,35 @@ def test_one_command_serves_ends_and_goes_on(folders, tmp_path, capsys):
     for visit in range(2):
         visitor = Visitor(port, visit)
         visitor.start()
-        with pytest.raises(SystemExit) as ended:
-            main(["vote", *folders, *(word for pair in options.items() for word in pair)])
+        code = run("vote", *folders, *(word for pair in options.items() for word in pair))
         visitor.join()
         out, error = capsys.readouterr()
         lines = out.splitlines()
-        assert (ended.value.code, error, visitor.done_before, visitor.status) == (0, "", visit, 200)
+        assert (code, error, visitor.done_before, visitor.status) == (0, "", visit, 200)
         assert lines[0] == f"3 pairs; votes are kept in {database}"
         assert lines[1] == f"http://127.0.0.1:{port}/?voter=Anna+B"
         assert lines[-1] == f"votes: {visit + 1}, voters: 1; results: bitsfusion vote --results {database}"
-    with pytest.raises(SystemExit) as ended:
-        main(["vote", "--results", database, "--csv", f"{tmp_path}/v.csv", "--figures", f"{tmp_path}/f", "--json"])
-    assert ended.value.code == 0
+    files = ["--csv", tmp_path / "v.csv", "--figures", tmp_path / "f"]
+    assert run("vote", "--results", database, *files, "--json") == 0
     results = json.loads(capsys.readouterr().out)
     assert results["votes"]["a"] + results["votes"]["b"] == results["voted_pairs"] == 2
     assert results["names"] == ["a", "b"] and [voter["voter"] for voter in results["voters"]] == ["Anna B"]
     assert len(list(csv.DictReader((tmp_path / "v.csv").open()))) == 2
     assert {path.name for path in (tmp_path / "f").iterdir()} == {"overall.png", "categories.png", "challenges.png"}
-    with pytest.raises(SystemExit):
-        main(["vote", "--results", database])
+    assert run("vote", "--results", database) == 0
     assert "pairs voted on: 2 of 3, voters: 1" in capsys.readouterr().out
 
 
 def test_mistakes_are_one_line(capsys, folders, tmp_path):
-    assert "wanted two folders" in fails(capsys, folders[0])
-    assert "go with --results" in fails(capsys, *folders, "--json")
-    assert "wanted one of them" in fails(capsys, *folders, "--results", tmp_path / "v.sqlite")
-    assert "no such file" in fails(capsys, "--results", tmp_path / "v.sqlite")
-    assert "wanted 1 to 40 letters" in fails(capsys, *folders, "--voter", "<x>", "--database", tmp_path / "v.sqlite")
-    assert "no such folder" in fails(capsys, folders[0], tmp_path / "c", "--database", tmp_path / "v.sqlite")
+    database = ("--database", tmp_path / "v.sqlite")
+    assert "wanted two folders" in refusal(capsys, "vote", folders[0])
+    assert "go with --results" in refusal(capsys, "vote", *folders, "--json")
+    assert "wanted one of them" in refusal(capsys, "vote", *folders, "--results", tmp_path / "v.sqlite")
+    assert "no such file" in refusal(capsys, "vote", "--results", tmp_path / "v.sqlite")
+    assert "wanted 1 to 40 letters" in refusal(
+        capsys, "vote", *folders, "--voter", "<x>", "--database", tmp_path / "v.sqlite"
+    )
+    assert "no such folder" in refusal(capsys, "vote", folders[0], tmp_path / "c", *database)
     assert not (tmp_path / "v.sqlite").exists()
 
 
@@ -119,5 +111,5 @@ def test_without_the_extra_it_says_what_to_install(folders, tmp_path, capsys, mo
     for name in ("bitsfusion.vote.app", "bitsfusion.vote.server"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "starlette.applications", None)
-    line = fails(capsys, *folders, "--database", tmp_path / "v.sqlite")
+    line = refusal(capsys, "vote", *folders, "--database", tmp_path / "v.sqlite")
     assert line.endswith("starlette.applications is not installed, wanted pip install 'bitsfusion[vote]'")

@@ -1,4 +1,4 @@
-"""Sources become latents and token ids once; what was killed goes on; what is bad is counted."""
+"""Sources become latents and token ids once; what was killed continues; what is bad is counted."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitsfusion.cli.main import main
 from bitsfusion.diffusion.samplers import SamplerSteps
 from bitsfusion.embedded import SCORER_FOLDER
 from bitsfusion.embedded.quick import QUICK
@@ -28,16 +27,18 @@ from bitsfusion.evaluation.measures import (
     pair_measure,
     world_geneval_measure,
 )
-from bitsfusion.evaluation.partial import PartialJudgements
 from bitsfusion.evaluation.pictures import read_picture
 from bitsfusion.evaluation.prompts import file_prompts, world_prompts
 from bitsfusion.evaluation.setting import Evaluation
+from bitsfusion.evaluation.values import judgement_journal
 from bitsfusion.io.work_folder import folder_lock
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.metrics.generation import generate_images
 from bitsfusion.pipelines.load import EMBEDDED, load_pipeline
 from bitsfusion.progress import ProgressSink, silent
 from bitsfusion.runs.packing import init_pipeline
+
+from ..command import refusal, run
 
 STEPS = 2
 
@@ -189,11 +190,8 @@ def test_prompts_of_tifas_form(tmp_path):
 
 
 def test_the_command(packed, tmp_path, capsys):
-    common = ["--per-task", "1", "--sampler", "ddim", "--quiet", "--out", str(tmp_path / "out")]
-    main_of = ["evaluate", str(packed), "--against", "embedded", "--steps", str(STEPS)]
-    with pytest.raises(SystemExit) as ended:
-        main([*main_of, *common])
-    assert ended.value.code == 0
+    common = ["--per-task", 1, "--sampler", "ddim", "--quiet", "--out", tmp_path / "out"]
+    assert run("evaluate", packed, "--against", "embedded", "--steps", STEPS, *common) == 0
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     shown = capsys.readouterr().out
     assert [result["metric"] for result in scores["results"]] == ["clip", "mse", "psnr", "ssim", "geneval"]
@@ -218,13 +216,8 @@ def test_the_command(packed, tmp_path, capsys):
     ],
 )
 def test_a_mistake_is_one_line(arguments, message, packed, tmp_path, capsys):
-    arguments = [str(packed) if argument == "PACKED" else argument for argument in arguments]
-    with pytest.raises(SystemExit) as ended:
-        main(["evaluate", *arguments, "--out", str(tmp_path / "out"), "--quiet"])
-    assert ended.value.code == 2
-    error = capsys.readouterr().err.strip()
-    assert message in error
-    assert len(error.splitlines()) == 1
+    arguments = [packed if argument == "PACKED" else argument for argument in arguments]
+    assert message in refusal(capsys, "evaluate", *arguments, "--out", tmp_path / "out", "--quiet")
 
 
 def test_an_out_that_another_process_works_in(evaluation, measures, tmp_path):
@@ -234,7 +227,7 @@ def test_an_out_that_another_process_works_in(evaluation, measures, tmp_path):
 
 @pytest.mark.parametrize("line", ["nonsense", '{"value": 1}', "[]", '{"value": "x", "record": 1}', '{"value": 1, "re'])
 def test_what_is_no_judgement_ends_what_goes_on(line, tmp_path):
-    partial = PartialJudgements(tmp_path / "values.partial.jsonl", "one")
+    partial = judgement_journal(tmp_path / "values.partial.jsonl", "one")
     assert partial.open() == []
     first = [Judgement(0.5, {"found": 1}), Judgement(1.0, None)]
     partial.append(first)
@@ -243,7 +236,7 @@ def test_what_is_no_judgement_ends_what_goes_on(line, tmp_path):
     assert partial.open() == first
     partial.append(first[:1])
     assert partial.open() == [*first, first[0]]
-    assert PartialJudgements(partial.path, "another").open() == []
+    assert judgement_journal(partial.path, "another").open() == []
 
 
 @pytest.mark.parametrize("content", ["[]", "values", "short"])

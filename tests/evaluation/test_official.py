@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from bitsfusion.cli.evaluate import _guidance
-from bitsfusion.cli.main import main
 from bitsfusion.embedded.quick import QUICK
 from bitsfusion.embedded.world import TASKS
 from bitsfusion.errors import InputError
@@ -19,17 +18,16 @@ from bitsfusion.evaluation.prompts import file_prompts
 from bitsfusion.evaluation.setting import Evaluation
 from bitsfusion.metrics.geneval import geneval_summary
 from bitsfusion.metrics.geneval.files import read_results
-from bitsfusion.metrics.tifa.files import read_captions, read_image_paths, read_questions
-from bitsfusion.metrics.tifa.results import read_result
+from bitsfusion.metrics.tifa.files import read_captions, read_questions
+from bitsfusion.metrics.tifa.scores import TifaScores
 from bitsfusion.pipelines.load import EMBEDDED
+
+from ..command import refusal, run
 
 STEPS = 2
 
 
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(["evaluate", EMBEDDED, "--sampler", "ddim", "--steps", str(STEPS), "--quiet", *arguments])
-    return int(ended.value.code or 0)
+EVALUATE = ("evaluate", EMBEDDED, "--sampler", "ddim", "--steps", STEPS, "--quiet")
 
 
 def test_geneval_by_the_official_rules(tmp_path, capsys):
@@ -37,7 +35,7 @@ def test_geneval_by_the_official_rules(tmp_path, capsys):
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines) + "\n")
     arguments = ["--prompts", str(tmp_path / "prompts.jsonl"), "--metrics", "geneval", "--detector", "world"]
     arguments += ["--images-per-prompt", "2", "--guidance", "2,7.5", "--out", str(tmp_path / "out")]
-    assert run(*arguments, "--json") == 0
+    assert run(*EVALUATE, *arguments, "--json") == 0
     scores = json.loads(capsys.readouterr().out)
     tree = tmp_path / "out" / "geneval" / "model" / "guidance-7.5"
     results = read_results(tree / "results.jsonl")
@@ -52,7 +50,7 @@ def test_geneval_by_the_official_rules(tmp_path, capsys):
     assert entry["of"]["model"]["sha256"] == scores["model"]["sha256"] and entry["of"]["steps"] == STEPS
 
     (tree / "results.jsonl").unlink()
-    assert run(*arguments) == 0  # nothing is drawn or judged again, the files are there again
+    assert run(*EVALUATE, *arguments) == 0  # nothing is drawn or judged again, the files are there again
     assert read_results(tree / "results.jsonl") == results
 
 
@@ -97,7 +95,7 @@ def test_tifa_writes_the_official_result(tifa, tmp_path):
     evaluation = Evaluation(EMBEDDED, EMBEDDED, prompts, "captions", 1, "ddim", STEPS, (4.0,), 2)
     (entry,) = evaluate(evaluation, [measure], tmp_path / "out")["results"]
     folder = tmp_path / "out" / "tifa" / "model" / "guidance-4"
-    result = read_result(folder / "result.json")
+    result = TifaScores.model_validate_json((folder / "result.json").read_text())
     # The first question is right either way; of caption b's, 2 or yes, one is right whatever is answered.
     assert result.caption_scores == {"a": 1.0, "b": 0.5}
     assert entry["model"]["mean"] == result.tifa_average == 0.75
@@ -105,15 +103,17 @@ def test_tifa_writes_the_official_result(tifa, tmp_path):
     assert result.accuracy_by_type == {"object": 0.5, "counting": 1.0}
     assert entry["difference"]["verdict"] == "no difference shown"
     assert entry["of"]["settings"]["vqa"] == "brightness" and entry["of"]["settings"]["questions"] == 3
-    images = read_image_paths(folder / "images.json")
+    images = json.loads((folder / "images.json").read_text())
     drawn = tmp_path / "out" / "model" / "guidance-4"
-    assert images["b"].resolve() == (drawn / "00001.png").resolve()
+    assert (folder / images["b"]).resolve() == (drawn / "00001.png").resolve()
 
     pictures = Evaluation(str(drawn), None, prompts, "captions")  # the same, drawn by whomsoever
     (again,) = evaluate(pictures, [measure], tmp_path / "again")["results"]
     folder = tmp_path / "again" / "tifa" / "model" / "given"
-    assert again["model"] == entry["model"] and read_result(folder / "result.json") == result
-    assert read_image_paths(folder / "images.json")["b"] == (drawn / "00001.png").resolve()
+    assert again["model"] == entry["model"]
+    assert TifaScores.model_validate_json((folder / "result.json").read_text()) == result
+    images = json.loads((folder / "images.json").read_text())
+    assert (folder / images["b"]).resolve() == (drawn / "00001.png").resolve()
 
 
 class Dying(Brightness):
@@ -178,6 +178,5 @@ def test_a_mistake_is_one_line(arguments, message, tifa, tmp_path, capsys):
     kite = {"tag": "single_object", "include": [{"class": "kite", "count": 1}], "prompt": "a photo of a kite"}
     (tmp_path / "kite.jsonl").write_text(json.dumps(kite))
     files = {"CAPTIONS": str(tifa[0]), "QUESTIONS": str(tifa[1]), "KITE": str(tmp_path / "kite.jsonl")}
-    assert run(*(files.get(part, part) for part in arguments), "--out", str(tmp_path / "out")) == 2
-    error = capsys.readouterr().err.strip()
-    assert message in error and len(error.splitlines()) == 1
+    options = [files.get(part, part) for part in arguments]
+    assert message in refusal(capsys, *EVALUATE, *options, "--out", tmp_path / "out")

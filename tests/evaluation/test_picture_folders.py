@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bitsfusion.cli.main import main
 from bitsfusion.embedded import SCORER_FOLDER
 from bitsfusion.embedded.quick import QUICK
 from bitsfusion.evaluation.pictures import matching_pictures
@@ -17,15 +16,15 @@ from bitsfusion.evaluation.prompts import PromptSet, picture_prompts
 from bitsfusion.metrics.geneval.files import read_results
 from bitsfusion.pipelines.load import EMBEDDED
 
+from ..command import run
+
 DRAWN = ("--sampler", "ddim", "--steps", "2", "--guidance", "4")
 GENEVAL = ("--metrics", "geneval", "--detector", "world")
 CLIP = ("--clip", str(SCORER_FOLDER))
 
 
 def evaluate(out: Path, *arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(["evaluate", *map(str, arguments), "--out", str(out), "--quiet"])
-    return int(ended.value.code or 0)
+    return run("evaluate", *arguments, "--out", out, "--quiet")
 
 
 def scores(out: Path) -> dict:

@@ -13,8 +13,11 @@ from typing import Any
 
 import torch
 
+from bitsfusion.architectures.layers import LayerRole
+from bitsfusion.architectures.registry import model_layers
+from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.devices import device_of, placed, resolve
-from bitsfusion.diffusion.samplers import SamplerSteps
+from bitsfusion.diffusion.samplers import SamplerSteps, build_scheduler
 from bitsfusion.embedded import SCORER_FOLDER
 from bitsfusion.embedded.quick import QUICK
 from bitsfusion.evaluation.drawing import generate_to_folder
@@ -28,6 +31,8 @@ from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.metrics.generation import generate_images
 from bitsfusion.numerics import initial_scale
 from bitsfusion.pipelines.load import EMBEDDED, load_pipeline
+from bitsfusion.progress import SILENT
+from bitsfusion.runs.calibration import CalibrationJob
 from bitsfusion.runs.config import RunConfig
 from bitsfusion.runs.packing import init_pipeline
 from bitsfusion.runs.run import Run
@@ -36,9 +41,14 @@ from bitsfusion.sensitivity.settings import JacobianSettings, NoiseErrorSettings
 from bitsfusion.sensitivity.weight_error import relative_error
 from bitsfusion.training.config import TrainingConfig
 from bitsfusion.training.loop import train
+from bitsfusion_lab.reproduction.frame import Frame
+from bitsfusion_lab.reproduction.ladder import BALANCE
+from bitsfusion_lab.reproduction.settings import Settings
+from bitsfusion_lab.reproduction.table import Row, Table, make_table
 
 from ..sensitivity.random_data import RandomData as SensitivityData
 from ..tiny.pipeline import build_one_block_pipeline, build_pipeline
+from ..tiny.transformers import build_sd3_pipeline
 from ..tiny.unet import build_unet
 from ..tiny.vae import build_vae
 from ..training.small_run import build_student, run_parts
@@ -88,6 +98,18 @@ def demo(accelerator: Accelerator, folder: Path) -> Any:
     assert homes == {torch.device("cpu")}, homes
     summary = json.loads((folder / "run" / "summary.json").read_text())
     return [rung["name"] for rung in summary["rungs"]]
+
+
+def reproduction(accelerator: Accelerator, folder: Path) -> Any:
+    """A row of the laboratory's tables, trained and scored there: the labels of the table."""
+    settings = Settings(seeds=(0,), steps=1, train_batch_size=2, pool=8, per_task=1, sampler_steps=1, probe_samples=4)
+    frame = Frame(settings, folder / "tables")
+    assert frame.workspace.device == accelerator.device
+    before = accelerator.counts()
+    content = make_table(frame, Table(4, "one arm", (Row("ours", BALANCE, None),), None))
+    frame.close()
+    assert (accelerator.counts() - before).operations > 1000
+    return [row["label"] for row in content["rows"]]
 
 
 def _train(accelerator: Accelerator, folder: Path, **changes: Any) -> Any:
@@ -261,6 +283,50 @@ def syncs_of_a_sampler_step(accelerator: Accelerator, folder: Path) -> Any:
         unet(latents, step, states)
     used = accelerator.counts() - before
     return {"to_host": used.to_host, "to_device": used.to_device}
+
+
+def syncs_of_a_whole_step(accelerator: Accelerator, folder: Path) -> Any:
+    """How often each step of a pipeline waits for the device: packed, and dense."""
+    seen = []
+    init_pipeline(EMBEDDED, folder / "any-step", recipe="uniform:2")
+    for model in (str(folder / "any-step"), EMBEDDED):
+        pipeline: Any = load_pipeline(model).to(accelerator.device)
+        pipeline.scheduler = build_scheduler("ddim", pipeline.scheduler.config)
+        counts: list[Counts] = []
+
+        def counted(*args: Any, counts: list[Counts] = counts) -> dict[str, Any]:
+            counts.append(accelerator.counts())
+            return {}
+
+        pipeline("a red circle", num_inference_steps=4, callback_on_step_end=counted, output_type="latent")
+        seen.append([(after - before).to_host for before, after in itertools.pairwise(counts)])
+    return seen
+
+
+def calibrate(accelerator: Accelerator, folder: Path) -> Any:
+    """Each layer's calibrated error on the device and on the CPU; the pipeline is afterwards where it was."""
+    errors = []
+    for device in ("auto", "cpu"):
+        pipeline = build_one_block_pipeline()
+        bits = {name: 2 for name, layer in model_layers(pipeline.unet).items() if layer.role is LayerRole.QUANTIZED}
+        job = CalibrationJob(settings=CalibrationSettings(samples=2, steps=2), device=device)
+        made = job.run(pipeline, "tiny", bits, SILENT)
+        assert device_of(pipeline.unet) == torch.device("cpu")
+        errors.append([layer.error for layer in made.layers.values()])
+    return errors
+
+
+def transformer(accelerator: Accelerator, folder: Path) -> Any:
+    """The largest difference between a packed transformer's latents on the device and on the CPU."""
+    build_sd3_pipeline().save_pretrained(folder / "sd3")
+    init_pipeline(str(folder / "sd3"), folder / "packed-sd3", recipe="uniform:3")
+    drawn = []
+    for device in (accelerator.device, "cpu"):
+        pipeline: Any = load_pipeline(str(folder / "packed-sd3")).to(device)
+        options = {"height": 16, "width": 16, "num_inference_steps": 2, "output_type": "latent"}
+        generator = torch.Generator().manual_seed(3)
+        drawn.append(pipeline("red circle", generator=generator, **options).images.cpu())
+    return float((drawn[0] - drawn[1]).abs().max() / drawn[1].abs().max())
 
 
 def curve(accelerator: Accelerator, folder: Path) -> Any:

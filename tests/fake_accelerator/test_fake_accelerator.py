@@ -21,6 +21,10 @@ def test_a_short_run(on_accelerator):
     assert on_accelerator("demo") == ["full_precision", "init", "stage1", "stage2", "control"]
 
 
+def test_a_table_of_the_laboratory(on_accelerator):
+    assert on_accelerator("reproduction") == ["full precision", "ours"]
+
+
 @pytest.mark.parametrize(
     ("program", "tolerance"),
     [
@@ -70,6 +74,21 @@ def test_a_packed_model_draws_the_same(on_accelerator):
 def test_a_sampler_step_of_a_packed_model_waits_for_nothing(on_accelerator):
     """Once a schedule's steps are known to be covered."""
     assert on_accelerator("syncs_of_a_sampler_step") == {"to_host": 0, "to_device": 0}
+
+
+def test_a_pipeline_waits_no_oftener_for_a_packed_model(on_accelerator):
+    """What diffusers' own loop and scheduler wait for is theirs. The first step, which looks the schedule up, aside."""
+    packed, dense = on_accelerator("syncs_of_a_whole_step")
+    assert packed == dense and len(packed) == 3
+
+
+def test_calibration(on_accelerator):
+    there, here = on_accelerator("calibrate")
+    assert len(here) > 10 and there == pytest.approx(here, rel=0.02)
+
+
+def test_a_packed_transformer_draws_the_same(on_accelerator):
+    assert on_accelerator("transformer") < 1e-3
 
 
 def test_rounding(on_accelerator):

@@ -14,10 +14,10 @@ from bitsfusion.nn.fake_quantized import FakeQuantizedConv2d, FakeQuantizedLayer
 from bitsfusion.nn.packed import (
     PackedConv2d,
     PackedEmbedding,
+    PackedLayer,
     PackedLinear,
     dense_layer,
     int8_activations,
-    pack_layer,
     packed_buffer,
     packed_layer,
 )
@@ -33,6 +33,11 @@ def trained(kind: str, bits: int, **options: object) -> FakeQuantizedLayer:
         return FakeQuantizedLinear.from_layer(linear, bits, initial_scale(linear.weight, bits, ScaleInit.EXACT))
     conv = nn.Conv2d(6, 9, 3, **options)  # type: ignore[arg-type]
     return FakeQuantizedConv2d.from_layer(conv, bits, initial_scale(conv.weight, bits, ScaleInit.EXACT))
+
+
+def pack_layer(layer: FakeQuantizedLayer) -> PackedLayer:
+    codes = quantize(layer.weight, layer.scale, layer.bits)
+    return packed_layer(layer, layer.bits, packed_buffer(codes, layer.scale, layer.bits))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -26,7 +26,6 @@ def test_no_weights() -> None:
 def test_layer_size() -> None:
     size = LayerSize(bits=1, weights=101, out_channels=7)
     assert (size.scale_bytes, size.code_bytes, size.bytes_in_memory) == (28, 21, 49)
-    assert size.counted_bits == pytest.approx(101 * math.log2(3))
 
 
 def test_total() -> None:

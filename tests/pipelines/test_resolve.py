@@ -18,7 +18,7 @@ from bitsfusion.errors import InputError
 from bitsfusion.pipelines.folder import Form, read_folder
 from bitsfusion.pipelines.load import load_pipeline, pipeline_folder
 from bitsfusion.pipelines.resolve import resolve
-from bitsfusion.runs.packing import init_model, init_pipeline
+from bitsfusion.runs.packing import init_pipeline
 
 from ..tiny.kinds import build_sd, build_sdxl
 from ..tiny.ldm import save_checkpoint
@@ -37,7 +37,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bits_of_unet(source: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The packed weight file that every form must lead to."""
     out = tmp_path_factory.mktemp("plain") / "out"
-    init_model(str(source), out, recipe="uniform:3", samplers=None)
+    init_pipeline(str(source), out, recipe="uniform:3", samplers=None)
     return (out / "unet" / UNET_FILE).read_bytes()
 
 
@@ -102,14 +102,14 @@ def checkpoint(source: Path, target: Path) -> None:
 def test_forms_of_a_folder(form: Any, source: Path, bits_of_unet: bytes, tmp_path: Path) -> None:
     form(source, tmp_path / "checkpoint-500")
     out, alone = tmp_path / "out", form is not shards
-    init_model(str(tmp_path / "checkpoint-500"), out, recipe="uniform:3", samplers=None)
+    init_pipeline(str(tmp_path / "checkpoint-500"), out, recipe="uniform:3", samplers=None)
     assert (out / ("" if alone else "unet") / UNET_FILE).read_bytes() == bits_of_unet
     verify_folder(out)
     if alone:
         with pytest.raises(InputError, match="wanted a whole diffusers pipeline folder"):
             load_pipeline(str(tmp_path / "checkpoint-500"))
         whole = tmp_path / "whole"
-        init_model(str(tmp_path / "checkpoint-500"), whole, recipe="uniform:3", samplers=None, config=str(source))
+        init_pipeline(str(tmp_path / "checkpoint-500"), whole, recipe="uniform:3", samplers=None, config=str(source))
         assert (whole / "unet" / UNET_FILE).read_bytes() == bits_of_unet
         verify_folder(whole)
         load_pipeline(str(whole))
@@ -120,14 +120,14 @@ def test_a_hub_id_from_the_cache(
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     name = cached(source, tmp_path / "hub")
-    init_model(name, tmp_path / "out", recipe="uniform:3", samplers=None)
+    init_pipeline(name, tmp_path / "out", recipe="uniform:3", samplers=None)
     assert (tmp_path / "out" / "unet" / UNET_FILE).read_bytes() == bits_of_unet
     with pytest.raises(InputError, match=r"^nobody/model: no such folder, and the hub did not give it"):
         resolve("nobody/model")
     blob = (tmp_path / "hub" / "models--someone--model" / "snapshots" / "c0ffee" / "vae" / UNET_FILE).resolve()
     blob.unlink()
     with pytest.raises(InputError, match=r"^vae: .*a link that leads nowhere.*download it again"):
-        init_model(name, tmp_path / "again", recipe="uniform:3")
+        init_pipeline(name, tmp_path / "again", recipe="uniform:3")
 
 
 def test_variants_of_each_component(source: Path, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_variants_of_each_component(source: Path, tmp_path: Path) -> None:
     assert torch.equal(loaded.unet.conv_in.weight, plain.unet.conv_in.weight.half().float())
     weights = [pipe.text_encoder.get_input_embeddings().weight for pipe in (loaded, plain)]
     assert torch.equal(*weights)
-    init_model(str(tmp_path / "mixed"), tmp_path / "out", recipe="uniform:4")
+    init_pipeline(str(tmp_path / "mixed"), tmp_path / "out", recipe="uniform:4")
     verify_folder(tmp_path / "out")
     load_pipeline(str(tmp_path / "out"))
 

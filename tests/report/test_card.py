@@ -18,7 +18,6 @@ from PIL import Image
 
 from bitsfusion.artifact.inspect import Inspection, inspect_folder
 from bitsfusion.artifact.verify import verify_folder
-from bitsfusion.cli.main import main
 from bitsfusion.diffusion.samplers import SamplerSteps
 from bitsfusion.errors import BitsFusionError, InputError
 from bitsfusion.pipelines.load import EMBEDDED
@@ -28,6 +27,8 @@ from bitsfusion.report.data import layer_rows
 from bitsfusion.report.hub import push_to_hub
 from bitsfusion.runs.folder import RunFolder
 from bitsfusion.runs.packing import init_pipeline
+
+from ..command import refusal, run
 
 PROMPTS = ("a red circle", "two_blue *squares*")
 
@@ -217,7 +218,7 @@ def test_scores_of_another_model_are_refused(folder, inspection):
     pictures = {**scores(inspection), "model": unknown, "settings": {"seeds": None}}
     for content, words in (
         (other, "is of a model at"),
-        (retrained, "is of a model at .* as they lie on disk"),
+        (retrained, "is of a model at .* on disk, wanted"),
         (pictures, "is of the pictures in some/images, wanted scores of images that"),
         ({"rungs": 3, "bits": None}, "wanted a summary.json .* another form"),
         ({"results": []}, "wanted a summary.json"),
@@ -269,19 +270,13 @@ def test_bars_are_as_wide_as_weights_and_as_high_as_bits(inspection):
 
 def test_the_command(folder, inspection, capsys):
     """The run's scores are found, its model's license and prompts known; without a license there is one line."""
-    with pytest.raises(SystemExit) as ended:
-        main(["card", str(folder), "--quiet"])
-    assert ended.value.code == 2 and "license: got none, wanted --license" in capsys.readouterr().err
+    assert "license: got none, wanted --license" in refusal(capsys, "card", folder, "--quiet")
     (folder.parent / "summary.json").write_text(json.dumps(summary(inspection)))
-    with pytest.raises(SystemExit) as ended:
-        main(["card", str(folder), "--quiet"])
-    assert ended.value.code == 0 and capsys.readouterr().out.strip() == str(folder / "README.md")
+    assert run("card", folder, "--quiet") == 0 and capsys.readouterr().out.strip() == str(folder / "README.md")
     text = (folder / "README.md").read_text()
     assert header(text)["license"] == "apache-2.0" and "base_model" not in header(text)
-    with pytest.raises(SystemExit) as ended:
-        main(["card", str(folder), "--quiet", "--base-model", "some/where/else"])
-    assert ended.value.code == 2
-    assert "base model: got 'some/where/else', wanted the original's hub id" in capsys.readouterr().err
+    line = refusal(capsys, "card", folder, "--quiet", "--base-model", "some/where/else")
+    assert "base model: got 'some/where/else', wanted the original's hub id" in line
     assert "## Scores" in text and text.count("card/sample-") == 6
 
 

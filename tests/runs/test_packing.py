@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zstandard
 from diffusers import (
     EulerDiscreteScheduler,
     LatentConsistencyModelPipeline,
@@ -28,6 +29,7 @@ from bitsfusion.artifact.writer import write_pipeline
 from bitsfusion.diffusion.time_features import BASIS, SamplerSteps
 from bitsfusion.embedded import PIPELINE_FOLDER
 from bitsfusion.errors import InputError
+from bitsfusion.io.hashes import sha256_file, sha256_json
 from bitsfusion.io.texts import read_json, write_json
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
@@ -36,7 +38,7 @@ from bitsfusion.recipe.assign import assign
 from bitsfusion.recipe.named import recipe_bits
 from bitsfusion.recipe.schema import write_recipe
 from bitsfusion.runs.components import WHOLE
-from bitsfusion.runs.packing import init_model, init_pipeline, pack_checkpoint
+from bitsfusion.runs.packing import init_pipeline, pack_checkpoint
 from bitsfusion.sensitivity.weight_error import weight_error_table
 from bitsfusion.training.checkpoint import identity, save_student
 
@@ -63,7 +65,7 @@ def with_unet(folder: Path, **changes) -> Path:
 
 @pytest.mark.parametrize("bits", [1, 2, 8])
 def test_uniform(tmp_path, layers, bits):
-    config = init_model("embedded", tmp_path / "out", recipe=f"uniform:{bits}")
+    config = init_pipeline("embedded", tmp_path / "out", recipe=f"uniform:{bits}")["unet"]
     kept = {name: layer for name, layer in layers.items() if layer.role is not LayerRole.TIME}
     wanted = {name: 8 if layer.role is LayerRole.FIRST_LAST else bits for name, layer in kept.items()}
     assert config.bits == wanted
@@ -71,24 +73,35 @@ def test_uniform(tmp_path, layers, bits):
     verify_folder(tmp_path / "out")
 
 
+def test_the_bytes_are_those_of_earlier_versions(tmp_path):
+    """Made by the first version; the bytes in memory everywhere, the file's where zstd is the one that made it."""
+    out = tmp_path / "out"
+    config = init_pipeline("embedded", out, recipe="uniform:2", samplers=[SamplerSteps("pndm", 50)])["unet"]
+    layers = sha256_json({name: config.layers[name].sha256 for name in sorted(config.layers)})
+    assert layers == "c39027f1259ba246dba922eb6d6f1f58850a7feb161b16faee636d9cc3ecb2b4"
+    if zstandard.ZSTD_VERSION == (1, 5, 7):
+        file = sha256_file(out / "unet" / "diffusion_pytorch_model.safetensors")
+        assert file == "5a617cd06d7227403155b81bae98f2819dfd118b9d906dd8b2f264394d3fcc51"
+
+
 @pytest.mark.parametrize(
     "recipe", ["uniform:0", "uniform:9", "uniform:", "uniform:2.5", "uniform:12", "sd16", "no.json"]
 )
 def test_recipes_that_there_are_not(tmp_path, recipe):
     with pytest.raises(InputError, match=f"got '{recipe}', wanted"):
-        init_model("embedded", tmp_path / "out", recipe=recipe)
+        init_pipeline("embedded", tmp_path / "out", recipe=recipe)
 
 
 @pytest.mark.parametrize("bits", [1.99, 2.5, 4.0])
 def test_average_bits_without_a_recipe(tmp_path, bits):
-    config = init_model("embedded", tmp_path / "out", bits=bits)
+    config = init_pipeline("embedded", tmp_path / "out", bits=bits)["unet"]
     assert bits - 0.01 < config.average_bits <= bits
     assert config.provenance["recipe"] == "weight_error"
     assert config.time_features.kind == "basis"
 
 
 def test_average_bits_count_time_layers_that_stay(tmp_path):
-    config = init_model("embedded", tmp_path / "out", bits=2.3, samplers=None)
+    config = init_pipeline("embedded", tmp_path / "out", bits=2.3, samplers=None)["unet"]
     assert 2.29 < config.average_bits <= 2.3
     assert config.time_features.kind == "layers_8bit" and config.bits["time_embedding.linear_1"] == 8
 
@@ -96,9 +109,9 @@ def test_average_bits_count_time_layers_that_stay(tmp_path):
 def test_a_recipe_or_bits_and_not_both(tmp_path):
     for both, got in (({}, "neither"), ({"recipe": "uniform:2", "bits": 2.0}, "both")):
         with pytest.raises(InputError, match=f"got {got}, wanted one of them"):
-            init_model("embedded", tmp_path / "out", **both)
+            init_pipeline("embedded", tmp_path / "out", **both)
     with pytest.raises(InputError, match=r"got 0\.5 bits on average"):
-        init_model("embedded", tmp_path / "out", bits=0.5)
+        init_pipeline("embedded", tmp_path / "out", bits=0.5)
 
 
 def test_weight_error_sees_what_is_hard_to_round_and_what_is_small(layers):
@@ -126,7 +139,7 @@ def test_the_recipe_of_the_base_serves_its_inpainting_fine_tune(tmp_path):
     write_recipe(tmp_path / "recipe.json", recipe)
     model = build_pipeline(build_smooth_unet(in_channels=9), build_vae(), StableDiffusionInpaintPipeline)
     model.save_pretrained(tmp_path / "model")
-    config = init_model(str(tmp_path / "model"), tmp_path / "out", recipe=str(tmp_path / "recipe.json"))
+    config = init_pipeline(str(tmp_path / "model"), tmp_path / "out", recipe=str(tmp_path / "recipe.json"))["unet"]
     assert config.layers["conv_in"].shape == (16, 9, 3, 3) and config.bits == recipe.bits
     loaded = StableDiffusionInpaintPipeline.from_pretrained(tmp_path / "out")
     loaded.set_progress_bar_config(disable=True)
@@ -142,7 +155,7 @@ def test_the_recipe_of_another_base_names_the_layers(tmp_path, layers):
     width = load_pipeline("embedded").unet.config.cross_attention_dim
     folder = with_unet(tmp_path / "model", cross_attention_dim=2 * width)
     with pytest.raises(InputError, match=r"another number of weights than the model has in: \S*attn2\.to_k") as caught:
-        init_model(str(folder), tmp_path / "out", recipe=str(tmp_path / "recipe.json"))
+        init_pipeline(str(folder), tmp_path / "out", recipe=str(tmp_path / "recipe.json"))
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
@@ -175,10 +188,10 @@ def test_sdxl(tmp_path):
     half.set_progress_bar_config(disable=True)  # its VAE is cast to float32 for decoding, and back
     made = half("a red circle", num_inference_steps=3, height=16, width=16, output_type="np").images[0]
     assert np.isfinite(made).all() and half.vae.dtype == torch.float16
-    averaged = init_model(str(tmp_path / "model"), tmp_path / "averaged", bits=4.0)
+    averaged = init_pipeline(str(tmp_path / "model"), tmp_path / "averaged", bits=4.0)["unet"]
     assert 3.9 < averaged.average_bits <= 4.0 and averaged.bits["add_embedding.linear_1"] == 8
     with pytest.raises(InputError, match="addition_embed_type"):
-        init_model(str(tmp_path / "model"), tmp_path / "x", recipe="uniform:2", samplers=[SamplerSteps("pndm", 50)])
+        init_pipeline(str(tmp_path / "model"), tmp_path / "x", recipe="uniform:2", samplers=[SamplerSteps("pndm", 50)])
 
 
 def test_lcm(tmp_path, layers):
@@ -192,7 +205,7 @@ def test_lcm(tmp_path, layers):
     index = read_json(folder / "model_index.json")
     index |= {"_class_name": "LatentConsistencyModelPipeline", "scheduler": ["diffusers", "LCMScheduler"]}
     write_json(folder / "model_index.json", index)
-    config = init_model(str(folder), tmp_path / "out", recipe=str(tmp_path / "recipe.json"))
+    config = init_pipeline(str(folder), tmp_path / "out", recipe=str(tmp_path / "recipe.json"))["unet"]
     assert "time_cond_proj_dim" in config.provenance["notes"][0]
     assert config.bits["time_embedding.cond_proj"] == 8
     loaded = LatentConsistencyModelPipeline.from_pretrained(tmp_path / "out")
@@ -207,7 +220,7 @@ def test_a_pipeline_of_an_unknown_denoiser(tmp_path):
     index = {"_class_name": "WanPipeline", "transformer": ["diffusers", "WanTransformer3DModel"]}
     write_json(tmp_path / "model_index.json", index)
     with pytest.raises(InputError, match="got a WanPipeline whose transformer is a WanTransformer3DModel, wanted"):
-        init_model(str(tmp_path), tmp_path / "out", recipe="uniform:2")
+        init_pipeline(str(tmp_path), tmp_path / "out", recipe="uniform:2")
 
 
 def test_a_students_checkpoint(tmp_path):

@@ -113,7 +113,7 @@ def test_a_changed_setting_repeats_only_what_follows_from_it(done, tmp_path):
 
 
 def test_killed_at_any_point_it_ends_the_same(done, tmp_path):
-    """SIGKILL at random moments; the same command goes on and ends with the same bits and scores."""
+    """SIGKILL at random moments; the same command continues and ends with the same bits and scores."""
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(CONFIG))
     command = [
         sys.executable,

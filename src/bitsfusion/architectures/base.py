@@ -17,6 +17,9 @@ from bitsfusion.errors import InputError
 STEERING = ("transformers_weights", "auto_map", "attn_implementation", "experts_implementation", "fusion_config")
 """Keys (and all with a leading _) by which a config.json makes transformers take other files or code than its own."""
 
+TRAINING_COUNTER = "num_batches_tracked"
+"""A buffer of batch norms that inference has no use for."""
+
 DIFFUSERS_FILE, TRANSFORMERS_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
 
 
@@ -80,9 +83,24 @@ class Architecture:
             return names
         return {name: name for name in stored}
 
+    def tied(self, model: nn.Module) -> dict[str, str]:
+        """Layers that have no weight of their own: name -> the name of the layer whose weight they use."""
+        return {}
+
+    def passed_over(self, model: nn.Module) -> set[str]:
+        """Names of the state dict that are not stored: weights of other layers, and counters of training."""
+        tied = self.tied(model)
+        return {
+            name
+            for name in model.state_dict()
+            if name.rpartition(".")[0] in tied or name.rpartition(".")[2] == TRAINING_COUNTER
+        }
+
     def modules(self, model: nn.Module) -> dict[str, Any]:
         """The layers that are packed, or are to be, by name in module order; on meta too."""
-        return {name: module for name, module in model.named_modules() if isinstance(module, self.layers)}
+        tied = self.tied(model)
+        layers = {name: module for name, module in model.named_modules() if isinstance(module, self.layers)}
+        return {name: module for name, module in layers.items() if name not in tied}
 
     def layer_infos(self, model: nn.Module) -> dict[str, LayerInfo]:
         """Name, role and shape of the same, dense or packed."""

@@ -12,10 +12,10 @@ from bitsfusion.architectures.layers import LayerInfo, LayerRole
 from bitsfusion.architectures.text import TEXT_ENCODERS
 from bitsfusion.architectures.transformer import TRANSFORMERS
 from bitsfusion.architectures.unet import UNET
-from bitsfusion.architectures.vae import VAE
+from bitsfusion.architectures.vae import VAES
 from bitsfusion.errors import InputError
 
-ARCHITECTURES: Mapping[str, Architecture] = {made.name: made for made in (UNET, *TRANSFORMERS, VAE, *TEXT_ENCODERS)}
+ARCHITECTURES: Mapping[str, Architecture] = {made.name: made for made in (UNET, *TRANSFORMERS, *VAES, *TEXT_ENCODERS)}
 """By class name: the only classes that a reader builds."""
 
 DENOISERS: Mapping[str, Denoiser] = {name: made for name, made in ARCHITECTURES.items() if isinstance(made, Denoiser)}

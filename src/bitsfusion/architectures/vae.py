@@ -1,4 +1,4 @@
-"""diffusers' AutoencoderKL: from pixels to latents and back."""
+"""diffusers' autoencoders: AutoencoderKL and FLUX.2's, and the deep-compression one of Sana."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from bitsfusion.architectures.base import Architecture
 from bitsfusion.architectures.layers import LayerRole
 
-_ENDS = re.compile(r"^((encoder|decoder)\.conv_(in|out)|(post_)?quant_conv)$")
+_ENDS = re.compile(r"^((encoder|decoder)\.conv_(in|out)(\.conv)?|(post_)?quant_conv)$")
 
 
 @dataclass(frozen=True)
@@ -21,4 +21,7 @@ class Autoencoder(Architecture):
         return LayerRole.FIRST_LAST if _ENDS.search(name) else LayerRole.QUANTIZED
 
 
-VAE = Autoencoder("AutoencoderKL", "VAE", "diffusers", "vae", (nn.Linear, nn.Conv2d))
+VAES = tuple(
+    Autoencoder(name, "VAE", "diffusers", "vae", (nn.Linear, nn.Conv2d))
+    for name in ("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderDC")
+)

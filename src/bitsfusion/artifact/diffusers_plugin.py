@@ -102,7 +102,7 @@ class BitsFusionQuantizer(DiffusersQuantizer):
         return max(1, self.dtype.itemsize)
 
     def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
-        """Refuses them: a tensor that is made up is a wrong weight.
+        """Refuses them: a tensor with invented values is a wrong weight.
 
         Raises:
             ArtifactError: names the layer.

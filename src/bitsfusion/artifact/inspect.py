@@ -51,7 +51,7 @@ class Inspection:
     Fields:
         path: the model's folder.
         average_bits: by the paper's formula (Appendix H): levels and time features, over all weights.
-        true_bits: the same things as they lie on disk: 8 (zstd frames + time features) / all weights.
+        true_bits: the same things, as on disk: 8 (zstd frames + time features) / all weights.
         file_bits: 8 x the weight files, scales, biases, norms and header included, / all weights.
         entropy_bits: order-0 entropy of all levels + 16 bits a time feature, / all weights.
         weights: of all Linear and Conv2d layers, the removed time layers included.

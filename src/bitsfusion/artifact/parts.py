@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -124,6 +124,26 @@ def parts_of_folder(
     return _parts(architecture, config, folder.skeleton, layer, tensor, stored)
 
 
+def with_float16_scales(parts: ModelParts) -> ModelParts:
+    """The same, every scale rounded to the nearest float16 number: what GGUF's blocks hold without loss.
+
+    Raises:
+        InputError: names a layer with a scale that float16 cannot hold (when asked for).
+    """
+
+    def layer(name: str) -> tuple[int, Tensor]:
+        bits, buffer = parts.layer(name)
+        buffer = buffer.clone()
+        scales = buffer[: 4 * parts.kept[name][0]].view(torch.float32)
+        rounded = scales.half().float()
+        if not bool(torch.isfinite(rounded).all()):
+            raise InputError(f"{name}: got a scale of {scales.abs().max():g}, wanted one that float16 can hold")
+        scales.copy_(rounded)
+        return bits, buffer
+
+    return replace(parts, layer=layer)
+
+
 def timed_model(folder: ModelFolder) -> nn.Module:
     """The component on meta but for its time layers, which are read.
 
@@ -170,9 +190,11 @@ def _parts(
 ) -> ModelParts:
     shapes = {name: tuple(module.weight.shape) for name, module in packed_modules(dense, architecture).items()}
     removed = {} if features is None else {name: shapes[name] for name in time_layers(dense)}
-    others = {}
+    others, passed_over = {}, architecture.passed_over(dense)
     for name in dense.state_dict():
         owner, _, leaf = name.rpartition(".")
+        if name in passed_over:
+            continue
         if owner not in removed and (owner not in shapes or leaf == "bias"):
             others[name] = _other(name, tensor(name))
     kept = {name: shape for name, shape in shapes.items() if name not in removed}

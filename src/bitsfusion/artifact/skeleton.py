@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bitsfusion.architectures.base import Architecture, without_steering
+from bitsfusion.architectures.base import TRAINING_COUNTER, Architecture, without_steering
 from bitsfusion.architectures.registry import ARCHITECTURES, architecture_of, class_name, packed_modules
 from bitsfusion.artifact.limits import bounded_construction, check_model_config, shown
 from bitsfusion.artifact.schema import PackedConfig, TimeBasisEntry
@@ -25,6 +25,7 @@ from bitsfusion.diffusion.time_features.spline import TAPS, Knots
 from bitsfusion.errors import ArtifactError, InputError
 from bitsfusion.nn.packed import packed_layer
 from bitsfusion.nn.replace import replace_module
+from bitsfusion.nn.tied import tie_layers
 
 
 def covered_steps(config: PackedConfig) -> str:
@@ -116,6 +117,10 @@ def make_packed(model: nn.Module, config: PackedConfig) -> None:
         )
     for name, entry in config.layers.items():
         replace_module(model, name, packed_layer(dense[name], entry.bits))
+    tie_layers(model, architecture.tied(model))
+    for module in model.modules():
+        if TRAINING_COUNTER in module._buffers:
+            module._non_persistent_buffers_set.add(TRAINING_COUNTER)
     if config.stores_features:
         try:
             place_time_features(model, _stored_features(config))

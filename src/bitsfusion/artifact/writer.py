@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitsfusion.architectures.registry import denoiser_of
 from bitsfusion.artifact.hashes import write_hashes
 from bitsfusion.artifact.parts import Features, ModelParts, parts_of_model
 from bitsfusion.artifact.payload import buffer_hash, check_scales, encode_layer, others_hash
@@ -42,18 +43,18 @@ _THREADS = 4  # each holds a layer and its temporaries
 
 def write_pipeline(
     pipeline: Any,
-    unet: nn.Module,
+    denoiser: nn.Module,
     folder: Path | str,
     samplers: Cover = PAPER_SAMPLERS,
     *,
     source_sha256: str | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> PackedConfig:
-    """Writes `pipeline` with `unet` packed in the place of its own; every other component as it is.
+    """Writes `pipeline` with `denoiser` packed in the place of its own; every other component as it is.
 
     Args:
-        pipeline: a diffusers pipeline with a component `unet`. Neither it nor `unet` is changed.
-        unet: the same UNet with every Linear and Conv2d fake-quantized; its time layers need not be.
+        pipeline: a diffusers pipeline. Neither it nor `denoiser` is changed.
+        denoiser: its own with every layer that is packed fake-quantized; its time layers need not be.
         folder: taken over as a whole when everything is written; an older packed folder there is replaced.
         samplers: what to store of the time features, see `Cover`, on the pipeline's own noise schedule.
         source_sha256: of what the model was made from.
@@ -66,38 +67,39 @@ def write_pipeline(
         InputError: names a layer that is not quantized or not finite, a sampler, or a folder that is something else.
         BitsFusionError: the disk is full or the folder cannot be written; nothing was changed.
     """
-    if "unet" not in pipeline.components:
-        raise InputError(f"pipeline: got a {type(pipeline).__name__} without a unet, wanted one with it")
-    choice = choose_features(unet, samplers, pipeline.scheduler.config)
+    packed = denoiser_of(denoiser).component
+    if packed not in pipeline.components:
+        raise InputError(f"pipeline: got a {type(pipeline).__name__} without a {packed}, wanted one with it")
+    choice = choose_features(denoiser, samplers, pipeline.scheduler.config)
     if choice.note is not None:
         provenance = {**(provenance or {}), "notes": [*(provenance or {}).get("notes", []), choice.note]}
-    parts = parts_of_model(unet, choice.features)
+    parts = parts_of_model(denoiser, choice.features)
     with _new_folder(folder) as temporary:
         pipeline.save_config(temporary)
         for name, component in pipeline.components.items():
-            if name != "unet" and component is not None and hasattr(component, "save_pretrained"):
+            if name != packed and component is not None and hasattr(component, "save_pretrained"):
                 safe = "safe_serialization" in inspect.signature(component.save_pretrained).parameters
                 component.save_pretrained(temporary / name, **({"safe_serialization": True} if safe else {}))
-        (temporary / "unet").mkdir()
-        made = _write(temporary / "unet", parts, source_sha256, provenance)
+        (temporary / packed).mkdir()
+        made = _write(temporary / packed, parts, source_sha256, provenance)
         write_hashes(temporary)
         return made
 
 
 def write_model(
-    unet: nn.Module,
+    model: nn.Module,
     folder: Path | str,
     features: Features,
     *,
     source_sha256: str | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> PackedConfig:
-    """Writes the UNet alone as a diffusers model folder; see `write_pipeline`.
+    """Writes a model alone as a diffusers model folder; see `write_pipeline`.
 
     Args:
         features: see `Features`; `choose_features` finds them.
     """
-    parts = parts_of_model(unet, features)
+    parts = parts_of_model(model, features)
     with _new_folder(folder) as temporary:
         return _write(temporary, parts, source_sha256, provenance)
 

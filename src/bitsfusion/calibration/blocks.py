@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitsfusion.calibration.trajectories import Call, denoise
+from bitsfusion.calibration.trajectories import Call
 from bitsfusion.calibration.trees import Tree, map_tensors, tensors_of
+from bitsfusion.diffusion.denoise import denoise_as
 
 MAX_LAYERS = 16
 """The most layers of a block, which runs again for every group of them: small blocks save time, large ones disk."""
@@ -102,7 +103,7 @@ def _traced(model: nn.Module, call: Call, layers: Collection[str]) -> _Trace:
         for name, module in model.named_modules():
             stack.callback(module.register_forward_pre_hook(enter(name)).remove)
             stack.callback(module.register_forward_hook(lambda *_: active.pop() and None).remove)
-        denoise(model, call)
+        denoise_as(model, call.args, call.kwargs)
     return trace
 
 
@@ -160,7 +161,7 @@ def _sources(model: nn.Module, call: Call, names: list[str]) -> dict[str, frozen
     with ExitStack() as stack:
         for name in names:
             stack.enter_context(forward_replaced(model.get_submodule(name), around(name)))
-        denoise(model, call)
+        denoise_as(model, call.args, call.kwargs)
     found = {}
     for name in names:
         leaves = [(source, leaf) for source in outputs for leaf in outputs[source]]

@@ -19,9 +19,8 @@ from bitsfusion.calibration.moments import MomentSum, input_rows, output_rows, r
 from bitsfusion.calibration.playback import BlockInputs, Inputs, Outputs, Playback, Side
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.calibration.trajectories import Call
-from bitsfusion.errors import InputError
 from bitsfusion.io.schema import named
-from bitsfusion.numerics import check_bits
+from bitsfusion.nn.replace import layers_of
 from bitsfusion.progress import Progress, silent
 
 
@@ -53,7 +52,7 @@ def calibrate(
         calls: what it is called with, see `trajectories`.
         settings: the defaults where None.
         progress: told after every group of layers.
-        folder: keeps what is done, block after block: with the same arguments and folder, killed work goes on and
+        folder: keeps what is done, block after block: with the same arguments and folder, killed work continues and
             ends with the same result (finished blocks only run again). What is too much for the memory goes there, too.
 
     Raises:
@@ -61,7 +60,7 @@ def calibrate(
             layer.
     """
     settings = settings or CalibrationSettings()
-    layers = _checked(model, bits)
+    layers = layers_of(model, bits)
     device = next(model.parameters()).device
     calls = [call.to(device) for call in calls]
     blocks = find_blocks(model, calls[0], bits)
@@ -87,18 +86,6 @@ def calibrate(
         found[name] = weight_only_layer(name, layers[name], bits[name])
     notes = (_note(missing),) if missing else ()
     return Calibration({name: found[name] for name in bits}, notes)
-
-
-def _checked(model: nn.Module, bits: Mapping[str, int]) -> dict[str, nn.Linear | nn.Conv2d]:
-    modules, found = dict(model.named_modules()), {}
-    for name, chosen in bits.items():
-        layer = modules.get(name)
-        check_bits(chosen, name)
-        if not isinstance(layer, (nn.Linear, nn.Conv2d)):
-            got = "no such layer" if layer is None else type(layer).__name__
-            raise InputError(f"{name}: got {got}, wanted a Linear or Conv2d layer of the model")
-        found[name] = layer
-    return found
 
 
 def _note(missing: Sequence[str]) -> str:

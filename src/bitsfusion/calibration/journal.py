@@ -1,4 +1,4 @@
-"""Solved blocks on disk, so that killed work goes on where it was and ends with the same bytes."""
+"""Solved blocks on disk, so that killed work continues where it was and ends with the same bytes."""
 
 from __future__ import annotations
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from bitsfusion.calibration.blocks import Block, forward_replaced
-from bitsfusion.calibration.trajectories import Call, denoise
+from bitsfusion.calibration.trajectories import Call
 from bitsfusion.calibration.trees import Tree, is_spread, load_tree, map_tensors, save_tree, tensors_of
+from bitsfusion.diffusion.denoise import denoise_as
 
 MEMORY_BYTES = 2 << 30
 """Bytes of blocks' outputs, or of one block's inputs, that are held in memory."""
@@ -145,7 +146,7 @@ class Playback:
                 stack.enter_context(forward_replaced(self.model.get_submodule(block.name), played))
             stack.enter_context(forward_replaced(self.model.get_submodule(self.blocks[index].name), catch))
             with suppress(_Reached):
-                denoise(self.model, self.calls[call])
+                denoise_as(self.model, self.calls[call].args, self.calls[call].kwargs)
         return found[0]
 
     def _player(self, block: Block, side: Side, call: int) -> Callable[..., Tree]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.calibration.trees import Tree, map_tensors, tensors_of
+from bitsfusion.diffusion.samples import seeded_noise
 from bitsfusion.errors import InputError
 from bitsfusion.progress import Progress, silent
 
@@ -45,12 +46,6 @@ class Call:
         return Call(args, kwargs, self.guided)  # type: ignore[arg-type]
 
 
-def denoise(model: nn.Module, call: Call) -> Tree:
-    """The only call of a denoiser in this package."""
-    result: Tree = model(*call.args, **call.kwargs)
-    return result
-
-
 @torch.no_grad()
 def trajectories(
     pipeline: Any,
@@ -75,7 +70,7 @@ def trajectories(
     if not prompts:
         raise InputError("calibration prompts: got none, wanted at least one")
     texts = [prompts[index % len(prompts)] for index in range(settings.samples)]
-    shape = _latent_shape(denoiser, settings)
+    shape, weight = _latent_shape(denoiser, settings), next(denoiser.parameters())
     batch_size = settings.batch_size or max(1, min(_BATCH, _BATCH_VALUES // math.prod(shape)))
     starts = range(0, len(texts), batch_size)
     total = len(starts) * settings.steps
@@ -97,7 +92,8 @@ def trajectories(
     try:
         for start in starts:
             batch = texts[start : start + batch_size]
-            latents = _first_noise(denoiser, settings.seed + start, len(batch), shape)
+            seed = settings.seed + start
+            latents = seeded_noise(shape, range(seed, seed + len(batch))).to(weight.device, weight.dtype)
             with _watched_steps(pipeline.scheduler, stepped):
                 _draw(pipeline, batch, latents, settings)
     finally:
@@ -143,14 +139,6 @@ def _latent_shape(denoiser: Any, settings: CalibrationSettings) -> tuple[int, in
     size = settings.size or denoiser.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     return denoiser.config.in_channels, height, width
-
-
-def _first_noise(denoiser: nn.Module, seed: int, count: int, shape: tuple[int, int, int]) -> Tensor:
-    """Standard normal, each latent from its own seed, the same on every device."""
-    seeds = range(seed, seed + count)
-    noise = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(each)) for each in seeds]
-    weight = next(denoiser.parameters())
-    return torch.stack(noise).to(weight.device, weight.dtype)
 
 
 def _draw(pipeline: Any, prompts: list[str], latents: Tensor, settings: CalibrationSettings) -> None:

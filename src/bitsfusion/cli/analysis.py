@@ -13,6 +13,7 @@ from bitsfusion.cli.console import print_json, progress_bars
 from bitsfusion.cli.interruption import resumable
 from bitsfusion.cli.options import Covered, Device, Json, Model, Quiet, time_cover
 from bitsfusion.devices import AUTO
+from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.diffusion.time_features import BASIS, SamplerSteps
 from bitsfusion.embedded import embedded_model, guidance_of
 from bitsfusion.errors import InputError
@@ -86,7 +87,7 @@ def analyze(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """How much each layer suffers at 1, 2 and 3 bits (section 3.2). Killed, the same command goes on."""
+    """How much each layer suffers at 1, 2 and 3 bits (section 3.2). Killed, the same command continues."""
     settings: Settings
     known = embedded_model(model)
     if method is AnalysisMethod.PAPER:
@@ -127,7 +128,7 @@ def analyze(
     measuring = job.workers(workers, ray_address, cpus_per_worker) if workers or ray_address else None
     with progress_bars(quiet) as progress, resumable():
         table = job.run(out, measuring, progress.step("analyze"))
-    written = [] if report is None else write_report(table, load_pipeline(model).unet, report)
+    written = [] if report is None else write_report(table, pipeline_denoiser(load_pipeline(model)), report)
     if json:
         files = [str(file) for file in written]
         print_json({"file": str(out), "rows": len(table.rows), "layers": len(table.layers), "report": files})
@@ -158,7 +159,7 @@ def _print_plan(plan: Plan, workers: int, json: bool) -> None:
         return
     print(f"method             {plan.method}")
     print(f"candidates         {plan.candidates:,}, of which {plan.done:,} are measured")
-    print(f"UNet forwards      {plan.forwards * plan.left:,.0f} ({plan.forwards:,.1f} latents a candidate)")
+    print(f"forward passes     {plan.forwards * plan.left:,.0f} ({plan.forwards:,.1f} latents a candidate)")
     print(f"training samples   {plan.training_samples * plan.left:,.0f} ({plan.training_samples:,.1f} a candidate)")
     print(f"a candidate        {plan.candidate_seconds:,.3g} s, and {plan.shared_seconds:,.3g} s once a worker")
     print(
@@ -193,7 +194,7 @@ def assign(
     else:
         if bits is not None:
             raise InputError("true-bits: got --bits too, wanted one of the two")
-        unet = load_pipeline(model or table.model).unet
+        unet = pipeline_denoiser(load_pipeline(model or table.model))
         with progress_bars(quiet) as progress:
             entropies = level_entropies(unet, progress=progress.step("entropies"))
         recipe = assign_bits(table, true_bits, strategy, eta=eta, entropies=entropies)

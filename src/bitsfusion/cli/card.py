@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from bitsfusion.cli.console import progress_bars
-from bitsfusion.cli.options import Quiet
+from bitsfusion.cli.options import Device, Quiet
+from bitsfusion.devices import AUTO
 from bitsfusion.errors import InputError
 from bitsfusion.report.card import (
     HUB_ID,
@@ -20,7 +21,7 @@ from bitsfusion.report.card import (
     run_scores,
     write_card,
 )
-from bitsfusion.report.hub import push_to_hub
+from bitsfusion.report.hub import push_to_hub as upload
 
 
 def register(app: typer.Typer) -> None:
@@ -44,6 +45,7 @@ def card(
     command: Annotated[str, typer.Option(help="That made the folder, to be shown.")] = "",
     push_to_hub: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload the folder there.")] = None,
     private: Annotated[bool, typer.Option(help="If the repository has to be made, for its owner only.")] = False,
+    device: Device = AUTO,
     quiet: Quiet = False,
 ) -> None:
     """Writes README.md, with bits, sizes, scores, samples and how to load it, into a packed folder."""
@@ -62,15 +64,12 @@ def card(
             seed=seed,
             guidance=guidance,
             command=command,
+            device=device,
             progress=progress.step("samples"),
         )
     print(path)
     if push_to_hub is not None:
-        print(_push(folder, push_to_hub, private))
-
-
-def _push(folder: Path, repo: str, private: bool) -> str:
-    return push_to_hub(folder, repo, private=private)
+        print(upload(folder, push_to_hub, private=private))
 
 
 def _asked() -> str:

@@ -13,6 +13,8 @@ from bitsfusion.exporting.dense import DTYPE, DTYPES
 from bitsfusion.exporting.export import TARGETS
 from bitsfusion.exporting.export import export as export_model
 from bitsfusion.exporting.exported import Exported
+from bitsfusion.exporting.gguf import NAMES
+from bitsfusion.exporting.gguf_blocks import BLOCK_TYPES
 
 
 def register(app: typer.Typer) -> None:
@@ -27,13 +29,26 @@ def export(
     dtype: Annotated[
         str | None, typer.Option(help=f"Of a dense folder: {', '.join(DTYPES)}.  [default: {DTYPE}]")
     ] = None,
+    types: Annotated[
+        str | None,
+        typer.Option(help=f"Of a GGUF file: block types that its reader knows.  [default: {','.join(BLOCK_TYPES)}]"),
+    ] = None,
+    names: Annotated[
+        str | None, typer.Option(help=f"Of a GGUF file: whose names, {' or '.join(NAMES)}.  [default: {NAMES[0]}]")
+    ] = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Carries a packed model over to what other programs read."""
     with progress_bars(quiet or json) as progress:
         made = export_model(
-            folder, to, out, dtype=dtype, progress=lambda done, total: progress.update("export", done, total)
+            folder,
+            to,
+            out,
+            dtype=dtype,
+            types=types,
+            names=names,
+            progress=lambda done, total: progress.update("export", done, total),
         )
     if json:
         print_json(made.to_dict())

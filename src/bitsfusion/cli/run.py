@@ -48,7 +48,7 @@ def demo(
     """The whole method on an embedded model, in minutes."""
     preset = resources.files("bitsfusion.runs") / "presets" / "demo.yaml"
     values = yaml.safe_load(preset.read_text(encoding="utf-8"))
-    named = {model.world_name: name for name, model in MODELS.items()}
+    named = {model.world_name: name for name, model in reversed(list(MODELS.items()))}
     config = parse(RunConfig, {**values, "model": named[world.value]}, "demo.yaml")
     execute(on_device(config, device), out, until, quiet, json)
 

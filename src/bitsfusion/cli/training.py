@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,7 @@ from bitsfusion.runs.config import FolderSource, own_data
 from bitsfusion.runs.sources import training_data
 from bitsfusion.runs.stage import StageConfig, plan_training, read_training_config, train_stage
 from bitsfusion.runs.time_steps import measure_time_steps
-from bitsfusion.training.plan import Machine, Plan
+from bitsfusion.training.plan import MACHINES, Plan
 from bitsfusion.training.ranks import Ranks
 
 
@@ -27,6 +28,13 @@ def register(app: typer.Typer) -> None:
     """Adds the commands."""
     for command in (train, timesteps):
         app.command()(command)
+
+
+class Gpu(str, Enum):
+    """What a plan is made for: see `MACHINES`."""
+
+    A100 = "a100"
+    RTX4090 = "rtx4090"
 
 
 def train(
@@ -39,7 +47,8 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved config and what it will cost, and stop.")
     ] = False,
-    gpus: Annotated[int, typer.Option(min=1, help="A100-80GB of the plan that --dry-run prints.")] = 8,
+    gpu: Annotated[Gpu, typer.Option(help="Of the plan that --dry-run prints.")] = Gpu.A100,
+    gpus: Annotated[int | None, typer.Option(min=1, help="How many.  [default: 8 a100, 1 rtx4090]")] = None,
     device: ConfigDevice = None,
     quiet: Quiet = False,
     json: Json = False,
@@ -50,7 +59,8 @@ def train(
     """
     resolved = read_training_config(config, set, device)
     if dry_run:
-        plans = plan_training(resolved, replace(Machine(), gpus=gpus))
+        machine = MACHINES[gpu.value]
+        plans = plan_training(resolved, replace(machine, gpus=gpus or machine.gpus))
         if json:
             named = {name: plan.to_dict() for name, plan in plans.items()}
             print_json({"config": resolved.model_dump(mode="json"), "plan": named})
@@ -87,6 +97,7 @@ def _print_plans(plans: dict[str, Plan]) -> None:
         ["steps", *(str(plan.steps) for plan in plans.values())],
         ["TFLOP a sample", *(f"{plan.flops_per_sample / 1e12:.2f}" for plan in plans.values())],
         ["days", *(f"{plan.days:.2f}" for plan in plans.values())],
+        ["hours", *(f"{24 * plan.days:.1f}" for plan in plans.values())],
     ]
     print(f"Plan for {machine.gpus} x {machine.name}, everything held on each (DDP); GB of 10^9 bytes a GPU:")
     print_table(["", *plans], rows)

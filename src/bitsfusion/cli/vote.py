@@ -34,7 +34,7 @@ def vote(
     prompts: Annotated[
         Path | None, typer.Option(help="PartiPrompts.tsv, or a TSV of its form: only its prompts, by its categories.")
     ] = None,
-    database: Annotated[Path, typer.Option(help="Where votes are kept; an earlier one goes on.")] = Path(
+    database: Annotated[Path, typer.Option(help="Where votes are kept; an earlier file is continued.")] = Path(
         "votes.sqlite"
     ),
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="8021, or any free one, unless given.")] = None,
@@ -75,7 +75,7 @@ def _serve(a: Path, b: Path, prompts: Path | None, path: Path, host: str, port: 
         for name, count in zip(study.names, study.left_out, strict=True):
             if count:
                 print(f"left out: {count} images of {name} without a counterpart or a prompt of the TSV")
-        print(f"{server.url}{asked}\nCtrl-C ends it; the same command goes on.", flush=True)
+        print(f"{server.url}{asked}\nCtrl-C ends it; the same command continues.", flush=True)
         _until_interrupted(server)
         _print_standing(votes, path)
     finally:

@@ -1,8 +1,9 @@
-"""The one place where a denoiser is called."""
+"""The one place where a denoiser is called: with samples and conditioning, or as a pipeline has called it."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,6 +29,11 @@ def denoise(model: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Co
         InputError: a model of no known family.
     """
     return denoiser_of(model).predict(model, noisy, timesteps, conditioning)
+
+
+def denoise_as(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The output of a model called as a pipeline once called it; with gradients unless switched off outside."""
+    return model(*args, **kwargs)
 
 
 def pipeline_denoiser(pipeline: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,11 @@ from torch import Tensor, nn
 
 from bitsfusion.architectures.conditioning import Conditioning
 from bitsfusion.diffusion.denoise import denoise
+
+
+def seeded_noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
+    """Standard normal [n, *shape], float32 on the CPU: each from its own seed, whatever the device and batch."""
+    return torch.stack([torch.randn(*shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds])
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class EmbeddedModel:
         scorer: the folder of its world's CLIP model.
         guidance: that it draws with unless told otherwise, chosen on validation prompts.
         world_name: see `world_of`.
+        sampler: that it draws with unless told otherwise.
     """
 
     title: str
@@ -40,6 +41,7 @@ class EmbeddedModel:
     scorer: Path
     guidance: float
     world_name: Literal["quick", "grid"]
+    sampler: Literal["pndm", "own"] = "pndm"
 
     @property
     def world(self) -> World:

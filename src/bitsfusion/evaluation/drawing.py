@@ -1,4 +1,4 @@
-"""Pictures of a set of prompts by a pipeline: in memory, or into a folder, gone on with after a kill."""
+"""Pictures of a set of prompts by a pipeline: in memory, or into a folder, where a killed call continues."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def evaluate(
     values. A killed call continues with the same arguments.
 
     Raises:
-        InputError: no such model, or `out` holds images of others or is at work in another process; or whatever a
+        InputError: no such model, or `out` holds images of others or another process is working there; or whatever a
             measure refuses.
     """
     sources, from_pictures = evaluation.sources, evaluation.picture_sides

@@ -15,13 +15,13 @@ from bitsfusion.errors import InputError
 from bitsfusion.evaluation.measures import ImageMeasure, Judgement, Metric
 from bitsfusion.evaluation.pictures import Images, PictureFiles
 from bitsfusion.io.hashes import sha256_json
+from bitsfusion.io.texts import write_json
 from bitsfusion.metrics.geneval.evaluator import Evaluator
 from bitsfusion.metrics.geneval.files import ResultLine, image_path, write_metadata, write_results
 from bitsfusion.metrics.geneval.prompts import GenEvalPrompt, class_names
 from bitsfusion.metrics.tifa.files import write_image_paths
 from bitsfusion.metrics.tifa.matcher import ChoiceMatcher
 from bitsfusion.metrics.tifa.questions import AnsweredQuestion, TifaCaption, TifaQuestion
-from bitsfusion.metrics.tifa.results import write_result
 from bitsfusion.metrics.tifa.scores import TifaScores, answered
 from bitsfusion.metrics.tifa.vqa import VqaModel
 
@@ -86,7 +86,7 @@ def tifa_measure(
         paths = {caption.id: path for caption, path in zip(captions, images.paths, strict=True)}
         write_image_paths(folder / "images.json", paths)
         answers = [AnsweredQuestion.model_validate(answer) for record in records for answer in record]
-        write_result(folder / "result.json", TifaScores.from_answers(answers))
+        write_json(folder / "result.json", TifaScores.from_answers(answers).to_official())
 
     settings = {
         "vqa": vqa.name,

@@ -24,7 +24,7 @@ from bitsfusion.metrics.geneval import GenEvalResult, GenEvalSummary, geneval_su
 SCHEMA_VERSION = 2
 """The version of scores.json; steps that write it name it among what they depend on."""
 
-ImageMeasure: TypeAlias = Literal["passed", "clip_scores"]
+ImageValue: TypeAlias = Literal["passed", "clip_scores"]
 """What every image has a value of: whether it is right, and its CLIP score."""
 
 
@@ -111,7 +111,7 @@ def geneval(scores: Sequence[RungScores], prompts: PromptSet) -> GenEvalSummary 
 
 
 def paired_difference(
-    scores: Sequence[RungScores], reference: Sequence[RungScores], measure: ImageMeasure = "passed"
+    scores: Sequence[RungScores], reference: Sequence[RungScores], measure: ImageValue = "passed"
 ) -> Difference | None:
     """How much more often than `reference` the images are right, or how much higher their CLIP score is.
 
@@ -130,7 +130,7 @@ def paired_difference(
     return trained_difference(np.stack([one - other for one, other in pairs]))
 
 
-def _by_seed(scores: Sequence[RungScores], measure: ImageMeasure) -> dict[int | None, npt.NDArray[np.float64]]:
+def _by_seed(scores: Sequence[RungScores], measure: ImageValue) -> dict[int | None, npt.NDArray[np.float64]]:
     """Each training seed's value of every prompt, the mean over what it was drawn with (guidance)."""
     found: dict[int | None, list[npt.NDArray[np.float64]]] = {}
     for score in scores:

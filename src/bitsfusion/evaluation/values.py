@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,10 +12,10 @@ import numpy as np
 
 from bitsfusion.evaluation.estimates import Difference, difference, estimate
 from bitsfusion.evaluation.measures import Judgement, Measure, PairMeasure, SetMeasure, Values
-from bitsfusion.evaluation.partial import PartialJudgements
 from bitsfusion.evaluation.pictures import PictureFiles, Pictures
 from bitsfusion.evaluation.setting import AGAINST, MODEL, Evaluation
 from bitsfusion.io.hashes import sha256_json
+from bitsfusion.io.journal import Journal
 from bitsfusion.io.texts import read_json, write_json
 from bitsfusion.progress import Progress, ProgressSink, silent
 
@@ -27,20 +28,30 @@ class Measured:
     records: list[Any] = field(default_factory=list)
 
 
+def judgement_journal(path: Path, identity: str) -> Journal[Judgement]:
+    """The judgements of a measurement that is under way, an image each, in order."""
+
+    def from_text(line: str) -> Judgement:
+        values = json.loads(line)
+        return Judgement(float(values["value"]), values["record"])
+
+    return Journal(path, identity, lambda judgement: json.dumps(asdict(judgement)), from_text)
+
+
 def measured(
     measure: Measure,
     pictures: Pictures,
     others: Pictures | None = None,
     batch_size: int | None = None,
     progress: Progress = silent,
-    partial: PartialJudgements | None = None,
+    partial: Journal[Judgement] | None = None,
 ) -> Measured:
     """`measure` of `pictures`; the only place where a measure is asked.
 
     Args:
         others: what a `PairMeasure` compares with, one for one.
         batch_size: pictures in memory at a time; None: all.
-        partial: judgements of single pictures are kept there, and gone on with.
+        partial: judgements of single pictures are kept there; those that are there already are not made again.
     """
     size = batch_size or max(1, pictures.count)
     if isinstance(measure, SetMeasure):
@@ -90,7 +101,7 @@ class KeptValues:
             values = np.asarray(stored.get("values"), dtype=np.float64)
             if values.shape == ((1,) if isinstance(self.measure, SetMeasure) else (count,)):
                 return Measured(values, stored.get("records", []))
-        partial = PartialJudgements(path.with_suffix(".partial.jsonl"), identity)
+        partial = judgement_journal(path.with_suffix(".partial.jsonl"), identity)
         found = measured(
             self.measure,
             self.sides[side],

@@ -9,9 +9,11 @@ from typing import Any
 from bitsfusion.errors import InputError
 from bitsfusion.exporting.dense import export_dense
 from bitsfusion.exporting.exported import Exported, Progress, check_choice
+from bitsfusion.exporting.gguf import export_gguf
 
 TARGETS: Mapping[str, tuple[Callable[..., Exported], tuple[str, ...]]] = {
     "dense": (export_dense, ("dtype",)),
+    "gguf": (export_gguf, ("types", "names")),
 }
 """What `to` may be: the function, and the options it takes."""
 
@@ -22,15 +24,19 @@ def export(
     out: str | Path,
     *,
     dtype: str | None = None,
+    types: str | None = None,
+    names: str | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Carries a packed folder over to what other programs read.
 
     Args:
         model: a packed pipeline or model folder, or its hub id.
-        to: dense (an ordinary diffusers folder).
+        to: dense (an ordinary diffusers folder), gguf (the denoiser in one file).
         out: the new folder or file.
         dtype: of a dense folder's weights: float16 (the default), bfloat16, float32.
+        types: of a GGUF file's blocks: those that its reader knows, such as q4_0,q8_0,q2_k (all by default).
+        names: of a GGUF file's tensors: original (the default) or diffusers.
         progress: is told of every packed layer: how many are done, and how many there are.
 
     Returns:
@@ -43,7 +49,7 @@ def export(
     """
     check_choice("to", to, TARGETS)
     function, known = TARGETS[to]
-    options: dict[str, Any] = {"dtype": dtype}
+    options: dict[str, Any] = {"dtype": dtype, "types": types, "names": names}
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:
         if name not in known:

@@ -1,4 +1,4 @@
-"""What was measured so far, kept line by line, so that killed work goes on where it was."""
+"""What was measured so far, kept line by line, so that killed work continues where it was."""
 
 from __future__ import annotations
 

@@ -20,12 +20,23 @@ def folder_lock(folder: Path, file: Path) -> Lock:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: got a file, wanted a folder or a new name")
+    lock = sole_lock(file, folder, "another process is working in this folder")
+    remove_all_leftovers(folder)
+    return lock
+
+
+def sole_lock(file: Path, place: Path, taken: str) -> Lock:
+    """The lock on `file`, whose folder is made; errors name `place`.
+
+    Raises:
+        InputError: another process holds it: `taken`.
+        BitsFusionError: the folder cannot be written.
+    """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = try_lock(file)
     except OSError as error:
-        raise BitsFusionError(f"{folder}: could not be written ({error.strerror})") from error
+        raise BitsFusionError(f"{place}: could not be written ({error.strerror})") from error
     if lock is None:
-        raise InputError(f"{folder}: another process is working in this folder")
-    remove_all_leftovers(folder)
+        raise InputError(f"{place}: {taken}")
     return lock

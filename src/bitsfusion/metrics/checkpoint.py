@@ -17,7 +17,7 @@ def load_checkpoint(
 ) -> tuple[Any, ...]:
     """`model` and `processors` (classes of transformers) from `source`, each by its own `from_pretrained`.
 
-    transformers fills up what a checkpoint lacks at random and only warns, and makes up a tokenizer without words:
+    transformers fills up what a checkpoint lacks at random and only warns, and builds a tokenizer without words:
     a score by either would be a number all the same.
 
     Args:

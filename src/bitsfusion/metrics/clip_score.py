@@ -68,14 +68,6 @@ class ClipScorer:
         return scores
 
     @torch.no_grad()
-    def similarities(self, images: npt.NDArray[np.uint8], prompts: Sequence[str]) -> npt.NDArray[np.float64]:
-        """The cosine of every image ([n, h, w, 3] uint8) with every prompt: [n, m]; small n and m, in one batch."""
-        cosines: npt.NDArray[np.float64] = (
-            (self.image_features(images) @ self.text_features(prompts).T).double().cpu().numpy()
-        )
-        return cosines
-
-    @torch.no_grad()
     def image_features(self, images: npt.NDArray[np.uint8]) -> torch.Tensor:
         """Unit vectors of `images` ([n, h, w, 3] uint8): [n, width] float32."""
         inputs = self.image_processor(images=list(images), input_data_format="channels_last", return_tensors="pt")

@@ -7,7 +7,6 @@ becomes the weight's own in place.
 
 from __future__ import annotations
 
-import threading
 from typing import Any, TypeAlias
 
 import torch
@@ -16,11 +15,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from bitsfusion.kernels.fake_quantize import gradients, rounded
+from bitsfusion.nn.scratch import scratch
 
 Geometry: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
 """A convolution's stride, padding, dilation and groups."""
-
-_scratch = threading.local()
 
 
 def fusible(input: Tensor, weight: Tensor) -> bool:
@@ -119,14 +117,7 @@ def _rounded(weight: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Te
     """The rounded weight in memory that the next call of this thread overwrites (fresh memory on an accelerator)."""
     if weight.device.type != "cpu":
         return rounded(weight, scale, bits, torch.empty_like(weight, dtype=dtype))
-    value = rounded(weight, scale, bits, _memory(weight, torch.float32))
-    return value if dtype == torch.float32 else _memory(weight, dtype).copy_(value)
-
-
-def _memory(like: Tensor, dtype: torch.dtype) -> Tensor:
-    """Uninitialized, of a shape: a part of one block per thread and dtype that only grows."""
-    blocks: dict[torch.dtype, Tensor] = _scratch.__dict__.setdefault("blocks", {})
-    block = blocks.get(dtype)
-    if block is None or block.numel() < like.numel():
-        block = blocks[dtype] = torch.empty(like.numel(), dtype=dtype)
-    return block[: like.numel()].view(like.shape)
+    value = rounded(weight, scale, bits, scratch(weight.numel(), torch.float32, weight.device).view(weight.shape))
+    if dtype == torch.float32:
+        return value
+    return scratch(weight.numel(), dtype, weight.device).view(weight.shape).copy_(value)

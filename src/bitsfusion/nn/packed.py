@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -13,13 +12,12 @@ from torch.nn import functional
 
 from bitsfusion.errors import InputError
 from bitsfusion.kernels import int8, unpack_into
-from bitsfusion.nn.fake_quantized import FakeQuantizedLayer, conv_geometry
+from bitsfusion.nn.fake_quantized import conv_geometry
 from bitsfusion.nn.read_only import ReadOnlyWeight
-from bitsfusion.numerics import check_bits, quantize
+from bitsfusion.nn.scratch import scratch
+from bitsfusion.numerics import check_bits
 from bitsfusion.packing.accounting import LayerSize
 from bitsfusion.packing.radix import pack, unpack, unpack_at
-
-_scratch = threading.local()
 
 
 def packed_buffer(codes: Tensor, scale: Tensor, bits: int) -> Tensor:
@@ -77,7 +75,8 @@ class _Packed:
         if torch.compiler.is_compiling() or self.packed.is_meta:
             weight: Tensor = torch.ops.bitsfusion.unpack(self.packed, self.weight_shape, self.bits, dtype)
             return weight
-        weight = _memory(math.prod(self.weight_shape), dtype, self.packed.device, reuse).view(self.weight_shape)
+        make = scratch if reuse else _fresh
+        weight = make(math.prod(self.weight_shape), dtype, self.packed.device).view(self.weight_shape)
         unpack_into(self.packed, self.weight_shape, self.bits, weight)
         return weight
 
@@ -98,20 +97,8 @@ class _Packed:
             return self.unpack_weight(input.dtype, reuse)
 
 
-def _memory(numel: int, dtype: torch.dtype, device: torch.device, reuse: bool) -> Tensor:
-    """[numel] uninitialized; with `reuse` a part of one block per thread, dtype and device that only grows."""
-    if not reuse:
-        return torch.empty(numel, dtype=dtype, device=device)
-    blocks: dict[tuple[torch.dtype, torch.device], Tensor] = _scratch.__dict__.setdefault("blocks", {})
-    block = blocks.get((dtype, device))
-    if block is None or block.numel() < numel:
-        block = blocks[dtype, device] = torch.empty(numel, dtype=dtype, device=device)
-    return block[:numel]
-
-
-def release_memory() -> None:
-    """Gives back the blocks that this thread's forwards unpack into; the next forward makes them anew."""
-    _scratch.__dict__.clear()
+def _fresh(numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.empty(numel, dtype=dtype, device=device)
 
 
 def _prepare(made: nn.Module, layer: nn.Module, names: tuple[str, ...], bits: int, packed: Tensor | None) -> None:
@@ -206,13 +193,29 @@ class PackedEmbedding(_Packed, nn.Embedding):  # type: ignore[override]
         if layer.max_norm is not None:
             raise InputError(f"max_norm: got {layer.max_norm} in an embedding, wanted none: packed rows do not change")
         _prepare(self, layer, _EMBEDDING_GEOMETRY, bits, packed)
+        self.scalar_embed_scale: float | None = getattr(layer, "scalar_embed_scale", None)
 
     def forward(self, input: Tensor) -> Tensor:
         """[...] row numbers -> [..., embedding_dim]: the very rows of `weight`."""
         rows, width = self.weight_shape
         places = input.long()[..., None] * width + torch.arange(width, device=input.device)
         levels = unpack_at(self.packed[4 * rows :], rows * width, self.bits, places)
-        return levels.float().mul_(self.scale[input.long()][..., None]).to(self.compute_dtype)
+        looked_up = levels.float().mul_(self.scale[input.long()][..., None]).to(self.compute_dtype)
+        return scaled(looked_up, self.scalar_embed_scale)
+
+
+def scaled(rows: Tensor, factor: float | None) -> Tensor:
+    """Rows as Gemma's embeddings give them: times a number that is rounded to their dtype; None leaves them."""
+    return rows if factor is None else rows * torch.tensor(factor).to(rows.device, rows.dtype)
+
+
+class ScaledEmbedding(nn.Embedding):
+    """An ordinary embedding whose rows are multiplied by `scalar_embed_scale`."""
+
+    scalar_embed_scale: float
+
+    def forward(self, input: Tensor) -> Tensor:
+        return scaled(super().forward(input), self.scalar_embed_scale)
 
 
 _EMBEDDING_GEOMETRY = (
@@ -240,7 +243,11 @@ def dense_layer(layer: PackedLayer) -> nn.Linear | nn.Conv2d | nn.Embedding:
     """The ordinary layer with the unpacked weight in `compute_dtype` and the same bias."""
     if isinstance(layer, PackedEmbedding):
         weight = layer.unpack_weight(layer.compute_dtype)
-        return nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=layer.padding_idx).train(layer.training)
+        kind = nn.Embedding if layer.scalar_embed_scale is None else ScaledEmbedding
+        embedding = kind.from_pretrained(weight, freeze=False, padding_idx=layer.padding_idx).train(layer.training)
+        if isinstance(embedding, ScaledEmbedding) and layer.scalar_embed_scale is not None:
+            embedding.scalar_embed_scale = layer.scalar_embed_scale
+        return embedding
     if isinstance(layer, PackedLinear):
         made: nn.Linear | nn.Conv2d = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     else:
@@ -248,12 +255,6 @@ def dense_layer(layer: PackedLayer) -> nn.Linear | nn.Conv2d | nn.Embedding:
     made.weight = nn.Parameter(layer.unpack_weight(layer.compute_dtype))
     made.bias = layer.bias
     return made.train(layer.training)
-
-
-def pack_layer(layer: FakeQuantizedLayer) -> PackedLayer:
-    """The packed form of a trained layer: the same weight, bit for bit, in real bits."""
-    codes = quantize(layer.weight, layer.scale, layer.bits)
-    return packed_layer(layer, layer.bits, packed_buffer(codes, layer.scale, layer.bits).to(layer.weight.device))
 
 
 def int8_activations(model: nn.Module, enabled: bool = True) -> int:

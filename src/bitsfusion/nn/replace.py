@@ -18,6 +18,23 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
+def layers_of(model: nn.Module, bits: Mapping[str, int]) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The layers that `bits` names, in its order.
+
+    Raises:
+        InputError: a name that is no Linear or Conv2d of the model, or bits out of range.
+    """
+    modules, found = dict(model.named_modules()), {}
+    for name, chosen in bits.items():
+        layer = modules.get(name)
+        check_bits(chosen, name)
+        if not isinstance(layer, (nn.Linear, nn.Conv2d)):
+            got = "no such layer" if layer is None else type(layer).__name__
+            raise InputError(f"{name}: got {got}, wanted a Linear or Conv2d layer of the model")
+        found[name] = layer
+    return found
+
+
 def fake_quantize_model(
     model: nn.Module,
     bits: Mapping[str, int],
@@ -36,14 +53,9 @@ def fake_quantize_model(
         InputError: a name that is no Linear or Conv2d of the model, bits out of range, weights that are
             not finite. The model is then unchanged.
     """
-    modules = dict(model.named_modules())
     made: dict[str, FakeQuantizedLayer] = {}
-    for name, layer_bits in bits.items():
-        layer = modules.get(name)
-        check_bits(layer_bits, name)
-        if not isinstance(layer, (nn.Linear, nn.Conv2d)):
-            got = "no such layer" if layer is None else type(layer).__name__
-            raise InputError(f"{name}: got {got}, wanted a Linear or Conv2d layer of the model")
+    for name, layer in layers_of(model, bits).items():
+        layer_bits = bits[name]
         scale = (scales or {}).get(name)
         if scale is None:
             scale = layer_scale(name, layer.weight, layer_bits, method)
@@ -51,8 +63,8 @@ def fake_quantize_model(
             made[name] = FakeQuantizedLinear.from_layer(layer, layer_bits, scale)
         else:
             made[name] = FakeQuantizedConv2d.from_layer(layer, layer_bits, scale)
-    for name, layer in made.items():
-        replace_module(model, name, layer)
+    for name, quantized in made.items():
+        replace_module(model, name, quantized)
 
 
 def fake_quantized_layers(model: nn.Module) -> dict[str, FakeQuantizedLayer]:

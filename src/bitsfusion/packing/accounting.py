@@ -62,11 +62,6 @@ class LayerSize:
         """Scales and radix bytes: the layer's one uint8 buffer."""
         return self.scale_bytes + self.code_bytes
 
-    @property
-    def counted_bits(self) -> float:
-        """log2(2^b + 1) N, what the paper counts."""
-        return level_bits(self.bits) * self.weights
-
 
 @dataclass(frozen=True)
 class FileBytes:

@@ -42,7 +42,7 @@ def whole_pipeline(model: str | PipelineFolder) -> PipelineFolder:
 def load_pipeline(model: str | PipelineFolder, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
     """The pipeline of `model` (see `resolve`) with every component in `dtype`, ready to use on the CPU.
 
-    Each component is read from the files that it has: a plain one beside one of variant fp16 is no matter.
+    Each component is read from the files that it has: plain files beside those of variant fp16 are no problem.
 
     Raises:
         InputError: as `resolve`, or a pipeline without a model that is packed, or its files are damaged.
@@ -55,7 +55,8 @@ def load_pipeline(model: str | PipelineFolder, dtype: torch.dtype = torch.float3
             for component in folder.components
             if component.folder.parent != folder.path or _variant(component) is not None
         }
-        pipeline: Any = DiffusionPipeline.from_pretrained(folder.path, dtype=dtype, **loaded)
+        absent = {name: None for name, entry in folder.index.items() if entry == [None, None]}
+        pipeline: Any = DiffusionPipeline.from_pretrained(folder.path, dtype=dtype, **absent, **loaded)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{folder.path}: could not be loaded as a diffusers pipeline: {reason}") from None

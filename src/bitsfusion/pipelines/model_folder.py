@@ -12,7 +12,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from bitsfusion.architectures.base import Architecture
-from bitsfusion.architectures.registry import UNET
 from bitsfusion.errors import InputError
 from bitsfusion.io.schema import named
 from bitsfusion.io.texts import read_json
@@ -59,11 +58,6 @@ class ModelFolder:
             raise InputError(f"{name}: could not be read from {place.file} ({error})") from None
 
 
-def open_unet(folder: Path) -> ModelFolder:
-    """`open_model` of a UNet2DConditionModel."""
-    return open_model(folder, UNET)
-
-
 def open_model(folder: Path, architecture: Architecture) -> ModelFolder:
     """Opens a folder with config.json and safetensors files: one or in shards, plain or of a variant such as fp16.
 
@@ -86,7 +80,10 @@ def open_model(folder: Path, architecture: Architecture) -> ModelFolder:
             stored[name] = (_Place(file, name), shape, dtype)
     names = architecture.stored_names(skeleton, stored)
     places = {}
+    passed_over = architecture.passed_over(skeleton)
     for name, tensor in skeleton.state_dict().items():
+        if name in passed_over:
+            continue
         if name not in names:
             wanted = f"every parameter of the {architecture.name}"
             raise InputError(f"{name}: got no such tensor in {folder}, wanted {wanted}")
@@ -98,7 +95,7 @@ def open_model(folder: Path, architecture: Architecture) -> ModelFolder:
         if not dtype.startswith(("F", "BF")):
             raise InputError(f"{name}: got dtype {dtype} in {place.file}, wanted floating numbers")
         places[name] = place
-    ignored = tuple(name for name in names if name not in places)
+    ignored = tuple(name for name in names if name not in places and name not in passed_over)
     return ModelFolder(folder, architecture, config, skeleton, ignored, places)
 
 

@@ -1,7 +1,7 @@
 """A single-file checkpoint in the layout of the original LDM or SDXL code -> a diffusers pipeline folder.
 
 The conversion is diffusers' own (`from_single_file`). Its result is kept in the user's cache, so that the same file is
-converted once and a run that goes on finds the same folder.
+converted once and a run that is continued finds the same folder.
 """
 
 from __future__ import annotations

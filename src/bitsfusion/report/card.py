@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from bitsfusion.artifact.inspect import ComponentSize, Inspection, inspect_folder, inspect_pipeline
 from bitsfusion.artifact.reader import open_folder
+from bitsfusion.devices import AUTO, resolve
 from bitsfusion.diffusion.samplers import OWN, build_scheduler
 from bitsfusion.embedded import embedded_model
 from bitsfusion.errors import InputError
@@ -23,6 +24,7 @@ from bitsfusion.io.atomic import atomic_folder
 from bitsfusion.io.texts import read_json, write_text
 from bitsfusion.metrics.generation import write_png
 from bitsfusion.pipelines.card_files import CARD, PICTURES, README
+from bitsfusion.pipelines.folder import read_folder
 from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.progress import Progress, silent
 from bitsfusion.report.charts import layer_chart
@@ -67,7 +69,8 @@ class Card:
         name: what `from_pretrained` is given: a hub id, or the folder's name.
         base_model: the original's hub id; None where it has none.
         license: of the hub's identifiers. parts: of the pipeline's folder.
-        provenance: what the packed UNet says about its making. command: that made it. config: the file that it took.
+        component, noun: the denoiser's name in the pipeline, and what such a model is called.
+        provenance: what it says about its making. command: that made it. config: the file that it took.
     """
 
     name: str
@@ -76,6 +79,8 @@ class Card:
     inspection: Inspection
     parts: Sequence[ComponentSize]
     use: Use
+    component: str = "unet"
+    noun: str = "UNet"
     scores: ScoreTable | None = None
     samples: Sequence[Sample] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -109,13 +114,13 @@ class Card:
     def _sizes(self) -> list[tuple[str, str]]:
         found = self.inspection
         disk, memory, dense = found.bytes_on_disk.total, found.bytes_in_memory, found.bytes_fp16
-        others = [part for part in self.parts if part.weights and part.name != "unet"]
+        others = [part for part in self.parts if part.weights and part.name != self.component]
         return [
             ("bits a weight, by the paper's formula", f"{found.average_bits:.4f}"),
-            ("bits a weight, as they lie on disk", f"{found.true_bits:.4f}"),
+            ("bits a weight, on disk", f"{found.true_bits:.4f}"),
             ("bits a weight, all of the file", f"{found.file_bits:.4f}"),
-            ("UNet on disk", f"{size(disk)}, {dense / disk:.1f} times smaller than {size(dense)} in FP16"),
-            ("UNet in memory", f"{size(memory)}, {dense / memory:.1f} times smaller"),
+            (f"{self.noun} on disk", f"{size(disk)}, {dense / disk:.1f} times smaller than {size(dense)} in FP16"),
+            (f"{self.noun} in memory", f"{size(memory)}, {dense / memory:.1f} times smaller"),
             *((f"{part.name} on disk", f"{size(part.bytes_on_disk)}, {part.form}") for part in others),
             ("the whole pipeline on disk", size(sum(part.bytes_on_disk for part in self.parts))),
         ]
@@ -132,6 +137,7 @@ def write_card(
     seed: int = 1024,
     guidance: float = 7.5,
     command: str = "",
+    device: str = AUTO,
     progress: Progress = silent,
 ) -> Path:
     """Writes `folder`/README.md and `folder`/card/ with its pictures, in the place of earlier ones; returns the former.
@@ -144,6 +150,7 @@ def write_card(
         scores: a run's summary.json or the scores.json of `bitsfusion evaluate`.
         prompts: of the samples, drawn by this very folder with seeds from `seed` on.
         command: that made the folder.
+        device: where the samples are drawn, see `devices.resolve`.
 
     Raises:
         InputError: no packed pipeline folder, or scores of another model. ArtifactError: the folder is broken.
@@ -151,13 +158,13 @@ def write_card(
     folder = Path(folder)
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{folder}: wanted a packed pipeline folder, got none with model_index.json")
-    inspection = inspect_folder(folder)
+    denoiser, inspection = read_folder(folder).denoiser, inspect_folder(folder)
     table = None if scores is None else read_scores(scores, inspection)
     sampler, steps = _sampling(folder, inspection.time_features)
     with atomic_folder(folder / PICTURES) as pictures:
         chart = layer_chart(layer_rows(inspection), inspection.average_bits)
         chart.savefig(pictures / Path(BITS_PICTURE).name, dpi=130)
-        samples = _draw(folder, prompts, seed, guidance, (sampler, steps), pictures, progress)
+        samples = _draw(folder, prompts, seed, guidance, (sampler, steps), pictures, device, progress)
         config = folder.parent / "config.json"
         of_run = scores is not None and scores.name == "summary.json" and _same_run(scores, config)
         if of_run:
@@ -170,6 +177,8 @@ def write_card(
         inspection=inspection,
         parts=[part for part in inspect_pipeline(folder) if part.name not in CARD],
         use=Use(*_scheduler(folder, sampler), steps, guidance, prompts[0] if prompts else "a prompt"),
+        component=denoiser.name,
+        noun=denoiser.architecture.noun if denoiser.architecture else denoiser.class_name,
         scores=table,
         samples=samples,
         provenance=open_folder(folder).config.provenance,
@@ -256,12 +265,13 @@ def _draw(
     guidance: float,
     sampler: tuple[str, int],
     pictures: Path,
+    device: str,
     progress: Progress,
 ) -> list[Sample]:
     if not prompts:
         return []
     asked = PromptSet(tuple(prompts), tuple(range(seed, seed + len(prompts))))
-    images = draw(load_pipeline(str(folder)), asked, Sampling(*sampler, guidance, 4), progress)
+    images = draw(load_pipeline(str(folder)).to(resolve(device)), asked, Sampling(*sampler, guidance, 4), progress)
     files = [f"sample-{index:02d}.png" for index in range(len(prompts))]
     for file, image in zip(files, images, strict=True):
         write_png(pictures / file, image)

@@ -39,8 +39,8 @@ _RUNGS = {
 
 
 def read_scores(path: Path, inspection: Inspection) -> ScoreTable:
-    """The table of either file, checked to be of the model that was inspected: by its bits, by the recipe and as they
-    lie on disk, which two trainings of one recipe do not share.
+    """The table of either file, checked to be of the model that was inspected: by its bits, by the recipe and on
+    disk, which two trainings of one recipe do not share.
 
     Raises:
         InputError: no such file, another kind of file, or the scores of another model.
@@ -62,7 +62,7 @@ def read_scores(path: Path, inspection: Inspection) -> ScoreTable:
         raise InputError(f"{wanted}, got another form ({error})") from None
     if abs(average - inspection.average_bits) > 1e-9 or abs(true - inspection.true_bits) > 1e-9:
         raise InputError(
-            f"{path}: is of a model at {average:.6f} bits, {true:.6f} as they lie on disk, wanted one of "
+            f"{path}: is of a model at {average:.6f} bits, {true:.6f} on disk, wanted one of "
             f"{inspection.path} at {inspection.average_bits:.6f}, {inspection.true_bits:.6f} on disk"
         )
     return table

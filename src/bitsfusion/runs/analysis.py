@@ -29,7 +29,7 @@ class AnalysisJob:
     """What to measure.
 
     Fields:
-        model: see `models.pipeline.load_pipeline`; on a cluster, a path that every machine has.
+        model: see `pipelines.load.load_pipeline`; on a cluster, a path that every machine has.
         settings: of the method.
         data: what candidates are measured or trained on; paths as for the model.
         samplers: whose time features a recipe is to count.

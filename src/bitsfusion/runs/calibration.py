@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bitsfusion.calibration.calibrate import Calibration, calibrate
 from bitsfusion.calibration.prompts import PROMPTS
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.calibration.trajectories import trajectories
+from bitsfusion.devices import AUTO, placed, resolve
 from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.embedded import embedded_model
-from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import file_prompts
 from bitsfusion.io.hashes import sha256_json
 from bitsfusion.pipelines.load import check_draws_from_text
@@ -34,12 +32,12 @@ class CalibrationJob:
     Fields:
         prompts: a file of prompts; None: the package's own, of its drawn world for an embedded model.
         settings: see there.
-        device: where the model runs, such as "cuda".
+        device: where the model runs, see `devices.resolve`.
     """
 
     prompts: Path | None = None
     settings: CalibrationSettings = field(default_factory=CalibrationSettings)
-    device: str = "cpu"
+    device: str = AUTO
 
     def texts(self, model: str) -> tuple[str, ...]:
         """The prompts, in order.
@@ -67,7 +65,7 @@ class CalibrationJob:
     def run(
         self, pipeline: Any, model: str, bits: Mapping[str, int], progress: ProgressSink, folder: Path | None = None
     ) -> Calibration:
-        """Calibrates the UNet of a loaded pipeline, which is put on the device and otherwise stays as it is.
+        """Calibrates the UNet of a loaded pipeline on the device; the pipeline is as before afterwards.
 
         Args:
             folder: see `folder`; None keeps nothing on disk.
@@ -77,12 +75,9 @@ class CalibrationJob:
         """
         check_draws_from_text(pipeline)
         texts = self.texts(model)
-        try:
-            pipeline.to(torch.device(self.device))
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"device: got {self.device!r}, wanted one that torch can use ({error})") from None
         unet = pipeline_denoiser(pipeline).eval()
-        with progress.timed("trajectories") as tell:
-            calls = trajectories(pipeline, unet, texts, self.settings, tell)
-        with progress.timed("calibrate") as tell:
-            return calibrate(unet, bits, calls, self.settings, tell, folder)
+        with placed(pipeline, resolve(self.device)):
+            with progress.timed("trajectories") as tell:
+                calls = trajectories(pipeline, unet, texts, self.settings, tell)
+            with progress.timed("calibrate") as tell:
+                return calibrate(unet, bits, calls, self.settings, tell, folder)

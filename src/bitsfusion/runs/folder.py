@@ -64,7 +64,7 @@ class RunFolder:
             name: of the step.
             inputs: JSON, everything the outputs depend on.
             outputs: files and folders that `work` makes, relative to the run folder.
-            work: makes them; goes on from what an interrupted call left of them.
+            work: makes them; continues from what an interrupted call left of them.
             joint: all processes of the launch call `work`, together; otherwise the main one alone.
         """
         wanted = sha256_json(inputs)

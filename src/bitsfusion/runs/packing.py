@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from bitsfusion.architectures.registry import model_layers
-from bitsfusion.artifact.parts import ModelParts, parts_of_folder, parts_of_model, timed_model
+from bitsfusion.artifact.parts import ModelParts, parts_of_folder, parts_of_model, timed_model, with_float16_scales
 from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.artifact.writer import write_parts
 from bitsfusion.diffusion.time_features import BASIS, Cover, choose_features
@@ -27,6 +27,8 @@ from bitsfusion.runs.calibration import CalibrationJob
 from bitsfusion.runs.components import UNET_ALONE, OtherBits, by_weight_error, other_parts
 from bitsfusion.training.checkpoint import load_student
 
+ScaleDtype: TypeAlias = Literal["float32", "float16"]
+
 
 def init_pipeline(
     model: str,
@@ -40,6 +42,7 @@ def init_pipeline(
     config: str | None = None,
     without: Sequence[str] = (),
     calibration: CalibrationJob | None = None,
+    scale_dtype: ScaleDtype = "float32",
     progress: ProgressSink = SILENT,
 ) -> dict[str, PackedConfig]:
     """Quantizer init, time features and packing, without training (section 4.1).
@@ -59,6 +62,7 @@ def init_pipeline(
         without: components to leave out, such as safety_checker.
         calibration: codes, scales and biases of the UNet by what it computes, in the place of `method`; see
             `bitsfusion.calibration`.
+        scale_dtype: float16 rounds every scale to what float16 holds, so that an export to GGUF is exact.
         progress: is told of every layer.
 
     Returns:
@@ -97,15 +101,10 @@ def init_pipeline(
     notes_of = {name: provenance}
     for other, (part, made_of) in other_parts(source, others, method, progress).items():
         parts[other], notes_of[other] = part, made_of
-    written = _write(parts, source, out, notes_of, progress)
+    written = _write(parts, source, out, notes_of, progress, scale_dtype)
     if work is not None:
         shutil.rmtree(work, ignore_errors=True)
     return written
-
-
-def init_model(model: str, out: Path, **options: Any) -> PackedConfig:
-    """`init_pipeline`, with the same options; returns what the packed denoiser says about itself."""
-    return next(iter(init_pipeline(model, out, **options).values()))
 
 
 def pack_checkpoint(
@@ -115,6 +114,7 @@ def pack_checkpoint(
     samplers: Cover = BASIS,
     progress: ProgressSink = SILENT,
     others: OtherBits = UNET_ALONE,
+    scale_dtype: ScaleDtype = "float32",
 ) -> PackedConfig:
     """A finished stage or a checkpoint of one -> a packed pipeline folder.
 
@@ -125,6 +125,7 @@ def pack_checkpoint(
         samplers: see `Cover`.
         progress: is told of every layer.
         others: what is packed beside the UNet, without training, with compact scales; all else is copied as it is.
+        scale_dtype: as `init_pipeline`; codes stay as they were trained.
 
     Returns:
         What the packed UNet says about itself.
@@ -137,7 +138,7 @@ def pack_checkpoint(
     parts, notes_of = {name: parts_of_model(student, choice.features)}, {name: provenance}
     for other, (part, made) in other_parts(source, others, ScaleInit.COMPACT, progress).items():
         parts[other], notes_of[other] = part, made
-    return _write(parts, source, out, notes_of, progress)[name]
+    return _write(parts, source, out, notes_of, progress, scale_dtype)[name]
 
 
 def _source(model: str, config: str | None = None, without: tuple[str, ...] = ()) -> PipelineFolder:
@@ -172,6 +173,12 @@ def _write(
     out: Path,
     provenance: Mapping[str, Mapping[str, Any]],
     progress: ProgressSink,
+    scale_dtype: ScaleDtype,
 ) -> dict[str, PackedConfig]:
+    if scale_dtype == "float16":
+        parts = {name: with_float16_scales(part) for name, part in parts.items()}
+        provenance = {name: {**notes, "scale_dtype": scale_dtype} for name, notes in provenance.items()}
+    elif scale_dtype != "float32":
+        raise InputError(f"scale_dtype: got {scale_dtype!r}, wanted float32 or float16")
     with progress.timed("pack") as tell:
         return write_parts(parts, source, out, source_sha256=source.source_sha256, provenance=provenance, progress=tell)

@@ -28,8 +28,7 @@ from bitsfusion.runs.config import RunConfig
 from bitsfusion.runs.ladder import Ladder
 from bitsfusion.runs.report import added_files, write_run_report
 from bitsfusion.runs.summary import rungs, write_summary
-from bitsfusion.runs.workspace import Workspace, stage_folder
-from bitsfusion.sensitivity.measure import analyze
+from bitsfusion.runs.workspace import SENSITIVITY, Workspace, stage_folder
 from bitsfusion.sensitivity.table import read_table
 from bitsfusion.training.checkpoint import identity, load_student, save_student
 from bitsfusion.training.config import TrainingConfig
@@ -69,30 +68,15 @@ class Run:
         """Section 3.2: sensitivity.json."""
         ours, settings = self.workspace, self.config.analysis
 
-        def work() -> None:
-            data = ours.data
-            with ours.placed():
-                analyze(
-                    ours.pipeline,
-                    settings,
-                    self.path / "sensitivity.json",
-                    data,
-                    model=self.config.model,
-                    source_sha256=ours.source_sha256,
-                    samplers=ours.counted,
-                    scorer=ours.scorer,
-                    progress=ours.progress.step("analyze"),
-                )
-
         inputs = {"analysis": settings, "data": self.config.data, "serve": self.config.serve.deciding()}
-        ours.step("analyze", inputs, ["sensitivity.json"], work)
+        ours.step("analyze", inputs, [SENSITIVITY], lambda: ours.analyze(settings, ours.scorer))
 
     def assign(self) -> None:
         """Section 3.3: recipe.json."""
         section = self.config.recipe
 
         def work() -> None:
-            table = read_table(self.path / "sensitivity.json")
+            table = read_table(self.path / SENSITIVITY)
             recipe = assign(table, section.target_bits, section.strategy, eta=section.eta)
             check_fits(recipe, model_layers(self.workspace.denoiser))
             write_recipe(self.path / "recipe.json", recipe)
@@ -105,8 +89,7 @@ class Run:
         made_by: dict[str, Any] = {"scale_init": getattr(config.scale_init, "value", config.scale_init)}
         job = None
         if config.scale_init == CALIBRATED:
-            device = str(self.workspace.denoiser.device)
-            job = CalibrationJob(config.calibration_prompts, config.calibration, device)
+            job = CalibrationJob(config.calibration_prompts, config.calibration, str(self.workspace.device))
             made_by = job.provenance(config.model)
 
         def work() -> None:

@@ -20,8 +20,11 @@ from bitsfusion.recipe.schema import Recipe, read_recipe
 from bitsfusion.runs.config import ImageSection, RunConfig
 from bitsfusion.runs.folder import RunFolder
 from bitsfusion.runs.sources import training_data
-from bitsfusion.sensitivity.measure import Counted
+from bitsfusion.sensitivity.measure import Counted, analyze
+from bitsfusion.sensitivity.settings import Settings
 from bitsfusion.training.ranks import Ranks
+
+SENSITIVITY = "sensitivity.json"
 
 
 class Workspace:
@@ -30,7 +33,7 @@ class Workspace:
     Args:
         config: what to do.
         folder: where; made if it is not there.
-        progress: is told what goes on.
+        progress: is told what is being done.
 
     Raises:
         InputError: no such model or device, or another process works in the folder.
@@ -95,6 +98,22 @@ class Workspace:
         """The CLIP model of the score."""
         source = self.config.scorer
         return None if source is None else ClipScorer.from_pretrained(source, str(self.device))
+
+    def analyze(self, settings: Settings, scorer: ClipScorer | None = None) -> None:
+        """Measures sensitivity.json on the run's device; see `sensitivity.measure.analyze`."""
+        data = self.data
+        with self.placed():
+            analyze(
+                self.pipeline,
+                settings,
+                self.path / SENSITIVITY,
+                data,
+                model=self.config.model,
+                source_sha256=self.source_sha256,
+                samplers=self.counted,
+                scorer=scorer,
+                progress=self.progress.step("analyze"),
+            )
 
     def recipe(self) -> Recipe:
         """The assigned recipe."""

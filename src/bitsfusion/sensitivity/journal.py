@@ -6,10 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from bitsfusion.errors import BitsFusionError, InputError
 from bitsfusion.io.atomic import remove_leftovers
 from bitsfusion.io.journal import Journal
-from bitsfusion.io.locks import try_lock
+from bitsfusion.io.work_folder import sole_lock
 from bitsfusion.sensitivity.table import SensitivityRow
 
 
@@ -24,18 +23,11 @@ def only_writer(out_path: Path) -> Iterator[None]:
     """Keeps other processes from measuring into `out_path`; what killed ones left beside it is removed.
 
     Raises:
-        InputError: another process is at it.
+        InputError: another process is measuring into it.
         BitsFusionError: the folder cannot be written.
     """
     path = out_path.with_name(out_path.name + ".journal.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = try_lock(path)
-    except OSError as error:
-        raise BitsFusionError(f"{path}: could not be written ({error.strerror})") from error
-    if lock is None:
-        raise InputError(f"{path}: another process is measuring into this file")
-    with lock:
+    with sole_lock(path, path, "another process is measuring into this file"):
         for file in (out_path, row_journal(out_path, "").path):
             remove_leftovers(file)
         yield

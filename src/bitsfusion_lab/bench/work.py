@@ -1,4 +1,4 @@
-"""The work folder: rows and outputs of a run that is under way, so that an interrupted one goes on."""
+"""The work folder: rows and outputs of a run that is under way, so that an interrupted one continues."""
 
 from __future__ import annotations
 

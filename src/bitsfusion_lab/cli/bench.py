@@ -47,7 +47,7 @@ def bench(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Size, fidelity, load time, memory and speed beside the dense model and the peers installed."""
+    """Size, fidelity, load time, memory and speed on the CPU, beside the dense model and the peers installed."""
     settings = BenchSettings(
         dtype=dtype,
         latent=latent,

@@ -10,7 +10,8 @@ import typer
 
 from bitsfusion.cli.console import print_json, progress_bars
 from bitsfusion.cli.interruption import resumable
-from bitsfusion.cli.options import Json, Quiet
+from bitsfusion.cli.options import Device, Json, Quiet
+from bitsfusion.devices import AUTO
 from bitsfusion.errors import InputError
 from bitsfusion.io.schema import parse
 from bitsfusion_lab.reproduction.frame import Frame
@@ -39,6 +40,7 @@ def reproduce(
     sensitivity: Annotated[
         Path | None, typer.Option(help="The embedded model's table from `bitsfusion analyze`, instead of noise error.")
     ] = None,
+    device: Device = AUTO,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print settings and cost, and stop.")] = False,
     quiet: Quiet = False,
     json: Json = False,
@@ -52,6 +54,7 @@ def reproduce(
         "guidance": _numbers("guidance", guidance, float, 1000),
         "sampler_steps": sampler_steps,
         "sensitivity": sensitivity,
+        "device": device,
     }
     settings = parse(Settings, values, "reproduce")
     tables = chosen_tables(table)

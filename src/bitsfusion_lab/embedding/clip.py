@@ -51,7 +51,7 @@ def train_clip(
     lr: float = 1e-3,
     reading_steps: int = 400,
 ) -> None:
-    """Trains a CLIP and writes it to `out`/model; run again it goes on.
+    """Trains a CLIP and writes it to `out`/model; run again, it continues.
 
     Each picture is told from its own caption among those of the others and as many foils; a caption that happens to
     be true of another picture is no negative for it. The text tower answers questions about captions first and beside.

@@ -1,4 +1,4 @@
-"""The command line of a world's making: one stage after the other, each gone on with when it is run again."""
+"""The command line of a world's making: one stage after the other; a stage that is run again continues."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Trains the quick world's model from nothing and writes it into the package.
 
-Each stage run again goes on where it was; the first two do not need each other and may run side by side:
+A stage that is run again continues where it was; the first two do not need each other and may run side by side:
 
     python -m bitsfusion_lab.embedding.train_quick unet   --work work/quick
     python -m bitsfusion_lab.embedding.train_quick vae    --work work/quick

@@ -64,7 +64,7 @@ def train_unet(
     reading_steps: int = 400,
     widths: tuple[int, ...] = (64, 128),
 ) -> None:
-    """Trains both and saves them in `out`; run again it goes on.
+    """Trains both and saves them in `out`; run again, it continues.
 
     The first `reading_steps` teach the text encoder alone, by the structure head; after them the head's loss stays at
     a tenth. The noise loss is weighted by min(1 + 1/SNR, max_weight), between noise and v prediction: which objects

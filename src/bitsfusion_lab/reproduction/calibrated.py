@@ -39,7 +39,7 @@ class _Stored:
         """See `Subject`."""
         return frame.made(f"make-{self.name}-{seed}")
 
-    def unet(self, frame: Frame, seed: int) -> Any:
+    def load(self, frame: Frame, seed: int) -> Any:
         """See `Subject`: read back from its file."""
         config = json.loads(frame.unet.to_json_string())
         return read_model(frame.path / f"rivals/{self.name}/seed-{seed}" / _FILE, config)

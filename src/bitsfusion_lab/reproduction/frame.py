@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,7 @@ from bitsfusion.progress import SILENT, ProgressSink
 from bitsfusion.recipe.assign import Strategy, assign
 from bitsfusion.recipe.schema import Recipe, check_fits, read_recipe, write_recipe
 from bitsfusion.runs.scoring import Scoring
-from bitsfusion.runs.workspace import Workspace
-from bitsfusion.sensitivity.measure import analyze
+from bitsfusion.runs.workspace import SENSITIVITY, Workspace
 from bitsfusion.sensitivity.settings import NoiseErrorSettings
 from bitsfusion.sensitivity.table import read_table
 from bitsfusion_lab.reproduction.settings import Settings
@@ -91,22 +91,13 @@ class Frame:
     def _analyze(self) -> Path:
         """sensitivity.json: measured by noise error, or the one that is given."""
         ours, given = self.workspace, self.settings.sensitivity
-        table_path = self.path / "sensitivity.json"
+        table_path = self.path / SENSITIVITY
 
         def measure() -> None:
             if given is not None:
                 shutil.copyfile(given, table_path)
                 return
-            analyze(
-                ours.pipeline,
-                NoiseErrorSettings(),
-                table_path,
-                ours.data,
-                model=ours.config.model,
-                source_sha256=ours.source_sha256,
-                samplers=ours.counted,
-                progress=ours.progress.step("analyze"),
-            )
+            ours.analyze(NoiseErrorSettings())
 
         source: dict[str, Any] = {"analysis": NoiseErrorSettings()}
         if given is not None:
@@ -126,18 +117,20 @@ class Frame:
                 f"{wanted.features}"
             )
 
-    def score(self, name: str, seed: int | None, unet: Any, made: dict[str, str]) -> list[RungScores]:
-        """Images of `unet` and what was measured of them, one for each guidance; drawn where they are not there yet.
+    def score(self, name: str, seed: int | None, load: Callable[[], Any], made: dict[str, str]) -> list[RungScores]:
+        """Images of a model and what was measured of them, one for each guidance; drawn where they are not there yet.
 
         Args:
             name: of the row; `FULL_PRECISION` is what the others are compared with, and comes first.
             seed: of its training.
-            unet: gives the model when it is needed.
+            load: gives the model when it is needed.
             made: what it was made as.
         """
-        return [self._score(name, seed, unet, made, guidance) for guidance in self.settings.guidance]
+        return [self._score(name, seed, load, made, guidance) for guidance in self.settings.guidance]
 
-    def _score(self, name: str, seed: int | None, unet: Any, made: dict[str, str], guidance: float) -> RungScores:
+    def _score(
+        self, name: str, seed: int | None, load: Callable[[], Any], made: dict[str, str], guidance: float
+    ) -> RungScores:
         place = _place(name, seed, guidance)
         section = self.pipeline_config.evaluation.model_dump(mode="json") | {"guidance": guidance}
         inputs: dict[str, Any] = {
@@ -153,7 +146,7 @@ class Frame:
 
         def work() -> None:
             original = None if reference is None else self.path / reference
-            self.scoring.score(_step_name(place), name, seed, unet(), self.path / place, original, guidance)
+            self.scoring.score(_step_name(place), name, seed, load(), self.path / place, original, guidance)
 
         self.step(_step_name(place), inputs, [place], work)
         return RungScores.load(self.path / place)

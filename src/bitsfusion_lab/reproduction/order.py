@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bitsfusion.evaluation.estimates import Difference, Verdict, verdicts
-from bitsfusion.evaluation.rungs import ImageMeasure, RungScores, paired_difference
+from bitsfusion.evaluation.rungs import ImageValue, RungScores, paired_difference
 
 WORDS = {Verdict.BETTER: "holds", Verdict.WORSE: "reversed", Verdict.NONE: "not told apart"}
 
@@ -27,7 +27,7 @@ class Order:
     better: str
     worse: str
     published: float
-    measure: ImageMeasure
+    measure: ImageValue
     mean: float
     low: float
     high: float
@@ -39,7 +39,7 @@ def orders(
     published: Mapping[str, float | None],
     scores: Mapping[str, Sequence[RungScores]],
     cumulative: bool,
-    measure: ImageMeasure,
+    measure: ImageValue,
 ) -> list[Order]:
     """The order of neighbouring rows where `cumulative`, otherwise of the paper's best row and each other one.
 

@@ -60,7 +60,7 @@ class Peer:
         return frame.made(f"make-{self.name}")
 
     @torch.no_grad()
-    def unet(self, frame: Frame, seed: int) -> Any:
+    def load(self, frame: Frame, seed: int) -> Any:
         """See `Subject`: loaded by the library's own loader, then unpacked."""
         method = method_called(self.method)
         loaded = method.load(frame.path / f"rivals/{self.name}", torch.bfloat16)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from bitsfusion.devices import AUTO, NAME_PATTERN
 from bitsfusion.diffusion.samplers import Sampler
 from bitsfusion.pipelines.load import EMBEDDED
 from bitsfusion.runs.config import EvaluationSection, RunConfig, ServeSection, WorldSource
@@ -38,6 +39,8 @@ class Settings(BaseModel):
     probe_samples: int = Field(512, ge=1)
     """Noisy latents of the teacher error."""
     target_bits: float = Field(1.99, gt=0)
+    device: str = Field(AUTO, pattern=NAME_PATTERN)
+    """Where all of it computes but the rivals' own calibration; changes rounding only, and is no input of any step."""
     sensitivity: Path | None = None
     """A table of the embedded model from `bitsfusion analyze`; null: measured here by noise error, in seconds."""
 
@@ -57,6 +60,7 @@ class Settings(BaseModel):
         """The same as a run's config: model, data, sampler and prompts."""
         return RunConfig(
             model=EMBEDDED,
+            device=self.device,
             data=WorldSource(pool=self.pool),
             seeds=self.seeds,
             serve=ServeSection(samplers={Sampler.PNDM: self.sampler_steps}),
@@ -76,6 +80,7 @@ class Settings(BaseModel):
         return TrainingConfig.model_validate(
             {
                 "stage": number,
+                "device": self.device,
                 "train_batch_size": self.train_batch_size,
                 "learning_rate": self.learning_rate if first else self.learning_rate / 3,
                 "lr_scheduler": "cosine",

@@ -110,7 +110,7 @@ class Student:
             ours.progress.update(name, done, total, f"loss {values['loss']:.4f}")
 
         def work() -> None:
-            student = self.first_stage.unet(frame, seed) if self.fine_tuned else self._start(frame)
+            student = self.first_stage.load(frame, seed) if self.fine_tuned else self._start(frame)
             pipeline = ours.pipeline
             train(
                 student,
@@ -131,7 +131,7 @@ class Student:
         """See `Subject`."""
         return frame.made(f"train-{self.name}-{seed}")
 
-    def unet(self, frame: Frame, seed: int) -> Any:
+    def load(self, frame: Frame, seed: int) -> Any:
         """See `Subject`."""
         student = self._start(frame, ready=False)
         load_finished(frame.path / self._folder(seed), student)
@@ -143,7 +143,7 @@ class Student:
         info, weights = frame.path / output / "size.json", "diffusion_pytorch_model.safetensors"
 
         def work() -> None:
-            student, target = self.unet(frame, seed), frame.path / output
+            student, target = self.load(frame, seed), frame.path / output
             if self.levels is not Levels.BALANCE:
                 rival = lsq if self.levels is Levels.LSQ else efficient_dm
                 counted = self._plain_bits(frame)

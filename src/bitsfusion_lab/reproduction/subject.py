@@ -21,7 +21,7 @@ class Subject(Protocol):
     def make(self, frame: Frame, seed: int) -> None:
         """Makes what is not there yet, by the frame's steps."""
 
-    def unet(self, frame: Frame, seed: int) -> Any:
+    def load(self, frame: Frame, seed: int) -> Any:
         """The finished UNet, to draw with."""
 
     def made(self, frame: Frame, seed: int) -> dict[str, str]:

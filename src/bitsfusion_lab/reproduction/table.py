@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bitsfusion.evaluation.rungs import ImageMeasure, RungScores, paired_difference
+from bitsfusion.evaluation.rungs import ImageValue, RungScores, paired_difference
 from bitsfusion.io.texts import write_json, write_text
 from bitsfusion_lab.reproduction.figure import draw_table
 from bitsfusion_lab.reproduction.frame import FULL_PRECISION, Frame
@@ -17,7 +17,7 @@ from bitsfusion_lab.reproduction.order import orders
 from bitsfusion_lab.reproduction.subject import Subject
 
 SCHEMA_VERSION = 2
-MEASURES: dict[ImageMeasure, str] = {"clip_scores": "CLIP score", "passed": "GenEval"}
+MEASURES: dict[ImageValue, str] = {"clip_scores": "CLIP score", "passed": "GenEval"}
 """What the order is judged by: the paper's own measure, and whether images show what was asked."""
 
 
@@ -81,7 +81,7 @@ def make_table(frame: Frame, table: Table) -> dict[str, Any]:
 
 def _one(frame: Frame, subject: Subject, seed: int) -> list[RungScores]:
     subject.make(frame, seed)
-    return frame.score(subject.name, seed, lambda: subject.unet(frame, seed), subject.made(frame, seed))
+    return frame.score(subject.name, seed, lambda: subject.load(frame, seed), subject.made(frame, seed))
 
 
 def _measured(
@@ -145,7 +145,7 @@ def _write(
         "note": table.note,
         "weights": frame.weights,
         "settings": {
-            **frame.settings.model_dump(mode="json"),
+            **frame.settings.model_dump(mode="json", exclude={"device"}),
             "sensitivity": None if frame.settings.sensitivity is None else frame.settings.sensitivity.name,
         },
         "prompts": len(frame.scoring.prompts.texts),

@@ -11,7 +11,6 @@ from bitsfusion.architectures.layers import LayerRole
 from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.inspect import inspect_folder
 from bitsfusion.artifact.writer import write_pipeline
-from bitsfusion.cli.main import main
 from bitsfusion.embedded import PIPELINE_FOLDER
 from bitsfusion.errors import InputError
 from bitsfusion.io.texts import read_json
@@ -27,6 +26,8 @@ from bitsfusion_lab.bench.process import MethodFailed, WorkerProcess
 from bitsfusion_lab.bench.subject import find_subject
 from bitsfusion_lab.bench.work import Work
 from bitsfusion_lab.bench.worker import Worker
+
+from ...command import refusal, run
 
 UNET = PIPELINE_FOLDER / "unet"
 INSTALLED = [name for name, method in PEERS.items() if method.version() is not None]
@@ -53,14 +54,6 @@ def reference(tmp_path_factory):
     out = tmp_path_factory.mktemp("dense")
     Worker("dense-fp32", Dtype.FP32, 1).prepare(str(UNET), str(out))
     return out
-
-
-def fails(capsys, code, *arguments):
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert (ended.value.code, len(lines)) == (code, 1), lines
-    return lines[0]
 
 
 def test_a_bf16_copy_has_the_noise_of_rounding(reference):
@@ -134,7 +127,7 @@ def test_a_worker_loads_and_runs_at_a_covered_step(packed, tmp_path):
 def test_another_model_is_refused_by_name(packed, tmp_path, capsys):
     config = read_json(UNET / "config.json")
     (tmp_path / "config.json").write_text(json.dumps(config | {"cross_attention_dim": 128}))
-    line = fails(capsys, 2, "bench", packed, "--against", tmp_path, "--peers", "none", "--out", tmp_path / "b.json")
+    line = refusal(capsys, "bench", packed, "--against", tmp_path, "--peers", "none", "--out", tmp_path / "b.json")
     assert "attn2.to_k: got [64, 96], wanted [64, 128]" in line
     assert not (tmp_path / "b.json").exists()
 
@@ -142,11 +135,11 @@ def test_another_model_is_refused_by_name(packed, tmp_path, capsys):
 def test_wrong_input_is_one_line(packed, tmp_path, capsys):
     missing = tmp_path / "missing"
     more = ["--out", tmp_path / "b.json"]
-    assert "missing: no such folder" in fails(capsys, 2, "bench", missing, "--against", "embedded", *more)
-    assert "missing: no such folder" in fails(capsys, 2, "bench", packed, "--against", missing, *more)
-    assert "got no packed model" in fails(capsys, 2, "bench", PIPELINE_FOLDER, "--against", "embedded", *more)
-    assert "wanted the dense one" in fails(capsys, 2, "bench", packed, "--against", packed, *more)
-    line = fails(capsys, 2, "bench", packed, "--against", "embedded", "--peers", "quanto-int3", *more)
+    assert "missing: no such folder" in refusal(capsys, "bench", missing, "--against", "embedded", *more)
+    assert "missing: no such folder" in refusal(capsys, "bench", packed, "--against", missing, *more)
+    assert "got no packed model" in refusal(capsys, "bench", PIPELINE_FOLDER, "--against", "embedded", *more)
+    assert "wanted the dense one" in refusal(capsys, "bench", packed, "--against", packed, *more)
+    line = refusal(capsys, "bench", packed, "--against", "embedded", "--peers", "quanto-int3", *more)
     assert "got 'quanto-int3', wanted all, none, or some of quanto-int2" in line
 
 
@@ -158,7 +151,8 @@ def test_peers_are_chosen_by_name_or_library():
         with pytest.raises(InputError, match="pip install"):
             chosen_peers(missing)
     if "gguf-q8_0" in INSTALLED:
-        assert chosen_peers("gguf-q8_0,gguf") == ["gguf-q8_0", "gguf-q4_0"]
+        others = [name for name in INSTALLED if name.startswith("gguf-") and name != "gguf-q8_0"]
+        assert chosen_peers("gguf-q8_0,gguf") == ["gguf-q8_0", *others]
 
 
 def test_a_failing_worker_is_one_line(tmp_path):
@@ -198,7 +192,7 @@ def test_a_peer_gives_back_what_it_was_given(name, tmp_path, reference):
     measured = [LayerMeasurement(**layer) for layer in layers]
     total = sqnr_db(sum(layer.signal for layer in measured), sum(layer.noise for layer in measured))
     assert total > (4 if "int2" in name else 15)
-    assert sum(layer.quantized for layer in measured) >= 40
+    assert sum(layer.quantized for layer in measured) >= (16 if "q2_k" in name else 40)  # whose blocks are 256 wide
     worker.forward(str(tmp_path / "output.safetensors"))
     assert bool(torch.isfinite(load_file(tmp_path / "output.safetensors")["output"]).all())
 
@@ -208,9 +202,7 @@ def test_the_command_measures_dense_ours_and_a_peer(packed, tmp_path, capsys):
     peer = "gguf-q8_0" if "gguf-q8_0" in INSTALLED else "none"
     out = tmp_path / "bench.json"
     options = ["--against", "embedded", "--peers", peer, "--latent", "8", "--batch", "1", "--repeats", "2"]
-    with pytest.raises(SystemExit) as ended:
-        main(["bench", str(packed), *options, "--threads", "1", "--out", str(out), "--quiet"])
-    assert ended.value.code == 0
+    assert run("bench", packed, *options, "--threads", 1, "--out", out, "--quiet") == 0
     assert "dense-bf16" in capsys.readouterr().out
     result = BenchResult.model_validate(read_json(out))
     rows = {row.name: row for row in result.rows}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from bitsfusion.cli.main import main
+from ...command import refusal
 
 
 @pytest.mark.parametrize(
@@ -19,9 +19,5 @@ from bitsfusion.cli.main import main
     ],
 )
 def test_a_mistake_is_one_line_before_anything_is_made(arguments, message, tmp_path, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["reproduce", *arguments, "--out", str(tmp_path / "out")])
-    assert ended.value.code == 2
-    error = capsys.readouterr().err
-    assert message in error and len(error.strip().splitlines()) == 1
+    assert message in refusal(capsys, "reproduce", *arguments, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()

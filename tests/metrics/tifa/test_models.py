@@ -16,7 +16,7 @@ from transformers import (
 from bitsfusion.errors import InputError
 from bitsfusion.metrics.tifa.matcher import SentenceMatcher, matched
 from bitsfusion.metrics.tifa.questions import TifaQuestion
-from bitsfusion.metrics.tifa.scores import tifa_scores
+from bitsfusion.metrics.tifa.scores import TifaScores, answered
 from bitsfusion.metrics.tifa.vqa import vqa_model
 
 from ...tiny import tifa
@@ -115,8 +115,8 @@ def test_from_folders_to_scores(kind, request, bert_folder, images):
         )
         for place, question in enumerate(QUESTIONS)
     ]
-    scores = tifa_scores(images[:3], ids, questions, vqa, matcher)
-    assert tifa_scores(images[:3], ids, questions, vqa, matcher, batch_size=2) == scores
+    shown = images[[ids.index(question.id) for question in questions]]
+    scores = TifaScores.from_answers(answered(shown, questions, vqa, matcher))
     for entry in (entry for entries in scores.question_details.values() for entry in entries.values()):
         assert entry.multiple_choice_vqa in entry.choices
         assert entry.free_form_vqa == vqa.answer(images[[ids.index(entry.id)]], [entry.question], [()])[0]

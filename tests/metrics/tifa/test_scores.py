@@ -12,8 +12,7 @@ import pytest
 from bitsfusion.errors import InputError
 from bitsfusion.metrics.intervals import bootstrap_mean_interval
 from bitsfusion.metrics.tifa.questions import TifaQuestion
-from bitsfusion.metrics.tifa.results import read_result, write_result
-from bitsfusion.metrics.tifa.scores import TifaScores, tifa_scores
+from bitsfusion.metrics.tifa.scores import TifaScores, answered
 
 PUBLISHED = Path(__file__).parents[4] / "shared" / "data"
 YES_NO = ["yes", "no"]
@@ -70,11 +69,17 @@ def questions(entries=ENTRIES):
     return [TifaQuestion.model_validate(item) for item in entries]
 
 
-def pictures(sizes=(8, 8, 8, 8)):
-    return [np.full((size, size, 3), 10 * place, dtype=np.uint8) for place, size in enumerate(sizes)]
+def pictures():
+    return np.stack([np.full((8, 8, 3), 10 * place, dtype=np.uint8) for place in range(4)])
 
 
 IDS = ["cups", "unasked", "5", "kite"]
+
+
+def tifa_scores(images, ids, asked, vqa, matcher):
+    """Every question asked of its own caption's image."""
+    shown = np.stack([images[ids.index(item.id)] for item in asked])
+    return TifaScores.from_answers(answered(shown, asked, vqa, matcher))
 
 
 @pytest.fixture
@@ -104,14 +109,6 @@ def test_official_result(scores):
     assert json.loads(json.dumps(official)) == official
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 32])
-@pytest.mark.parametrize("sizes", [(8, 8, 8, 8), (8, 8, 16, 24)], ids=["one size", "many sizes"])
-def test_every_question_is_asked_once_of_its_own_image(scores, batch_size, sizes):
-    vqa = Answers(ANSWERS)
-    assert tifa_scores(pictures(sizes), IDS, questions(), vqa, First(), batch_size) == scores
-    assert vqa.shown == [(item["question"], 10 * IDS.index(item["id"])) for item in ENTRIES]
-
-
 def test_a_question_without_choices_is_answered_in_its_own_words():
     free = [{key: item for key, item in ENTRIES[place].items() if key != "choices"} for place in (0, 2)]
     scores = tifa_scores(pictures(), IDS, questions(free), Answers(ANSWERS), First())
@@ -133,31 +130,15 @@ def test_a_repeated_question_counts_twice_and_is_shown_once():
     assert shown == ENTRIES[2] | {"free_form_vqa": "crimson", "multiple_choice_vqa": "blue", "scores": 0}
 
 
-def test_result_files_round_trip(scores, tmp_path):
-    write_result(tmp_path / "result.json", scores)
-    assert read_result(tmp_path / "result.json") == scores
-    official = scores.to_official()
-    del official["caption_scores"]
-    (tmp_path / "older.json").write_text(json.dumps(official))
-    assert read_result(tmp_path / "older.json") == scores
-    (tmp_path / "broken.json").write_text(json.dumps(official | {"tifa_average": "high"}))
-    with pytest.raises(InputError, match=r"broken\.json: tifa_average"):
-        read_result(tmp_path / "broken.json")
-
-
 def test_refuses_what_does_not_fit():
-    vqa = Answers(ANSWERS)
-    with pytest.raises(InputError, match="no image of caption '5', wanted one for 'is this a dog\\?'"):
-        tifa_scores(pictures()[:2], ["cups", "kite"], questions(), vqa, First())
-    with pytest.raises(InputError, match="two images of caption 'kite'"):
-        tifa_scores(pictures()[:2], ["kite", "kite"], questions(), vqa, First())
-    with pytest.raises(InputError, match="4 images and 1 caption ids"):
-        tifa_scores(pictures(), ["kite"], questions(), vqa, First())
+    class Silent(Answers):
+        def answer(self, images, questions, choices):
+            return []
+
     with pytest.raises(InputError, match="no answered question"):
-        tifa_scores(pictures(), IDS, [], vqa, First())
-    with pytest.raises(InputError, match="batch size 0"):
-        tifa_scores(pictures(), IDS, questions(), vqa, First(), 0)
-    assert vqa.shown == []
+        TifaScores.from_answers([])
+    with pytest.raises(InputError, match="0 answers of by heart to 6 questions"):
+        tifa_scores(pictures(), IDS, questions(), Silent(ANSWERS), First())
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published files are not here")

@@ -42,25 +42,6 @@ def read_captions(path: Path) -> list[TifaCaption]:
     return captions
 
 
-def read_image_paths(path: Path) -> dict[str, Path]:
-    """The image of each caption, {id: path}; paths are relative to the map's folder.
-
-    Raises:
-        InputError: it is no such map, or an image is not there; the line names its caption.
-    """
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: got {type(value).__name__}, wanted {{caption id: path of its image}}")
-    images = {}
-    for name, image in value.items():
-        if not isinstance(image, str):
-            raise InputError(f"{path}: caption {name!r}: got {image!r}, wanted the path of its image")
-        images[name] = Path(path).parent / image
-        if not images[name].is_file():
-            raise InputError(f"{path}: caption {name!r}: got {image}, wanted an image; there is no such file")
-    return images
-
-
 def write_image_paths(path: Path, images: Mapping[str, Path]) -> None:
     """Writes the map; files below its folder are named relative to it."""
     folder = Path(path).parent.resolve()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
 from typing import Any
 
@@ -14,9 +14,6 @@ from bitsfusion.errors import InputError
 from bitsfusion.metrics.tifa.matcher import ChoiceMatcher, matched
 from bitsfusion.metrics.tifa.questions import AnsweredQuestion, TifaQuestion
 from bitsfusion.metrics.tifa.vqa import VqaModel
-
-Image = npt.NDArray[np.uint8]
-Images = npt.NDArray[np.uint8] | Sequence[Image]
 
 
 class TifaScores(BaseModel):
@@ -82,42 +79,6 @@ class TifaScores(BaseModel):
         }
 
 
-def tifa_scores(
-    images: Images,
-    ids: Sequence[str],
-    questions: Iterable[TifaQuestion],
-    vqa: VqaModel,
-    matcher: ChoiceMatcher,
-    batch_size: int = 32,
-) -> TifaScores:
-    """Asks every question of its caption's image. Images without a question do not count.
-
-    Args:
-        images: uint8 [n, h, w, 3], or n of [h, w, 3] that are read when they are asked for.
-        ids: the caption of each image.
-        batch_size: questions asked at a time.
-
-    Raises:
-        InputError: a question's caption has no image, an id occurs twice, or there is no question.
-    """
-    if len(images) != len(ids):
-        raise InputError(f"TIFA: got {len(images)} images and {len(ids)} caption ids, wanted as many of each")
-    if batch_size < 1:
-        raise InputError(f"TIFA: got batch size {batch_size}, wanted 1 or more")
-    places: dict[str, int] = {}
-    for place, name in enumerate(ids):
-        if places.setdefault(name, place) != place:
-            raise InputError(f"TIFA: got two images of caption {name!r}, wanted one")
-    asked = list(questions)
-    for entry in asked:
-        if entry.id not in places:
-            raise InputError(f"TIFA: got no image of caption {entry.id!r}, wanted one for {entry.question!r}")
-    answers: list[AnsweredQuestion] = []
-    for batch, pixels in _batches(images, places, asked, batch_size):
-        answers += answered(pixels, batch, vqa, matcher)
-    return TifaScores.from_answers(answers)
-
-
 def answered(
     images: npt.NDArray[np.uint8], questions: Sequence[TifaQuestion], vqa: VqaModel, matcher: ChoiceMatcher
 ) -> list[AnsweredQuestion]:
@@ -132,22 +93,3 @@ def answered(
         raise InputError(f"TIFA: got {len(words)} answers of {vqa.name} to {len(questions)} questions")
     chosen = matched(words, choices, matcher)
     return [entry.answered(word, choice) for entry, word, choice in zip(questions, words, chosen, strict=True)]
-
-
-def _batches(
-    images: Images, places: dict[str, int], questions: list[TifaQuestion], batch_size: int
-) -> Iterator[tuple[list[TifaQuestion], npt.NDArray[np.uint8]]]:
-    """Questions in their order, with the image of each; a batch ends early where the next image has another size."""
-    batch: list[TifaQuestion] = []
-    pixels: list[Image] = []
-    name, image = None, None
-    for entry in questions:
-        if image is None or entry.id != name:
-            name, image = entry.id, images[places[entry.id]]
-        if batch and (len(batch) == batch_size or image.shape != pixels[0].shape):
-            yield batch, np.stack(pixels)
-            batch, pixels = [], []
-        batch.append(entry)
-        pixels.append(image)
-    if batch:
-        yield batch, np.stack(pixels)

@@ -1,0 +1,277 @@
+"""Calibrated starts against plain ones: untrained, and after some steps of Stage I.
+
+    python tools/calibrated_starts.py --out runs/calibrated --bits 1.99 1.8 uniform:1
+    python tools/calibrated_starts.py --out runs/calibrated --bits 1.99 --starts calibrated exact \
+        --steps 0 40 80 160 400 --seeds 0 1 2
+    python tools/calibrated_starts.py --out runs/grid --model embedded:grid --bits 2.5 2.2 1.99 1.8
+
+Recipes are made by the Jacobian analysis and the optimal strategy; uniform:N is N bits in every layer that a recipe
+names. Each number of steps is a training of its own, its learning rate decaying to zero. Every step is done once: after
+a kill the same command continues, and another command in the same folder shares what is there. OUT/starts.md has all
+models that this command asked for. Settings are chosen with --split validation and reported on test prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitsfusion.architectures.registry import model_layers
+from bitsfusion.evaluation.estimates import Verdict, estimate, verdicts
+from bitsfusion.evaluation.rungs import SCHEMA_VERSION, RungScores, paired_difference
+from bitsfusion.io.schema import parse
+from bitsfusion.io.texts import write_text
+from bitsfusion.nn.replace import fake_quantize_model
+from bitsfusion.nn.rounded import put_rounded
+from bitsfusion.numerics import ScaleInit
+from bitsfusion.recipe.assign import Strategy, assign
+from bitsfusion.recipe.named import recipe_bits
+from bitsfusion.recipe.schema import read_recipe, write_recipe
+from bitsfusion.runs.calibration import CalibrationJob
+from bitsfusion.runs.config import RunConfig
+from bitsfusion.runs.scoring import Scoring
+from bitsfusion.runs.workspace import Workspace
+from bitsfusion.sensitivity.measure import analyze
+from bitsfusion.sensitivity.settings import JacobianSettings
+from bitsfusion.sensitivity.table import read_table
+from bitsfusion.training.checkpoint import identity, load_student, save_student
+from bitsfusion.training.config import TrainingConfig
+from bitsfusion.training.loop import train
+
+FULL_PRECISION, CALIBRATED = "full_precision", "calibrated"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model: its bits (an average, or uniform:N), its start, and how long it is trained with which seed."""
+
+    bits: str
+    start: str
+    steps: int
+    seed: int | None
+
+    @property
+    def start_name(self) -> str:
+        """The folder of what training starts from."""
+        return f"{self.bits.replace(':', '')}-{self.start}"
+
+    @property
+    def method(self) -> str:
+        """What its seeds have in common."""
+        return f"{self.start_name}-{self.steps}"
+
+    @property
+    def name(self) -> str:
+        """Its own folder."""
+        return self.method if self.seed is None else f"{self.method}-seed{self.seed}"
+
+
+class Starts:
+    """The models of one folder, each step done once."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        values: dict[str, Any] = {
+            "model": options.model,
+            "analysis": JacobianSettings(),
+            "data": {"kind": "world", "world": "grid" if options.model.endswith("grid") else "quick", "pool": 4096},
+            "calibration": json.loads(options.calibration),
+            "evaluation": {"per_task": options.per_task, "split": options.split, "batch_size": 50},
+        }
+        self.config = parse(RunConfig, values, "options")
+        self.workspace = Workspace(self.config, options.out)
+        self.scoring, self.path = Scoring(self.workspace), options.out
+        self.trained = options.trained
+        self.rate, self.batch_size = options.learning_rate, options.batch_size
+        self.suffix = options.name and f"-{options.name}"
+
+    def made(self, step: str) -> dict[str, str]:
+        """The hashes of what a step made."""
+        return dict(self.workspace.folder.made(step))
+
+    def bits(self, arm: Arm) -> tuple[dict[str, int], dict[str, Any]]:
+        """Each layer's bits, and what they follow from."""
+        ours, layers = self.workspace, model_layers(self.workspace.denoiser)
+        if arm.bits.startswith("uniform:"):
+            return recipe_bits(arm.bits, layers), {"recipe": arm.bits}
+        table, name = self.path / "sensitivity.json", f"recipe-{arm.bits}"
+
+        def measure() -> None:
+            known = {"model": self.config.model, "source_sha256": ours.source_sha256, "samplers": ours.counted}
+            analyze(ours.pipeline, self.config.analysis, table, ours.data, **known)
+
+        ours.step("analyze", {"analysis": self.config.analysis, "data": self.config.data}, [table.name], measure)
+        file = f"recipes/{arm.bits}.json"
+
+        def work() -> None:
+            write_recipe(self.path / file, assign(read_table(table), float(arm.bits), Strategy.OPTIMAL))
+
+        ours.step(name, {"bits": arm.bits, "made": self.made("analyze")}, [file], work)
+        return dict(read_recipe(self.path / file).bits), {"made": self.made(name)}
+
+    def start(self, arm: Arm) -> str:
+        """The untrained student; returns the step that made it."""
+        bits, follows = self.bits(arm)
+        job = CalibrationJob(None, self.config.calibration)
+        calibrated = arm.start == CALIBRATED
+        made_by = job.provenance(self.config.model) if calibrated else {"scale_init": arm.start}
+        name, folder = f"start-{arm.start_name}{self.suffix}", f"starts/{arm.start_name}{self.suffix}"
+
+        def work() -> None:
+            student = copy.deepcopy(self.workspace.denoiser)
+            if calibrated:
+                ours = self.workspace
+                put_rounded(student, job.run(ours.pipeline, self.config.model, bits, ours.progress).layers)
+            else:
+                fake_quantize_model(student, bits, ScaleInit(arm.start))
+            save_student(self.path / folder, student, identity(student, made_by, "", 1))
+
+        self.workspace.step(name, follows | made_by, [folder], work)
+        return name
+
+    def train(self, arm: Arm) -> str:
+        """Stage I from its start; returns the step that made it."""
+        begun = self.start(arm)
+        if not arm.steps:
+            return begun
+        config = TrainingConfig(
+            stage=1,
+            train_batch_size=self.batch_size,
+            learning_rate=self.rate,
+            lr_scheduler="cosine",
+            max_train_steps=arm.steps,
+            timesteps={"kind": "uniform"},
+            ema_decay=0.99 if arm.steps >= 400 else None,
+            checkpointing_steps=100,
+            checkpoints_total_limit=1,
+            seed=arm.seed or 0,
+            trained=self.trained,
+        )
+        folder, ours = f"trained/{arm.name}{self.suffix}", self.workspace
+
+        def work() -> None:
+            student = load_student(self.path / f"starts/{arm.start_name}{self.suffix}")
+            teacher = ours.denoiser
+            train(student, teacher, ours.pipeline, ours.data, config, self.path / folder, lambda *_: None)
+
+        inputs = {"training": config.deciding(1), "data": self.config.data, "made": self.made(begun)}
+        ours.step(f"train-{arm.name}{self.suffix}", inputs, [folder], work)
+        return f"train-{arm.name}{self.suffix}"
+
+    def score(self, arm: Arm | None) -> RungScores:
+        """Images and scores of one model; of full precision for None."""
+        ours, section = self.workspace, self.config.evaluation
+        made_by = None if arm is None else self.train(arm)
+        own = FULL_PRECISION if arm is None else arm.name + self.suffix
+        name, folder = f"score-{own}-{section.split}", f"scores/{own}-{section.split}"
+        reference = None if arm is None else self.path / f"scores/{FULL_PRECISION}-{section.split}"
+        inputs: dict[str, Any] = {"scores": SCHEMA_VERSION, "evaluation": section, "data": self.config.data}
+        if made_by is not None:
+            inputs["made"] = self.made(made_by)
+
+        @functools.cache
+        def model() -> Any:
+            if arm is None:
+                return ours.denoiser
+            trained = self.path / f"trained/{arm.name}{self.suffix}"
+            return load_student(trained if arm.steps else self.path / f"starts/{arm.start_name}{self.suffix}")
+
+        def work() -> None:
+            seed = None if arm is None or not arm.steps else arm.seed
+            label = FULL_PRECISION if arm is None else arm.method
+            self.scoring.score(name, label, seed, model(), self.path / folder, reference)
+
+        ours.step(name, inputs, [folder], work)
+        return RungScores.load(self.path / folder)
+
+
+def arms_of(options: argparse.Namespace) -> list[Arm]:
+    """All of them, seed after seed, so that every kind is there early; the untrained ones once."""
+    found = [
+        Arm(bits, start, steps, seed if steps else None)
+        for seed in options.seeds
+        for bits in options.bits
+        for steps in options.steps
+        for start in options.starts
+    ]
+    return list(dict.fromkeys(found))
+
+
+def markdown(scores: list[RungScores], original: RungScores) -> str:
+    """A method a row, its seeds together, against full precision."""
+    methods: dict[str, list[RungScores]] = {}
+    for score in scores:
+        methods.setdefault(score.name, []).append(score)
+    changes = [paired_difference(found, [original]) for found in methods.values()]
+    known = [change for change in changes if change is not None]
+    shown = iter(verdicts(known))
+    lines = [
+        "| model | seeds | GenEval (95 %) | against full precision | verdict | image MSE | noise error | noise loss |",
+        "|---|---|---|---|---|---|---|---|",
+        _row(FULL_PRECISION, [original], "–", "–"),
+    ]
+    for (name, found), change in zip(methods.items(), changes, strict=True):
+        verdict = Verdict.NONE if change is None else next(shown)
+        less = "–" if change is None else f"{change.mean:+.3f} ({change.low:+.3f} to {change.high:+.3f})"
+        lines.append(_row(name, found, less, "–" if change is None else verdict.value))
+    return "\n".join(lines) + "\n"
+
+
+def _row(name: str, scores: list[RungScores], less: str, verdict: str) -> str:
+    right = estimate(np.mean([np.asarray(score.passed, dtype=float) for score in scores], axis=0))
+    each = "" if len(scores) < 2 else " [" + ", ".join(f"{np.mean(score.passed or [0]):.3f}" for score in scores) + "]"
+    means = [np.mean([value]) for value in (_mean(scores, "noise_error"), _mean(scores, "noise_loss"))]
+    mse = _mean(scores, "image_mse")
+    cells = [
+        name,
+        str(len(scores)),
+        f"{right.mean:.3f}{each} ({right.low:.3f} to {right.high:.3f})",
+        less,
+        verdict,
+        "–" if mse is None else f"{mse:.4f}",
+        *(f"{mean:.5f}" for mean in means),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _mean(scores: list[RungScores], name: str) -> float | None:
+    values = [getattr(score, name) for score in scores]
+    return None if None in values else float(np.mean(values))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", choices=("embedded", "embedded:grid"), default="embedded")
+    parser.add_argument("--bits", nargs="+", default=["1.99", "1.8", "uniform:1"])
+    parser.add_argument("--starts", nargs="+", choices=(CALIBRATED, "exact", "minmax"), default=[CALIBRATED])
+    parser.add_argument("--steps", type=int, nargs="+", default=[0], help="of Stage I")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of training")
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--trained", choices=("all", "light"), default="all", help="light: no weights")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--split", choices=("validation", "test"), default="test")
+    parser.add_argument("--per-task", type=int, default=100)
+    parser.add_argument("--calibration", default="{}", help='settings other than the defaults, as JSON: {"sweeps": 4}')
+    parser.add_argument("--name", default="", help="of the variant that other settings make")
+    options = parser.parse_args()
+    starts = Starts(options)
+    try:
+        original, scores = starts.score(None), []
+        for arm in arms_of(options):
+            scores.append(starts.score(arm))
+            write_text(options.out / f"starts{starts.suffix}.md", markdown(scores, original))
+            print(arm.name, f"{np.mean(scores[-1].passed or [0]):.3f}", flush=True)
+    finally:
+        starts.workspace.folder.close()
+    print(markdown(scores, original))
+
+
+if __name__ == "__main__":
+    main()
