@@ -99,8 +99,10 @@ def call_options(pipeline: Any, seeds: Sequence[int], guidance: float) -> dict[s
         options["max_sequence_length"] = sequence_length(pipeline)
     if "use_resolution_binning" in parameters:  # to the sizes of the published model
         options["use_resolution_binning"] = False
-    if "true_cfg_scale" in parameters and not model.config.get("guidance_embeds"):
+    true_guidance = "true_cfg_scale" in parameters and parameters["true_cfg_scale"].default > 1  # Qwen-Image
+    if true_guidance and not model.config.get("guidance_embeds"):
         options |= {"true_cfg_scale": guidance, "negative_prompt": [" "] * len(seeds)}
+        del options["guidance_scale"]
     places = model.config.get("pos_embed_max_size")
     if places and isinstance(parameters["height"].default, int):
         side = math.isqrt(places) * model.config.patch_size * pipeline.vae_scale_factor
