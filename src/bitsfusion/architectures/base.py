@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bitsfusion.architectures.conditioning import Conditioning
 from bitsfusion.architectures.layers import LayerInfo, LayerRole
+from bitsfusion.architectures.timing import Timing
 from bitsfusion.errors import InputError
 
 STEERING = ("transformers_weights", "auto_map", "attn_implementation", "experts_implementation", "fusion_config")
@@ -50,6 +51,11 @@ class Architecture:
     def timed(self) -> bool:
         """Whether it has layers of the time step."""
         return False
+
+    @property
+    def timing(self) -> Timing | None:
+        """Which modulation layers see the time step alone; None for UNets, which have projections of their own."""
+        return None
 
     def role(self, name: str) -> LayerRole:
         """The part that the layer of this name plays."""
