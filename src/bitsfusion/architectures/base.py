@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bitsfusion.architectures.layers import LayerInfo, LayerRole
 from bitsfusion.architectures.shapes import NotKnownError, Shapes
+from bitsfusion.architectures.timing import Timing
 from bitsfusion.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ class Architecture:
     def timed(self) -> bool:
         """Whether it has layers of the time step."""
         return False
+
+    @property
+    def timing(self) -> Timing | None:
+        """Which modulation layers see the time step alone; None for UNets, which have projections of their own."""
+        return None
 
     def role(self, name: str) -> LayerRole:
         """The part that the layer of this name plays."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bitsfusion.architectures.base import Denoiser
 from bitsfusion.architectures.conditioning import Conditioning
 from bitsfusion.architectures.layers import LayerRole
+from bitsfusion.architectures.timing import AURA_FLOW, FLUX2, QWEN_IMAGE, Z_IMAGE, Timing
 from bitsfusion.architectures.transformer_calls import (
     Call,
     aura_flow,
@@ -52,10 +53,16 @@ class Transformer(Denoiser):
     Fields:
         blocks: the attributes that hold the blocks, in the order of the forward.
         call: one forward as the class's pipeline calls it.
+        steps: see `timing`; None where pooled text enters the modulation, or there is hardly any.
     """
 
     blocks: tuple[str, ...]
     call: Call
+    steps: Timing | None = None
+
+    @property
+    def timing(self) -> Timing | None:
+        return self.steps
 
     def predict(self, model: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         return self.call(model, noisy, timesteps, conditioning)
@@ -84,17 +91,23 @@ class Transformer(Denoiser):
         return {f"{name}.{place}": block for name in self.blocks for place, block in enumerate(getattr(model, name))}
 
 
-def _transformer(name: str, call: Call, *blocks: str) -> Transformer:
-    return Transformer(name, "transformer", "diffusers", "transformer", ("Linear", "Conv2d"), blocks, call)
+def _transformer(name: str, call: Call, *blocks: str, steps: Timing | None = None) -> Transformer:
+    return Transformer(name, "transformer", "diffusers", "transformer", ("Linear", "Conv2d"), blocks, call, steps)
 
 
 TRANSFORMERS = (
     _transformer("FluxTransformer2DModel", flux, "transformer_blocks", "single_transformer_blocks"),
-    _transformer("Flux2Transformer2DModel", flux2, "transformer_blocks", "single_transformer_blocks"),
+    _transformer("Flux2Transformer2DModel", flux2, "transformer_blocks", "single_transformer_blocks", steps=FLUX2),
     _transformer("SD3Transformer2DModel", sd3, "transformer_blocks"),
     _transformer("PixArtTransformer2DModel", pixart, "transformer_blocks"),
     _transformer("SanaTransformer2DModel", sana, "transformer_blocks"),
-    _transformer("ZImageTransformer2DModel", z_image, "noise_refiner", "context_refiner", "layers"),
-    _transformer("QwenImageTransformer2DModel", qwen_image, "transformer_blocks"),
-    _transformer("AuraFlowTransformer2DModel", aura_flow, "joint_transformer_blocks", "single_transformer_blocks"),
+    _transformer("ZImageTransformer2DModel", z_image, "noise_refiner", "context_refiner", "layers", steps=Z_IMAGE),
+    _transformer("QwenImageTransformer2DModel", qwen_image, "transformer_blocks", steps=QWEN_IMAGE),
+    _transformer(
+        "AuraFlowTransformer2DModel",
+        aura_flow,
+        "joint_transformer_blocks",
+        "single_transformer_blocks",
+        steps=AURA_FLOW,
+    ),
 )

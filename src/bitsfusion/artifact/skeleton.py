@@ -113,8 +113,11 @@ def make_packed(model: nn.Module, config: PackedConfig) -> None:
     if unnamed:
         kinds = " and ".join(architecture.layers)
         raise ArtifactError(f"{unnamed[0]}: got no bits for this layer, wanted every {kinds} packed or removed")
-    if (config.time_features.kind == "none") is architecture.timed:
-        wanted = "basis, cached or layers_8bit" if architecture.timed else "none"
+    allowed = ["basis", "cached", "layers_8bit"] if architecture.timed else ["none"]
+    if architecture.timing is not None:
+        allowed += ["basis", "cached"]
+    if config.time_features.kind not in allowed:
+        wanted = ", ".join(allowed[:-1]) + f" or {allowed[-1]}" if allowed[1:] else allowed[0]
         raise ArtifactError(f"time features: got {config.time_features.kind} in a {architecture.name}, wanted {wanted}")
     expected = set(time_layers(model)) if config.stores_features else set()
     if set(config.removed) != expected or set(config.layers) & set(config.removed):

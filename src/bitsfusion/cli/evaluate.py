@@ -14,7 +14,7 @@ from bitsfusion.cli.options import Device, Json, Quiet
 from bitsfusion.data.pictures import holds_pictures, is_tree
 from bitsfusion.devices import AUTO, resolve
 from bitsfusion.diffusion.process import is_flow
-from bitsfusion.diffusion.samplers import OWN, Sampler
+from bitsfusion.diffusion.samplers import OWN, Sampler, sampler_name
 from bitsfusion.embedded import embedded_model, guidance_of
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.evaluate import evaluate as run_evaluation
@@ -78,7 +78,10 @@ def evaluate(
         str | None,
         typer.Option(help="With commas, or as 2.5-9.5 (the paper's) in steps of 1.  [default: 7.5, embedded:grid 3]"),
     ] = None,
-    sampler: Annotated[Sampler | None, typer.Option(help="[default: pndm, of flow models own]")] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="Any scheduler of diffusers by name, or own.  [default: pndm, of flow models own]"),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1)] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next ones count on.")] = 1024,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
@@ -126,7 +129,7 @@ def evaluate(
         prompts=repeated,
         prompts_source="the drawn world's test prompts" if world else str(prompts or pictures),
         images_per_prompt=images_per_prompt,
-        sampler=_usual_sampler(model, against) if sampler is None else sampler.value,
+        sampler=_usual_sampler(model, against) if sampler is None else sampler_name(sampler),
         steps=steps,
         guidance=(guidance_of(model, against),) if guidance is None else _guidance(guidance),
         batch_size=batch_size,

@@ -173,6 +173,7 @@ def _carried(kind: type[SchedulerMixin], config: Mapping[str, Any]) -> dict[str,
             raise InputError(f"sampler: got {kind.__name__} for a model of flow matching, wanted own, dpm or unipc")
         shift = config.get("shift", config.get("flow_shift", 1.0))
         return {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
+    latents = {"skip_prk_steps": True} if "skip_prk_steps" in known else {}  # as Stable Diffusion has it
     predicted = config.get("prediction_type", "epsilon")
     if predicted != "epsilon" and "prediction_type" not in known:
         raise InputError(
@@ -180,8 +181,8 @@ def _carried(kind: type[SchedulerMixin], config: Mapping[str, Any]) -> dict[str,
             "prediction_type, such as own, ddim or euler"
         )
     if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known and "trained_betas" in known:
-        return {"trained_betas": _zero_snr_betas(config)}
-    return {}
+        return latents | {"trained_betas": _zero_snr_betas(config)}
+    return latents
 
 
 def _zero_snr_betas(config: Mapping[str, Any]) -> list[float]:
@@ -217,7 +218,12 @@ def sampler_timesteps(name: str, steps: int, scheduler_config: Mapping[str, Any]
     return _visited(build_scheduler(name, scheduler_config), name, steps)
 
 
-def _visited(scheduler: SchedulerMixin, name: str, steps: int) -> list[float]:
+def check_steps(scheduler: SchedulerMixin, name: str, steps: int) -> None:
+    """Sets `steps` inference steps, which a scheduler called `name` may not have.
+
+    Raises:
+        InputError: fewer than one, more than it was trained with, or whatever its class refuses.
+    """
     trained = int(scheduler.config.num_train_timesteps)
     if not 1 <= steps <= trained:
         raise InputError(f"sampler {name}: got {steps} steps, wanted 1 to {trained}")
@@ -225,6 +231,10 @@ def _visited(scheduler: SchedulerMixin, name: str, steps: int) -> list[float]:
         scheduler.set_timesteps(steps)
     except ValueError as error:
         raise InputError(f"sampler {name}: got {steps} steps: {str(error).strip().splitlines()[0]}") from None
+
+
+def _visited(scheduler: SchedulerMixin, name: str, steps: int) -> list[float]:
+    check_steps(scheduler, name, steps)
     visited = (float(np.float32(step)) for step in scheduler.timesteps.tolist())
     return list(dict.fromkeys(int(step) if step.is_integer() else step for step in visited))
 

@@ -20,6 +20,8 @@ SCORER_FOLDER = _HERE / "scorer"
 GRID_PIPELINE_FOLDER = _HERE / "grid_pipeline"
 """The same of the grid world (`grid.GRID`): what commands call "embedded:grid"."""
 GRID_SCORER_FOLDER = _HERE / "grid_scorer"
+FLOW_PIPELINE_FOLDER = _HERE / "flow_pipeline"
+"""An AuraFlow of the grid world: what commands call "embedded:flow"."""
 PAPER_GUIDANCE = 7.5
 
 
@@ -52,6 +54,9 @@ class EmbeddedModel:
 MODELS: Mapping[str, EmbeddedModel] = {
     "embedded": EmbeddedModel("The embedded model", PIPELINE_FOLDER, SCORER_FOLDER, PAPER_GUIDANCE, "quick"),
     "embedded:grid": EmbeddedModel("The grid world's model", GRID_PIPELINE_FOLDER, GRID_SCORER_FOLDER, 3.0, "grid"),
+    "embedded:flow": EmbeddedModel(
+        "The grid world's flow model", FLOW_PIPELINE_FOLDER, GRID_SCORER_FOLDER, 1.5, "grid", "own"
+    ),
 }
 """By the names that commands take."""
 

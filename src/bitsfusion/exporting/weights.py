@@ -17,6 +17,7 @@ from bitsfusion.artifact.tensors import check_others
 from bitsfusion.artifact.verify import check_stored
 from bitsfusion.diffusion.time_features import TimeFeatureRows
 from bitsfusion.diffusion.time_features.fitted_layers import TimeLayers, fitted_time_layers
+from bitsfusion.errors import InputError
 from bitsfusion.packing.radix import unpack
 
 
@@ -79,6 +80,11 @@ class PackedWeights:
         """
         if not self._features:
             return None
+        if self._folder.architecture.timing is not None:
+            raise InputError(
+                f"time features: got a {self._folder.architecture.name} whose modulation was replaced by stored "
+                "features, wanted one with its layers: pack with --cover any"
+            )
         packed = empty_model(self._folder.model_config)
         make_packed(packed, self._folder.config)
         placed: Any = packed.time_proj
