@@ -35,7 +35,7 @@ from bitsfusion.diffusion.time_features import (
 from bitsfusion.nn.packed import PackedConv2d, PackedLinear, int8_activations, packed_layer
 from bitsfusion.nn.replace import replace_module
 from bitsfusion.numerics import level_count
-from bitsfusion.packing.radix import packed_size, symbols_per_byte
+from bitsfusion.packing.layout import packed_size, symbols_per_byte
 from bitsfusion.recipe.published import published_recipe
 
 SD15 = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Timing:
 
     def outputs_of(self, model: nn.Module) -> dict[str, str]:
         """The linear layer of each output -> the name of the activation before it, or ""; in module order."""
+        from torch import nn
+
         found = {}
         for name, module in model.named_modules():
             for pattern, leaf in self.outputs:
@@ -46,6 +49,8 @@ class Timing:
 
     def layers_of(self, model: nn.Module) -> list[str]:
         """The linear layers that features stand for, in module order: those of the embedding, and the outputs."""
+        from torch import nn
+
         starts = tuple(f"{part}." for part in (self.entry, self.rest) if part)
         outputs = self.outputs_of(model)
         return [

@@ -11,9 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from bitsfusion.architectures.base import Denoiser
 from bitsfusion.architectures.conditioning import Conditioning
@@ -30,6 +28,9 @@ from bitsfusion.architectures.transformer_calls import (
     sd3,
     z_image,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _ENDS = re.compile(
     r"^(x_embedder|context_embedder|time_text_embed|time_guidance_embed|time_embed|time_step_embed|time_step_proj|timestep_embedder|"
@@ -69,7 +70,7 @@ class Transformer(Denoiser):
     def features(self, output: Any) -> Sequence[Tensor]:
         """Image and text stream, where a block has both."""
         parts = output if isinstance(output, tuple) else (output,)
-        return [part for part in parts if isinstance(part, Tensor)]
+        return [part for part in parts if part is not None]
 
     def role(self, name: str) -> LayerRole:
         return LayerRole.FIRST_LAST if _ENDS.search(name) else LayerRole.QUANTIZED
@@ -91,7 +92,7 @@ class Transformer(Denoiser):
 
 
 def _transformer(name: str, call: Call, *blocks: str, steps: Timing | None = None) -> Transformer:
-    return Transformer(name, "transformer", "diffusers", "transformer", (nn.Linear, nn.Conv2d), blocks, call, steps)
+    return Transformer(name, "transformer", "diffusers", "transformer", ("Linear", "Conv2d"), blocks, call, steps)
 
 
 TRANSFORMERS = (

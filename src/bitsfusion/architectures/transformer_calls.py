@@ -7,14 +7,14 @@ business. What `Conditioning` brings are the forward's own keywords.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-from bitsfusion.architectures.conditioning import Conditioning
+    from bitsfusion.architectures.conditioning import Conditioning
 
-Call: TypeAlias = Callable[[nn.Module, Tensor, Tensor, Conditioning], Tensor]
+Call: TypeAlias = "Callable[[nn.Module, Tensor, Tensor, Conditioning], Tensor]"
 """(model, noisy, timesteps, conditioning) -> prediction; see `Denoiser.predict`."""
 
 
@@ -48,6 +48,8 @@ def sana(model: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Condi
 
 def flux(model: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
     """FLUX.1: patches of 2x2 latents, at positions (0, row, column); texts at the origin."""
+    import torch
+
     height, width = noisy.shape[-2] // 2, noisy.shape[-1] // 2
     given = conditioning.keywords()
     positions = _positions(torch.arange(1), torch.arange(height), torch.arange(width)).to(noisy)
@@ -64,6 +66,8 @@ def flux(model: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Condi
 
 def flux2(model: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
     """FLUX.2: latents whose channels hold the patches already, at (0, row, column, 0); texts at (0, 0, 0, place)."""
+    import torch
+
     count, channels, height, width = noisy.shape
     given = conditioning.keywords()
     tokens = given["encoder_hidden_states"].shape[1]
@@ -83,6 +87,8 @@ def flux2(model: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Cond
 
 def z_image(model: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
     """Z-Image: lists of samples, texts without padding, time from noise to image, and the velocity that way round."""
+    import torch
+
     given = conditioning.keywords()
     masks = given["cap_mask"].bool()
     texts = [states[mask] for states, mask in zip(given["cap_feats"], masks, strict=True)]
@@ -127,6 +133,8 @@ def from_patches(tokens: Tensor, height: int, width: int) -> Tensor:
 
 def _positions(*axes: Tensor) -> Tensor:
     """Every combination, [n, axes], the last axis fastest."""
+    import torch
+
     return torch.cartesian_prod(*axes)
 
 

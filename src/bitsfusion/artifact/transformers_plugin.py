@@ -17,10 +17,10 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from bitsfusion.artifact.guards import guard
-from bitsfusion.artifact.payload import check_others, decode_layers
 from bitsfusion.artifact.reader import open_tensors
 from bitsfusion.artifact.saving import saved_tensors
 from bitsfusion.artifact.schema import PACKED_SUFFIX, QUANT_METHOD, PackedConfig, parse_config
+from bitsfusion.artifact.tensors import check_others, decode_layers
 from bitsfusion.artifact.verify import check_stored
 from bitsfusion.errors import ArtifactError, InputError
 
@@ -87,10 +87,10 @@ class BitsFusionTextQuantizer(HfQuantizer):
             ArtifactError: a file that is no safetensors file or pickled, a tensor (named) too many, too few, of another
                 dtype or shape, or values beside the packed layers that are not those that were written.
         """
-        from bitsfusion.artifact.skeleton import make_packed
+        from bitsfusion.artifact.skeleton import in_memory, make_packed
 
         make_packed(model, self.content)
-        expected = model.state_dict()
+        expected = in_memory(model)
         self._expected = frozenset(expected)
         files = [Path(file) for file in kwargs.get("checkpoint_files") or ()]
         for file in files:
@@ -99,7 +99,7 @@ class BitsFusionTextQuantizer(HfQuantizer):
         with open_tensors(self.content, files) as tensors:
             check_stored(expected, tensors)
             others = {name for name in expected if not name.endswith(PACKED_SUFFIX)}
-            self._others = {name: tensors.tensor(name).clone() for name in others}  # a view would keep the file mapped
+            self._others = {name: torch.from_numpy(tensors.tensor(name).copy()) for name in others}
         check_others(self._others, self.content.others_sha256)
         for module in model.modules():  # nothing is missing: only rotary tables are for transformers to compute
             module._is_hf_initialized = not _is_rotary(module)  # type: ignore[assignment]
