@@ -31,5 +31,6 @@ def test_no_example_is_left_out():
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_a_script_finds_what_it_imports(script):
+def test_a_script_finds_what_it_imports(script, monkeypatch):
+    monkeypatch.syspath_prepend(str(script.parent))  # as where it is called by its path
     runpy.run_path(str(script), run_name="imported")

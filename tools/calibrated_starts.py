@@ -87,6 +87,7 @@ class Starts:
         self.config = parse(RunConfig, values, "options")
         self.workspace = Workspace(self.config, options.out)
         self.scoring, self.path = Scoring(self.workspace), options.out
+        self.trained = options.trained
         self.rate, self.batch_size = options.learning_rate, options.batch_size
         self.suffix = options.name and f"-{options.name}"
 
@@ -150,6 +151,7 @@ class Starts:
             checkpointing_steps=100,
             checkpoints_total_limit=1,
             seed=arm.seed or 0,
+            trained=self.trained,
         )
         folder, ours = f"trained/{arm.name}{self.suffix}", self.workspace
 
@@ -252,11 +254,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[0], help="of Stage I")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of training")
     parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--trained", choices=("all", "light"), default="all", help="light: no weights")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--per-task", type=int, default=100)
     parser.add_argument("--calibration", default="{}", help='settings other than the defaults, as JSON: {"sweeps": 4}')
-    parser.add_argument("--name", default="", help="of the variant that --calibration or --learning-rate makes")
+    parser.add_argument("--name", default="", help="of the variant that other settings make")
     options = parser.parse_args()
     starts = Starts(options)
     try:

@@ -1,6 +1,7 @@
 """Diffusers pipeline folders in the exact shape of well-known models, filled with seeded random weights.
 
     python tools/shaped_pipeline.py sd15 OUT          # also sd21, sdxl; --dtype float32
+    python tools/shaped_pipeline.py sd15 OUT --narrow 4 --latents 32
 
 Bits, speed and memory do not depend on what the weights are, and sizes hardly, so they can be measured without the
 real model. Weights are Gaussian with standard deviation 1 / sqrt(fan in); norms are 1, biases 0. The tokenizer has
@@ -69,8 +70,22 @@ VAE = {
 CLIP_VOCABULARY = 49408
 
 
-def write_pipeline(shape: str, out: Path, dtype: torch.dtype, seed: int) -> None:
-    """Writes the folder of `shape` (a key of UNETS), whole or not at all."""
+def write_pipeline(
+    shape: str, out: Path, dtype: torch.dtype, seed: int, narrow: int = 1, latents: int | None = None
+) -> None:
+    """Writes the folder of `shape` (a key of UNETS), whole or not at all.
+
+    Args:
+        narrow: by which the UNet's channels are divided.
+        latents: the UNet's own height and width; None: the model's.
+    """
+    unet_config = dict(UNETS[shape])
+    if narrow > 1:
+        wide = unet_config.get("block_out_channels", (320, 640, 1280, 1280))
+        unet_config["block_out_channels"] = tuple(channels // narrow for channels in wide)
+        unet_config["norm_num_groups"] = 32 // narrow
+    if latents is not None:
+        unet_config["sample_size"] = latents
     second = len(TEXT_ENCODERS[shape]) > 1
     index: dict[str, Any] = {
         "_class_name": "StableDiffusionXLPipeline" if second else "StableDiffusionPipeline",
@@ -78,7 +93,7 @@ def write_pipeline(shape: str, out: Path, dtype: torch.dtype, seed: int) -> None
         "vae": ["diffusers", "AutoencoderKL"],
     }
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**UNETS[shape])
+        unet = UNet2DConditionModel(**unet_config)
         vae = AutoencoderKL(**VAE, scaling_factor=0.13025 if second else 0.18215)
     with atomic_folder(out) as folder:
         for name, model in (("unet", unet), ("vae", vae)):
@@ -140,8 +155,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the files")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--narrow", type=int, choices=(1, 2, 4), default=1, help="divides the UNet's channels")
+    parser.add_argument("--latents", type=int, help="height and width of the UNet's latents")
     chosen = parser.parse_args()
-    write_pipeline(chosen.shape, chosen.out, getattr(torch, chosen.dtype), chosen.seed)
+    write_pipeline(chosen.shape, chosen.out, getattr(torch, chosen.dtype), chosen.seed, chosen.narrow, chosen.latents)
     files = [path for path in chosen.out.rglob("*") if path.is_file()]
     print(f"{chosen.out}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e9:.2f} GB")
 

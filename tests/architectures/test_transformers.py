@@ -13,8 +13,6 @@ from bitsfusion.architectures.layers import LayerRole
 from bitsfusion.architectures.registry import denoiser_of, model_layers
 from bitsfusion.artifact.inspect import inspect_folder
 from bitsfusion.artifact.verify import verify_folder
-from bitsfusion.diffusion.conditioning import conditioner_of
-from bitsfusion.errors import InputError
 from bitsfusion.nn.packed import PACKED_LAYERS
 from bitsfusion.nn.replace import fake_quantize_model, fake_quantized_layers
 from bitsfusion.numerics import ScaleInit
@@ -90,8 +88,3 @@ def test_a_pipeline_draws_as_its_dequantized_twin(tmp_path):
     small.transformer.dequantize()
     assert not any(isinstance(layer, PACKED_LAYERS) for layer in small.transformer.modules())
     assert torch.equal(draw(small), picture)
-
-
-def test_what_needs_a_unet_says_so():
-    with pytest.raises(InputError, match="wanted a UNet2DConditionModel"):
-        conditioner_of(build_sd3_pipeline())

@@ -195,7 +195,7 @@ def test_another_value_beside_the_layers(whole: Path, tmp_path: Path, name: str)
 
 
 CONFIGS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
-    ("text_encoder", lambda c: c.update(architectures=["T5EncoderModel"]), "got _class_name 'T5EncoderModel'"),
+    ("text_encoder", lambda c: c.update(architectures=["MT5EncoderModel"]), "got _class_name 'MT5EncoderModel'"),
     ("text_encoder", lambda c: c.pop("architectures"), "got _class_name None"),
     (
         "text_encoder",

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 
 import bitsfusion  # noqa: F401  registers with diffusers
 from bitsfusion.artifact.inspect import inspect_folder
-from bitsfusion.artifact.payload import encode_layer, tensor_bytes
 from bitsfusion.artifact.reader import open_folder
+from bitsfusion.artifact.tensors import encode_layer
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.errors import ArtifactError, InputError
 from bitsfusion.io.hashes import sha256_json
@@ -484,9 +484,9 @@ def decoded(folder: Path) -> dict[str, bytes]:
     """Everything that a file says, as bytes."""
     opened = open_folder(folder)
     with opened.tensors() as tensors:
-        layers = {name: tensor_bytes(tensors.buffer(name)) for name in opened.config.layers}
+        layers = {name: tensors.buffer(name).tobytes() for name in opened.config.layers}
         others = [name for name in tensors.names if not name.endswith(".packed")]
-        return layers | {name: tensor_bytes(tensors.tensor(name)) for name in others}
+        return layers | {name: tensors.tensor(name).tobytes() for name in others}
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -28,8 +29,9 @@ from diffusers.utils import logging
 from transformers import CLIPTextModel
 
 import bitsfusion  # noqa: F401  registers with diffusers
+from bitsfusion.artifact.container import StoredTensor
 from bitsfusion.artifact.inspect import inspect_folder
-from bitsfusion.artifact.payload import decode_layer, tensor_bytes
+from bitsfusion.artifact.payload import decode_layer
 from bitsfusion.artifact.reader import PackedFolder, open_folder
 from bitsfusion.artifact.schema import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
 from bitsfusion.artifact.verify import check_tensors, verify_folder
@@ -115,12 +117,12 @@ def content(folder: PackedFolder) -> dict[str, Any]:
     with folder.tensors() as tensors:
         for name in tensors.names:
             layer = name.removesuffix(".packed")
-            held[name] = tensor_bytes(tensors.buffer(layer) if layer != name else tensors.tensor(name))
+            held[name] = (tensors.buffer(layer) if layer != name else tensors.tensor(name)).tobytes()
     return held
 
 
 @cache
-def whole(name: str) -> tuple[PackedFolder, dict[str, torch.Tensor], dict[str, Any]]:
+def whole(name: str) -> tuple[PackedFolder, dict[str, StoredTensor], dict[str, Any]]:
     folder = open_folder(GOLDEN / name)
     return folder, folder.expected(), content(folder)
 
@@ -136,11 +138,11 @@ def payload(work: Path, rng: random.Random) -> str:
     folder, _, held = whole(rng.choice(NAMES))
     name, other = rng.choice(list(folder.config.layers)), rng.choice(list(folder.config.layers))
     with folder.tensors() as tensors:
-        stored, second = tensor_bytes(tensors.tensor(f"{name}.packed")), tensor_bytes(tensors.tensor(f"{other}.packed"))
+        stored, second = (tensors.tensor(f"{each}.packed").tobytes() for each in (name, other))
     entry = folder.config.layers[name]
     made = mutations.payload(stored, entry, second, rng)
-    buffer = decode_layer(name, torch.tensor(list(made), dtype=torch.uint8), entry)
-    assert tensor_bytes(buffer) == held[f"{name}.packed"], "another weight"
+    buffer = decode_layer(name, np.frombuffer(made, dtype=np.uint8), entry)
+    assert buffer.tobytes() == held[f"{name}.packed"], "another weight"
     return "same"
 
 

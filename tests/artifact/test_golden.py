@@ -19,7 +19,7 @@ from transformers import CLIPTextModel
 
 import bitsfusion  # noqa: F401  registers with diffusers
 from bitsfusion.artifact.inspect import inspect_folder
-from bitsfusion.artifact.payload import tensor_bytes
+from bitsfusion.artifact.tensors import tensor_bytes
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.errors import InputError
 from bitsfusion.nn.packed import PACKED_LAYERS

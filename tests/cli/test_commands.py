@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,9 +27,29 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded pipeline: a packed UNet, a dense VAE and a dense text encoder."""
+    folder = tmp_path_factory.mktemp("folder") / "packed"
+    done = command("init", "embedded", "--recipe", "uniform:2", "--out", str(folder))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
 def test_help_imports_nothing_heavy():
     code = f"import atexit, sys; atexit.register(lambda: print(sorted(set(sys.modules) & {HEAVY!r}))); {MAIN}"
     done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("asked", [["verify"], ["verify", "--json"], ["inspect"], ["inspect", "--json"]], ids=" ".join)
+def test_looking_at_a_packed_folder_imports_no_torch(asked: list[str], packed: Path):
+    heavy = HEAVY - {"numpy", "pydantic"}
+    code = f"import atexit, sys; atexit.register(lambda: print(sorted(set(sys.modules) & {heavy!r}))); {MAIN}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *asked, str(packed)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
 

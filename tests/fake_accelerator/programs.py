@@ -6,6 +6,7 @@ itself sees to.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from bitsfusion.architectures.layers import LayerRole
-from bitsfusion.architectures.registry import model_layers
+from bitsfusion.architectures.registry import layers_to_assign, model_layers
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.devices import device_of, placed, resolve
 from bitsfusion.diffusion.samplers import SamplerSteps, build_scheduler
@@ -29,6 +30,7 @@ from bitsfusion.evaluation.setting import Evaluation
 from bitsfusion.kernels.fake_quantize import fake_quantize
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.metrics.generation import generate_images
+from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import initial_scale
 from bitsfusion.pipelines.load import EMBEDDED, load_pipeline
 from bitsfusion.progress import SILENT
@@ -48,10 +50,11 @@ from bitsfusion_lab.reproduction.table import Row, Table, make_table
 
 from ..sensitivity.random_data import RandomData as SensitivityData
 from ..tiny.pipeline import build_one_block_pipeline, build_pipeline
-from ..tiny.transformers import build_sd3_pipeline
+from ..tiny.transformers import CONFIGS, build_sd3_pipeline, build_transformer_pipeline
 from ..tiny.unet import build_unet
 from ..tiny.vae import build_vae
 from ..training.small_run import build_student, run_parts
+from ..training.test_transformers import Captioned
 from .device import Accelerator, Counts
 
 SHORT = TrainingConfig(
@@ -160,6 +163,25 @@ def train_with_validation(accelerator: Accelerator, folder: Path) -> Any:
     changes = {"validation_prompts": ("red circle",), "validation_steps": 2, "validation_inference_steps": 1}
     losses = _train(accelerator, folder, ema_decay=0.9, **changes)
     assert len(list((folder / "auto" / "validation").rglob("*.png"))) == 2
+    return losses
+
+
+def train_transformers(accelerator: Accelerator, folder: Path) -> Any:
+    """The loss of each class of transformer on the device and on the CPU, Stage I.
+
+    Z-Image and Qwen-Image turn their positions by complex numbers, for which the fake accelerator has no views.
+    """
+    losses: dict[str, list[float]] = {}
+    for name in CONFIGS.keys() - {"ZImageTransformer2DModel", "QwenImageTransformer2DModel"}:
+        for device in ("auto", "cpu"):
+            pipeline = build_transformer_pipeline(name)
+            teacher = pipeline.transformer
+            student = copy.deepcopy(teacher)
+            fake_quantize_model(student, dict.fromkeys(layers_to_assign(student), 2))
+            config = TrainingConfig(train_batch_size=2, max_train_steps=2, checkpointing_steps=None, device=device)
+            result = train(student, teacher, pipeline, Captioned(pipeline, name), config, folder / name / device)
+            assert device_of(result.student) == device_of(teacher) == torch.device("cpu")
+            losses.setdefault(name, []).append(result.loss)
     return losses
 
 

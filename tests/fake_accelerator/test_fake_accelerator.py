@@ -40,6 +40,13 @@ def test_training(on_accelerator, program, tolerance):
     assert there == pytest.approx(here, rel=tolerance)
 
 
+def test_training_of_transformers(on_accelerator):
+    losses = on_accelerator("train_transformers")
+    assert len(losses) == 6
+    for name, (there, here) in losses.items():
+        assert there == pytest.approx(here, rel=1e-3), name
+
+
 def test_a_run_goes_on_on_another_device(on_accelerator):
     assert on_accelerator("resume_on_another_device") == [-1, 3]
 

@@ -42,7 +42,7 @@ def test_levels_are_counted_without_unpacking(bits: int, count: int) -> None:
     half = 2 ** (bits - 1)
     codes = torch.randint(-half, half + 1, (count,), generator=torch.Generator().manual_seed(count))
     codes[0] = half
-    counts = level_counts(pack(codes, bits), count, bits)
+    counts = level_counts(pack(codes, bits).numpy(), count, bits)
     assert counts.tolist() == [int((codes == level).sum()) for level in range(-half, half + 1)]
     assert counted_entropy(counts) == pytest.approx(entropy_bits(codes, bits))
 

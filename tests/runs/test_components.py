@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 
 import bitsfusion  # noqa: F401  registers with diffusers and transformers
 from bitsfusion.architectures.layers import LayerRole
-from bitsfusion.architectures.registry import ARCHITECTURES, TEXT_ENCODERS, VAE, model_layers
+from bitsfusion.architectures.registry import ARCHITECTURES, TEXT_ENCODERS, VAES, model_layers
 from bitsfusion.artifact.inspect import folder_sizes, inspect_pipeline
 from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.artifact.verify import verify_folder
@@ -77,7 +77,7 @@ def test_some_components_alone() -> None:
 def test_an_average_is_spread_by_the_weights() -> None:
     bits = chosen(OtherBits(text_encoder="4.5", vae="4.5", token_embedding=6))
     assert bits["text_encoder"].pop(TOKENS) == 6
-    for name, architecture in (("text_encoder", TEXT_ENCODERS[0]), ("vae", VAE)):
+    for name, architecture in (("text_encoder", TEXT_ENCODERS[0]), ("vae", VAES[0])):
         layers = model_layers(open_model(PIPELINE_FOLDER / name, architecture).skeleton, architecture)
         weights = {layer: layers[layer].numel for layer in bits[name]}
         counted = sum(math.log2(2 ** bits[name][layer] + 1) * weights[layer] for layer in weights)
@@ -86,7 +86,7 @@ def test_an_average_is_spread_by_the_weights() -> None:
 
 
 def test_a_recipe_file(tmp_path: Path) -> None:
-    layers = model_layers(open_model(PIPELINE_FOLDER / "vae", VAE).skeleton, VAE)
+    layers = model_layers(open_model(PIPELINE_FOLDER / "vae", VAES[0]).skeleton, VAES[0])
     weights = {name: layer.numel for name, layer in layers.items()}
     bits = {
         name: 8 if layer.role is LayerRole.FIRST_LAST else 2 + i % 6 for i, (name, layer) in enumerate(layers.items())

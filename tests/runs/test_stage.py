@@ -146,6 +146,15 @@ class TestReading:
         assert all(training.accumulation(gpus) * gpus * 32 == samples for gpus in (1, 2, 4, 8))
 
 
+@pytest.mark.parametrize(
+    ("name", "trained", "steps"), [("sd15_calibrated", "all", (4000, 10_000)), ("sd15_light", "light", (2000, 500))]
+)
+def test_presets_from_a_calibrated_start_resolve(name, trained, steps):
+    config = read_training_config(CONFIGS / f"{name}.yaml")
+    assert config.scale_init == "calibrated" and config.stage1.trained == config.stage2.trained == trained
+    assert (config.stage1.max_train_steps, config.stage2.max_train_steps) == steps
+
+
 def test_the_plan_reads_the_models_own_shape(config_file):
     plan = plan_training(
         read_training_config(config_file, ["training.train_batch_size=1", "training.total_batch_size=8"])

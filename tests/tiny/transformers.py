@@ -6,8 +6,28 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from transformers import CLIPTextModelWithProjection
+from diffusers import (
+    AuraFlowPipeline,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    FluxPipeline,
+    PixArtSigmaPipeline,
+    QwenImagePipeline,
+    SanaPipeline,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    ZImagePipeline,
+)
+from transformers import (
+    CLIPTextModelWithProjection,
+    Gemma2Config,
+    Gemma2Model,
+    Qwen3Config,
+    Qwen3Model,
+    T5Config,
+    T5EncoderModel,
+)
 
 from .text import build_text_encoder, build_tokenizer
 from .vae import build_vae
@@ -113,3 +133,88 @@ def build_sd3_pipeline() -> StableDiffusion3Pipeline:
     )
     made.set_progress_bar_config(disable=True)
     return made
+
+
+def build_transformer_pipeline(name: str) -> Any:
+    """The pipeline of a class of CONFIGS; its own kinds of text encoders but for Qwen-Image, which gets a Qwen3."""
+    transformer = build_transformer(name)
+    flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    tokenizer = build_tokenizer(16)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    parts: dict[str, Any] = dict(
+        transformer=transformer, scheduler=flow, vae=build_vae(shift_factor=0.1), tokenizer=tokenizer
+    )
+    torch.manual_seed(0)
+    if name == "SD3Transformer2DModel":
+        return build_sd3_pipeline()
+    if name == "FluxTransformer2DModel":
+        clip = build_text_encoder(16)
+        parts |= {"text_encoder": clip, "tokenizer": build_tokenizer(), "tokenizer_2": tokenizer}
+        made: Any = FluxPipeline(**parts, text_encoder_2=_t5(tokenizer))
+    elif name == "Flux2Transformer2DModel":
+        made = Flux2KleinPipeline(**parts | {"vae": _flux2_vae()}, text_encoder=_qwen(tokenizer, 8, 28))
+    elif name == "PixArtTransformer2DModel":
+        parts["scheduler"] = DPMSolverMultistepScheduler()
+        made = PixArtSigmaPipeline(**parts, text_encoder=_t5(tokenizer))
+    elif name == "SanaTransformer2DModel":
+        sizes = dict(hidden_size=24, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, head_dim=12)
+        gemma = Gemma2Config(vocab_size=len(tokenizer), num_key_value_heads=2, **sizes)
+        parts["scheduler"] = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+        made = SanaPipeline(**parts | {"vae": _deep_vae()}, text_encoder=Gemma2Model(gemma).eval())
+    elif name == "ZImageTransformer2DModel":
+        made = ZImagePipeline(**parts, text_encoder=_qwen(tokenizer, 24, 2))
+    elif name == "QwenImageTransformer2DModel":
+        made = QwenImagePipeline(**parts | {"vae": _qwen_vae()}, text_encoder=_qwen(tokenizer, 24, 1))
+    else:
+        made = AuraFlowPipeline(**parts, text_encoder=_t5(tokenizer))
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def _t5(tokenizer: Any) -> Any:
+    sizes = dict(d_model=24, d_kv=12, d_ff=24, num_layers=1, num_heads=2)
+    return T5EncoderModel(T5Config(vocab_size=len(tokenizer), **sizes)).eval()
+
+
+def _qwen(tokenizer: Any, width: int, layers: int) -> Any:
+    sizes = dict(hidden_size=width, intermediate_size=width, num_hidden_layers=layers, head_dim=4)
+    config = Qwen3Config(vocab_size=len(tokenizer), num_attention_heads=2, num_key_value_heads=2, **sizes)
+    return Qwen3Model(config).eval()
+
+
+def _flux2_vae() -> Any:
+    types = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    return diffusers.AutoencoderKLFlux2(
+        latent_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, sample_size=16, **types
+    ).eval()
+
+
+def _deep_vae() -> Any:
+    return diffusers.AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=4,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), ()),
+        decoder_qkv_multiscales=((), ()),
+        upsample_block_type="interpolate",
+        downsample_block_type="stride_conv",
+        decoder_norm_types="rms_norm",
+        decoder_act_fns="silu",
+    ).eval()
+
+
+def _qwen_vae() -> Any:
+    return diffusers.AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.1] * 4,
+        latents_std=[0.5] * 4,
+    ).eval()

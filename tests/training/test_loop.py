@@ -59,6 +59,40 @@ def test_stage_one_brings_the_student_to_its_teacher_and_moves_weights_and_scale
     assert seen[0][1] == 30 and seen[0][2]["loss"] == lines[0]["loss"]
 
 
+def test_light_training_moves_scales_biases_and_norms_alone(tmp_path):
+    teacher, parts = build_unet(), run_parts()
+    student = build_student(teacher, bits=1)
+    before = distance(student, teacher, parts)
+    start = {name: value.clone() for name, value in student.state_dict().items()}
+    config = SHORT.model_copy(update={"max_train_steps": 30, "trained": "light", "learning_rate": 3e-3})
+    result = train(student, teacher, config=config, out_dir=tmp_path, **parts)
+    assert distance(result.student, teacher, parts) < 0.9 * before
+    moved = {name for name, value in result.student.state_dict().items() if not torch.equal(value, start[name])}
+    assert moved == {name for name, value in start.items() if value.dim() == 1}
+    assert all(parameter.requires_grad for parameter in result.student.parameters())
+
+
+def test_light_training_resumes_and_its_checkpoint_is_a_whole_student(tmp_path):
+    teacher = build_unet()
+    config = SHORT.model_copy(
+        update={"max_train_steps": 4, "trained": "light", "ema_decay": 0.5, "checkpointing_steps": 2}
+    )
+    whole = train(build_student(teacher), teacher, config=config, out_dir=tmp_path / "whole", **run_parts())
+
+    def stop(done: int, total: int, values: dict[str, float]) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(build_student(teacher), teacher, config=config, out_dir=tmp_path / "cut", progress=stop, **run_parts())
+    loaded = load_student(tmp_path / "cut" / "checkpoint-2")
+    assert loaded.state_dict().keys() == whole.student.state_dict().keys()
+    again = train(build_student(teacher), teacher, config=config, out_dir=tmp_path / "cut", **run_parts())
+    assert again.resumed_from == 2
+    pairs = zip(again.student.state_dict().values(), whole.student.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
 def test_the_final_folder_gives_the_same_student_from_its_files_alone(tmp_path):
     teacher = build_unet()
     config = SHORT.model_copy(update={"ema_decay": 0.5})

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from bitsfusion.data.batches import Batch
 from bitsfusion.diffusion.process import process_of
@@ -24,11 +25,11 @@ from bitsfusion.training.time_steps import time_step_sampler
 from ..tiny.unet import build_unet
 from .small_run import build_student
 
-PROCESS = process_of({})
+PROCESS = process_of(DDPMScheduler())
 
 
 def drawn_steps(config, count, rng, total=1000):
-    return time_step_sampler(config, process_of({"num_train_timesteps": total}))(count, rng)
+    return time_step_sampler(config, process_of(DDPMScheduler(num_train_timesteps=total)))(count, rng)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,7 @@ def test_feature_distillation_is_the_mean_over_blocks_of_the_mean_squared_error(
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_the_target_is_what_leads_back_to_the_latents(kind):
-    process = process_of({"prediction_type": kind})
+    process = process_of(DDPMScheduler(prediction_type=kind))
     latents, noise = (torch.randn(4, 2, 2, 2, dtype=torch.float64) for _ in range(2))
     t = torch.tensor([0, 300, 700, 998])
     abar = process.signal(t).double()[:, None, None, None]
@@ -194,7 +195,7 @@ def test_the_target_is_what_leads_back_to_the_latents(kind):
 
 
 def test_a_flow_goes_straight_from_latents_to_noise():
-    process = process_of({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0})
+    process = process_of(FlowMatchEulerDiscreteScheduler(shift=3.0))
     latents, noise = torch.randn(3, 2, 2, 2), torch.randn(3, 2, 2, 2)
     t = torch.tensor([0.0, 250.5, 1000.0])
     noisy, velocity = process.add_noise(latents, noise, t), process.target(latents, noise, t)
@@ -207,11 +208,11 @@ def test_a_flow_goes_straight_from_latents_to_noise():
 
 def test_an_unknown_prediction_type_is_refused():
     with pytest.raises(InputError, match="'sample', wanted epsilon, v_prediction or a flow"):
-        process_of({"prediction_type": "sample"})
+        process_of(DDPMScheduler(prediction_type="sample"))
 
 
 def test_logit_normal_times_are_shifted_towards_noise():
-    flow = process_of({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0})
+    flow = process_of(FlowMatchEulerDiscreteScheduler(shift=3.0))
     t = time_step_sampler(TimeStepConfig(kind="logit_normal"), flow)(100_000, np.random.default_rng(0))
     assert t.dtype == torch.float32
     assert t.median().item() == pytest.approx(750, abs=5), "the median of the normal is 0: half, shifted"

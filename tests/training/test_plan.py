@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.errors import InputError
+from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.training.config import PAPER_STAGE1, PAPER_STAGE2, TrainingConfig
 from bitsfusion.training.plan import Machine, count_forward, plan_stage
 
@@ -54,6 +56,20 @@ def test_counts_grow_with_the_image_and_fall_with_checkpointing():
     assert 3 * small.activations < large.activations
     assert large.checkpointed < large.activations
     assert 0.4 * large.activations < low.activations < 0.75 * large.activations
+
+
+def test_light_training_holds_gradients_moments_and_averages_of_what_trains():
+    unet = build_unet()
+    config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
+    options = {"ema_decay": 0.9, "trained": "light"}
+    full, light = (
+        plan_stage(config, TrainingConfig(**{**options, "trained": kind}), 4, 8) for kind in ("all", "light")
+    )
+    fake_quantize_model(unet, dict.fromkeys(model_layers(unet), 2))
+    trained = sum(parameter.numel() for parameter in unet.parameters() if parameter.dim() == 1)
+    assert (light.bytes["gradients"], light.bytes["moments"]) == (4 * trained, 8 * trained)
+    assert light.bytes["average"] == 4 * trained < full.bytes["average"]
+    assert all(light.bytes[part] == full.bytes[part] for part in ("weights", "teacher", "activations"))
 
 
 @pytest.mark.slow

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor, nn
-
-from bitsfusion.architectures.conditioning import Conditioning
 from bitsfusion.architectures.layers import LayerInfo, LayerRole
+from bitsfusion.architectures.shapes import NotKnownError, Shapes
+from bitsfusion.architectures.timing import Timing
 from bitsfusion.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from bitsfusion.architectures.conditioning import Conditioning
 
 STEERING = ("transformers_weights", "auto_map", "attn_implementation", "experts_implementation", "fusion_config")
 """Keys (and all with a leading _) by which a config.json makes transformers take other files or code than its own."""
+
+TRAINING_COUNTER = "num_batches_tracked"
+"""A buffer of batch norms that inference has no use for."""
 
 DIFFUSERS_FILE, TRANSFORMERS_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
 
@@ -29,14 +36,14 @@ class Architecture:
         noun: what messages call such a model.
         library: whose `from_pretrained` loads it.
         component: its usual name in a pipeline.
-        layers: the kinds of layers that are packed, all of them: none is kept dense.
+        layers: the kinds of layers of torch.nn that are packed, all of them: none is kept dense.
     """
 
     name: str
     noun: str
     library: Literal["diffusers", "transformers"]
     component: str
-    layers: tuple[type[nn.Module], ...]
+    layers: tuple[str, ...]
 
     @property
     def weights(self) -> str:
@@ -47,6 +54,11 @@ class Architecture:
     def timed(self) -> bool:
         """Whether it has layers of the time step."""
         return False
+
+    @property
+    def timing(self) -> Timing | None:
+        """Which modulation layers see the time step alone; None for UNets, which have projections of their own."""
+        return None
 
     def role(self, name: str) -> LayerRole:
         """The part that the layer of this name plays."""
@@ -60,8 +72,24 @@ class Architecture:
         """Values that time-embedding caching stores at each step for the layer of this name."""
         return 0
 
+    def shapes(self, config: Mapping[str, Any]) -> Shapes | None:
+        """Every tensor's name and shape in the dense model of a config.json, in module order; no model is built.
+
+        None where the config holds anything that this does not know, be it wrong or not: then `build` decides.
+        """
+        try:
+            return self._shapes(config)
+        except NotKnownError:
+            return None
+
+    def _shapes(self, config: Mapping[str, Any]) -> Shapes:
+        """The same, or `NotKnownError`."""
+        raise NotKnownError
+
     def build(self, config: Mapping[str, Any], device: str = "meta") -> nn.Module:
         """The dense model of a config.json, for inference; raises whatever the class meets."""
+        import torch
+
         made: Any = getattr(importlib.import_module(self.library), self.name)
         with torch.device(device):
             if self.library == "diffusers":
@@ -80,9 +108,31 @@ class Architecture:
             return names
         return {name: name for name in stored}
 
+    def current_names(self, known: Collection[str], stored: Collection[str]) -> dict[str, str] | None:
+        """`stored_names` by names alone: each of `known` -> its name in `stored`; None where a model must say."""
+        return {name: name for name in stored} if set(known) == set(stored) else None
+
+    def tied(self, model: nn.Module) -> dict[str, str]:
+        """Layers that have no weight of their own: name -> the name of the layer whose weight they use."""
+        return {}
+
+    def passed_over(self, model: nn.Module) -> set[str]:
+        """Names of the state dict that are not stored: weights of other layers, and counters of training."""
+        tied = self.tied(model)
+        return {
+            name
+            for name in model.state_dict()
+            if name.rpartition(".")[0] in tied or name.rpartition(".")[2] == TRAINING_COUNTER
+        }
+
     def modules(self, model: nn.Module) -> dict[str, Any]:
         """The layers that are packed, or are to be, by name in module order; on meta too."""
-        return {name: module for name, module in model.named_modules() if isinstance(module, self.layers)}
+        from torch import nn
+
+        tied = self.tied(model)
+        kinds = tuple(getattr(nn, kind) for kind in self.layers)
+        layers = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+        return {name: module for name, module in layers.items() if name not in tied}
 
     def layer_infos(self, model: nn.Module) -> dict[str, LayerInfo]:
         """Name, role and shape of the same, dense or packed."""

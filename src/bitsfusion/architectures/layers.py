@@ -45,8 +45,3 @@ class LayerInfo:
     def numel(self) -> int:
         """The number of weights, the bias not counted."""
         return math.prod(self.shape)
-
-    @property
-    def out_channels(self) -> int:
-        """Rows of the weight."""
-        return self.shape[0]

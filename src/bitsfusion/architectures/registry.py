@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from bitsfusion.architectures.base import Architecture, Denoiser
 from bitsfusion.architectures.layers import LayerInfo, LayerRole
 from bitsfusion.architectures.text import TEXT_ENCODERS
 from bitsfusion.architectures.transformer import TRANSFORMERS
 from bitsfusion.architectures.unet import UNET
-from bitsfusion.architectures.vae import VAE
+from bitsfusion.architectures.vae import VAES
 from bitsfusion.errors import InputError
 
-ARCHITECTURES: Mapping[str, Architecture] = {made.name: made for made in (UNET, *TRANSFORMERS, VAE, *TEXT_ENCODERS)}
+if TYPE_CHECKING:
+    from torch import nn
+
+ARCHITECTURES: Mapping[str, Architecture] = {made.name: made for made in (UNET, *TRANSFORMERS, *VAES, *TEXT_ENCODERS)}
 """By class name: the only classes that a reader builds."""
 
 DENOISERS: Mapping[str, Denoiser] = {name: made for name, made in ARCHITECTURES.items() if isinstance(made, Denoiser)}

@@ -9,12 +9,28 @@ pooled text and guidance); it gets its bits from the recipe like any other layer
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from bitsfusion.architectures.base import Denoiser
+from bitsfusion.architectures.conditioning import Conditioning
 from bitsfusion.architectures.layers import LayerRole
+from bitsfusion.architectures.timing import AURA_FLOW, FLUX2, QWEN_IMAGE, Z_IMAGE, Timing
+from bitsfusion.architectures.transformer_calls import (
+    Call,
+    aura_flow,
+    flux,
+    flux2,
+    pixart,
+    qwen_image,
+    sana,
+    sd3,
+    z_image,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _ENDS = re.compile(
     r"^(x_embedder|context_embedder|time_text_embed|time_guidance_embed|time_embed|time_step_embed|time_step_proj|timestep_embedder|"
@@ -36,9 +52,25 @@ class Transformer(Denoiser):
 
     Fields:
         blocks: the attributes that hold the blocks, in the order of the forward.
+        call: one forward as the class's pipeline calls it.
+        steps: see `timing`; None where pooled text enters the modulation, or there is hardly any.
     """
 
-    blocks: tuple[str, ...] = ()
+    blocks: tuple[str, ...]
+    call: Call
+    steps: Timing | None = None
+
+    @property
+    def timing(self) -> Timing | None:
+        return self.steps
+
+    def predict(self, model: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        return self.call(model, noisy, timesteps, conditioning)
+
+    def features(self, output: Any) -> Sequence[Tensor]:
+        """Image and text stream, where a block has both."""
+        parts = output if isinstance(output, tuple) else (output,)
+        return [part for part in parts if part is not None]
 
     def role(self, name: str) -> LayerRole:
         return LayerRole.FIRST_LAST if _ENDS.search(name) else LayerRole.QUANTIZED
@@ -59,17 +91,23 @@ class Transformer(Denoiser):
         return {f"{name}.{place}": block for name in self.blocks for place, block in enumerate(getattr(model, name))}
 
 
-def _transformer(name: str, *blocks: str) -> Transformer:
-    return Transformer(name, "transformer", "diffusers", "transformer", (nn.Linear, nn.Conv2d), blocks)
+def _transformer(name: str, call: Call, *blocks: str, steps: Timing | None = None) -> Transformer:
+    return Transformer(name, "transformer", "diffusers", "transformer", ("Linear", "Conv2d"), blocks, call, steps)
 
 
 TRANSFORMERS = (
-    _transformer("FluxTransformer2DModel", "transformer_blocks", "single_transformer_blocks"),
-    _transformer("Flux2Transformer2DModel", "transformer_blocks", "single_transformer_blocks"),
-    _transformer("SD3Transformer2DModel", "transformer_blocks"),
-    _transformer("PixArtTransformer2DModel", "transformer_blocks"),
-    _transformer("SanaTransformer2DModel", "transformer_blocks"),
-    _transformer("ZImageTransformer2DModel", "noise_refiner", "context_refiner", "layers"),
-    _transformer("QwenImageTransformer2DModel", "transformer_blocks"),
-    _transformer("AuraFlowTransformer2DModel", "joint_transformer_blocks", "single_transformer_blocks"),
+    _transformer("FluxTransformer2DModel", flux, "transformer_blocks", "single_transformer_blocks"),
+    _transformer("Flux2Transformer2DModel", flux2, "transformer_blocks", "single_transformer_blocks", steps=FLUX2),
+    _transformer("SD3Transformer2DModel", sd3, "transformer_blocks"),
+    _transformer("PixArtTransformer2DModel", pixart, "transformer_blocks"),
+    _transformer("SanaTransformer2DModel", sana, "transformer_blocks"),
+    _transformer("ZImageTransformer2DModel", z_image, "noise_refiner", "context_refiner", "layers", steps=Z_IMAGE),
+    _transformer("QwenImageTransformer2DModel", qwen_image, "transformer_blocks", steps=QWEN_IMAGE),
+    _transformer(
+        "AuraFlowTransformer2DModel",
+        aura_flow,
+        "joint_transformer_blocks",
+        "single_transformer_blocks",
+        steps=AURA_FLOW,
+    ),
 )

@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from bitsfusion.architectures.base import Denoiser
 from bitsfusion.architectures.conditioning import Conditioning
 from bitsfusion.architectures.layers import LayerRole
+from bitsfusion.architectures.shapes import Shapes
+from bitsfusion.architectures.unet_shapes import unet_shapes
 from bitsfusion.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 _ENDS = ("conv_in", "conv_out")
 _TIME = re.compile(r"(^time_embedding\.)|(\.time_emb_proj$)")
@@ -56,6 +59,9 @@ class UNet(Denoiser):
         """Each ResBlock's projected time feature (Appendix C)."""
         return out_channels if name.endswith(".time_emb_proj") else 0
 
+    def _shapes(self, config: Mapping[str, Any]) -> Shapes:
+        return unet_shapes(config)
+
     def predict(self, model: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         output: Tensor = model(noisy, timesteps, **conditioning.keywords(), return_dict=False)[0]
         return output
@@ -86,6 +92,8 @@ class UNet(Denoiser):
             raise InputError(
                 f"unet: got {what} {config.get(what)!r}, wanted a UNet that is given a text, sizes and a step alone"
             )
+        import torch
+
         sample = torch.randn(batch, config["in_channels"], latent, latent, generator=generator)
         text = torch.randn(batch, tokens, config["cross_attention_dim"], generator=generator)
         tensors = {"encoder_hidden_states": text}
@@ -104,6 +112,8 @@ class UNet(Denoiser):
 
 def _is_stage(model: nn.Module, name: str) -> bool:
     """Whether `name` is a block, such as `up_blocks.1`, or an item of its lists, such as `up_blocks.1.resnets.0`."""
+    from torch import nn
+
     parts = name.split(".")
     depth = len(parts) - (1 if parts[0] == "mid_block" else 2)
     if depth == 0:
@@ -111,4 +121,4 @@ def _is_stage(model: nn.Module, name: str) -> bool:
     return depth == 2 and isinstance(model.get_submodule(name.rpartition(".")[0]), nn.ModuleList)
 
 
-UNET = UNet("UNet2DConditionModel", "UNet", "diffusers", "unet", (nn.Linear, nn.Conv2d))
+UNET = UNet("UNet2DConditionModel", "UNet", "diffusers", "unet", ("Linear", "Conv2d"))

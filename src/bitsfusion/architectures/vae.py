@@ -1,16 +1,55 @@
-"""diffusers' AutoencoderKL: from pixels to latents and back."""
+"""diffusers' autoencoders: AutoencoderKL and FLUX.2's, and the deep-compression one of Sana."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-from torch import nn
+from typing import Any
 
 from bitsfusion.architectures.base import Architecture
 from bitsfusion.architectures.layers import LayerRole
+from bitsfusion.architectures.shapes import (
+    Shapes,
+    Tensors,
+    anything,
+    checked,
+    few,
+    names,
+    need,
+    number,
+    number_or_none,
+    only,
+    size,
+    sizes,
+)
 
-_ENDS = re.compile(r"^((encoder|decoder)\.conv_(in|out)|(post_)?quant_conv)$")
+_ENDS = re.compile(r"^((encoder|decoder)\.conv_(in|out)(\.conv)?|(post_)?quant_conv)$")
+
+
+_KNOWN: Mapping[str, Any] = {
+    "_class_name": ("", anything),
+    "_diffusers_version": ("", anything),
+    "_name_or_path": ("", anything),
+    "sample_size": (32, number_or_none),
+    "scaling_factor": (0.18215, number),
+    "shift_factor": (None, number_or_none),
+    "latents_mean": (None, anything),
+    "latents_std": (None, anything),
+    "force_upcast": (True, number),
+    "act_fn": ("silu", only("silu")),
+    "in_channels": (3, size),
+    "out_channels": (3, size),
+    "latent_channels": (4, size),
+    "block_out_channels": ((64,), sizes),
+    "layers_per_block": (1, few),
+    "norm_num_groups": (32, size),
+    "down_block_types": (("DownEncoderBlock2D",), names("DownEncoderBlock2D")),
+    "up_block_types": (("UpDecoderBlock2D",), names("UpDecoderBlock2D")),
+    "mid_block_add_attention": (True, only(False, True)),
+    "use_quant_conv": (True, only(False, True)),
+    "use_post_quant_conv": (True, only(False, True)),
+}
 
 
 @dataclass(frozen=True)
@@ -20,5 +59,53 @@ class Autoencoder(Architecture):
     def role(self, name: str) -> LayerRole:
         return LayerRole.FIRST_LAST if _ENDS.search(name) else LayerRole.QUANTIZED
 
+    def _shapes(self, config: Mapping[str, Any]) -> Shapes:
+        need(self.name == "AutoencoderKL")
+        values = checked(config, _KNOWN)
+        widths, layers, groups = values["block_out_channels"], values["layers_per_block"], values["norm_num_groups"]
+        need(len(widths) == len(values["down_block_types"]) == len(values["up_block_types"]))
+        latents, last, found = values["latent_channels"], len(widths) - 1, Tensors()
+        found.conv("encoder.conv_in", values["in_channels"], widths[0])
+        for place, width in enumerate(widths):
+            name = f"encoder.down_blocks.{place}"
+            before = widths[max(place - 1, 0)]
+            for layer in range(layers):
+                found.resnet(f"{name}.resnets.{layer}", before if layer == 0 else width, width, groups)
+            if place != last:
+                found.conv(f"{name}.downsamplers.0.conv", width, width)
+        _middle(found, "encoder", widths[-1], groups, values["mid_block_add_attention"])
+        found.norm("encoder.conv_norm_out", widths[-1], groups)
+        found.conv("encoder.conv_out", widths[-1], 2 * latents)
+        found.conv("decoder.conv_in", latents, widths[-1])
+        before = widths[-1]
+        for place, width in enumerate(widths[::-1]):
+            name = f"decoder.up_blocks.{place}"
+            for layer in range(layers + 1):
+                found.resnet(f"{name}.resnets.{layer}", before if layer == 0 else width, width, groups)
+            if place != last:
+                found.conv(f"{name}.upsamplers.0.conv", width, width)
+            before = width
+        _middle(found, "decoder", widths[-1], groups, values["mid_block_add_attention"])
+        found.norm("decoder.conv_norm_out", widths[0], groups)
+        found.conv("decoder.conv_out", widths[0], values["out_channels"])
+        if values["use_quant_conv"]:
+            found.conv("quant_conv", 2 * latents, 2 * latents, 1)
+        if values["use_post_quant_conv"]:
+            found.conv("post_quant_conv", latents, latents, 1)
+        return found.found
 
-VAE = Autoencoder("AutoencoderKL", "VAE", "diffusers", "vae", (nn.Linear, nn.Conv2d))
+
+def _middle(found: Tensors, part: str, width: int, groups: int, attention: bool) -> None:
+    name = f"{part}.mid_block"
+    if attention:
+        found.norm(f"{name}.attentions.0.group_norm", width, groups)
+        for layer in ("to_q", "to_k", "to_v", "to_out.0"):
+            found.linear(f"{name}.attentions.0.{layer}", width, width)
+    for place in range(2):
+        found.resnet(f"{name}.resnets.{place}", width, width, groups)
+
+
+VAES = tuple(
+    Autoencoder(name, "VAE", "diffusers", "vae", ("Linear", "Conv2d"))
+    for name in ("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderDC")
+)

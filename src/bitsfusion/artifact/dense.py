@@ -8,6 +8,7 @@ from bitsfusion.artifact.guards import unguard
 from bitsfusion.errors import InputError
 from bitsfusion.nn.packed import PACKED_LAYERS, dense_layer
 from bitsfusion.nn.replace import replace_module
+from bitsfusion.nn.tied import untie_layers
 
 
 def make_dense(model: Any) -> None:
@@ -30,6 +31,7 @@ def make_dense(model: Any) -> None:
         name, layer = layers.popitem()
         replace_module(model, name, dense_layer(layer))
     del layer
+    untie_layers(model)
     unguard(model)
     for attribute in ("quantization_method", "is_quantized"):
         vars(model).pop(attribute, None)

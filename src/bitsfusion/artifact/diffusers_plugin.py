@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from bitsfusion.artifact.guards import guard, guard_cached
 from bitsfusion.artifact.limits import check_memory
-from bitsfusion.artifact.payload import check_others, decode_layers
 from bitsfusion.artifact.saving import saved_tensors
 from bitsfusion.artifact.schema import PACKED_SUFFIX, QUANT_METHOD, PackedConfig, parse_config
+from bitsfusion.artifact.tensors import check_others, decode_layers
 from bitsfusion.errors import ArtifactError, InputError
 
 

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
 from bitsfusion.artifact.payload import scale_frame_bytes
 from bitsfusion.artifact.reader import PackedFolder, component_named, open_components, open_folder
 from bitsfusion.artifact.schema import PACKED_SUFFIX, TIME_TENSORS, PackedEntry
 from bitsfusion.artifact.verify import check_stored
-from bitsfusion.numerics import level_count
+from bitsfusion.numerics.levels import level_count
 from bitsfusion.packing.accounting import FileBytes
 from bitsfusion.packing.entropy import counted_entropy, level_counts
 from bitsfusion.pipelines.weight_files import is_weights
@@ -191,7 +191,7 @@ def _inspect(folder: PackedFolder) -> Inspection:
     )
 
 
-def _layer(name: str, entry: PackedEntry, payload: Tensor, entropy: float) -> LayerInspection:
+def _layer(name: str, entry: PackedEntry, payload: np.ndarray, entropy: float) -> LayerInspection:
     size = entry.size
     return LayerInspection(
         name=name,
@@ -200,7 +200,7 @@ def _layer(name: str, entry: PackedEntry, payload: Tensor, entropy: float) -> La
         shape=entry.shape,
         weights=size.weights,
         entropy=entropy / size.weights,
-        bytes_on_disk=payload.numel(),
+        bytes_on_disk=payload.size,
         bytes_in_memory=size.bytes_in_memory,
         scale_bytes_on_disk=scale_frame_bytes(payload),
         scale_bytes_in_memory=size.scale_bytes,

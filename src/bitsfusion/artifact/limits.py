@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
-
-from torch import nn
-from torch.nn.modules.module import register_module_module_registration_hook
 
 from bitsfusion.errors import ArtifactError
 
@@ -68,25 +63,3 @@ def check_memory(decoded: int, stored: int) -> None:
         raise ArtifactError(
             f"weights: got {decoded} bytes in memory from {stored} in the files, wanted at most {allowed}"
         )
-
-
-@contextmanager
-def bounded_construction() -> Iterator[None]:
-    """Within it, this thread builds at most `MODEL_MODULES` modules: a config may ask for millions.
-
-    Raises:
-        ArtifactError: at the first one too many.
-    """
-    thread, count = threading.get_ident(), 0
-
-    def hook(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
-        nonlocal count
-        count += threading.get_ident() == thread
-        if count > MODEL_MODULES:
-            raise ArtifactError(f"config.json: got a model of more than {MODEL_MODULES} modules")
-
-    handle = register_module_module_registration_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()

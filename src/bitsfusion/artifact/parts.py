@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bitsfusion.architectures.base import Architecture, without_steering
 from bitsfusion.architectures.layers import EMBEDDING_ROLES, FIXED_BITS
@@ -25,6 +26,7 @@ from bitsfusion.diffusion.time_features import (
 from bitsfusion.errors import InputError
 from bitsfusion.nn.fake_quantized import FakeQuantizedConv2d, FakeQuantizedLinear
 from bitsfusion.nn.packed import PackedConv2d, PackedLinear, packed_buffer
+from bitsfusion.nn.replace import replace_module
 from bitsfusion.nn.rounded import RoundedLayer
 from bitsfusion.nn.scale import layer_scale
 from bitsfusion.numerics import ScaleInit, quantize
@@ -97,8 +99,10 @@ def parts_of_folder(
             features that cannot be cached.
     """
     architecture = folder.architecture
+    removed = frozenset() if features is None else frozenset(time_layers(folder.skeleton))
     for name in packed_modules(folder.skeleton, architecture):
-        if name not in bits and name not in (rounded or {}) and architecture.role(name) not in EMBEDDING_ROLES:
+        given = name in bits or name in (rounded or {}) or name in removed
+        if not given and architecture.role(name) not in EMBEDDING_ROLES:
             raise InputError(f"{name}: got no bits for this layer, wanted 1 to 8")
 
     def layer(name: str) -> tuple[int, Tensor]:
@@ -145,17 +149,36 @@ def with_float16_scales(parts: ModelParts) -> ModelParts:
 
 
 def timed_model(folder: ModelFolder) -> nn.Module:
-    """The component on meta but for its time layers, which are read.
+    """The component on meta but for its time layers, which are read; a transformer's modulation whenever it is asked.
 
     Raises:
         InputError: names a tensor that is not finite.
     """
     timed = folder.architecture.build(folder.config)
+    timing = folder.architecture.timing
+    outputs = {} if timing is None else timing.outputs_of(timed)
+    for name in outputs:
+        replace_module(timed, name, _Read(folder, name, timed.get_submodule(name)))
     for name in time_layers(timed):
+        if name in outputs:
+            continue
         part = timed.get_submodule(name)
         tensors = {leaf: _finite(f"{name}.{leaf}", folder.tensor(f"{name}.{leaf}")) for leaf in part.state_dict()}
         part.load_state_dict(tensors, assign=True)
     return timed
+
+
+class _Read(nn.Linear):
+    """A linear layer on meta whose weight is read for every forward and forgotten: modulation has billions."""
+
+    def __init__(self, folder: ModelFolder, name: str, layer: Any) -> None:
+        super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        self._folder, self._name = folder, name
+
+    def forward(self, input: Tensor) -> Tensor:
+        leaves = ("weight", "bias") if self.bias is not None else ("weight",)
+        tensors = [_finite(f"{self._name}.{leaf}", self._folder.tensor(f"{self._name}.{leaf}")) for leaf in leaves]
+        return functional.linear(input, *tensors)
 
 
 def _plain_config(model: Any) -> dict[str, Any]:
@@ -190,9 +213,11 @@ def _parts(
 ) -> ModelParts:
     shapes = {name: tuple(module.weight.shape) for name, module in packed_modules(dense, architecture).items()}
     removed = {} if features is None else {name: shapes[name] for name in time_layers(dense)}
-    others = {}
+    others, passed_over = {}, architecture.passed_over(dense)
     for name in dense.state_dict():
         owner, _, leaf = name.rpartition(".")
+        if name in passed_over:
+            continue
         if owner not in removed and (owner not in shapes or leaf == "bias"):
             others[name] = _other(name, tensor(name))
     kept = {name: shape for name, shape in shapes.items() if name not in removed}

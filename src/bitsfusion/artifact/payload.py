@@ -1,70 +1,78 @@
-"""One layer on disk <-> its buffer in memory, each direction checked. The bytes are specified in docs/format.md."""
+"""One layer on disk <-> its buffer in memory, each direction checked. The bytes are specified in docs/format.md.
+
+All of it in numpy: who looks at a folder needs no torch. `tensors` has the same for those who load.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from bitsfusion.artifact.schema import PACKED_SUFFIX, PackedEntry
+from bitsfusion.artifact.schema import PackedEntry
 from bitsfusion.errors import ArtifactError
 from bitsfusion.io.ahead import ahead
 from bitsfusion.packing.accounting import SCALE_BYTES, LayerSize
 from bitsfusion.packing.entropy import compress, decompress
-from bitsfusion.packing.radix import check_range
+from bitsfusion.packing.layout import check_range
 
-_THREADS = 4  # more wait for memory
+THREADS = 4
+"""Layers that are decoded at the same time; more wait for memory."""
 
-
-def tensor_bytes(tensor: Tensor) -> bytes:
-    """A tensor's raw little-endian bytes."""
-    return _view(tensor).tobytes()
+Bytes: TypeAlias = bytes | memoryview
 
 
-def _view(tensor: Tensor) -> memoryview:
-    """The same without a copy, where the tensor lies in one piece on the CPU."""
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-
-
-def buffer_hash(buffer: Tensor) -> str:
+def buffer_hash(buffer: np.ndarray) -> str:
     """The SHA-256 of a layer's buffer in memory, in hex: it does not depend on how well zstd did."""
-    return hashlib.sha256(_view(buffer)).hexdigest()
+    return hashlib.sha256(buffer.data).hexdigest()
 
 
-def others_hash(tensors: Mapping[str, Tensor]) -> str:
-    """The SHA-256 over every tensor whose name does not end in `.packed`.
+def others_hash(others: Iterable[tuple[str, str, Sequence[int], Bytes]]) -> str:
+    """The SHA-256 over every tensor that is no packed layer.
 
     For each in the order of its name as UTF-8: the line "NAME DTYPE SHAPE\\n" (`torch.float32`, sizes joined by `x`),
     then the raw little-endian bytes.
+
+    Args:
+        others: name, dtype, shape and bytes of each.
     """
     digest = hashlib.sha256()
-    for name in sorted(tensors, key=str.encode):
-        if not name.endswith(PACKED_SUFFIX):
-            tensor = tensors[name]
-            digest.update(f"{name} {tensor.dtype} {'x'.join(str(size) for size in tensor.shape)}\n".encode())
-            digest.update(_view(tensor))
+    for name, dtype, shape, data in sorted(others, key=lambda other: other[0].encode()):
+        digest.update(f"{name} {dtype} {'x'.join(str(size) for size in shape)}\n".encode())
+        digest.update(data)
     return digest.hexdigest()
 
 
-def check_others(tensors: Mapping[str, Tensor], sha256: str) -> None:
+def check_others(arrays: Mapping[str, np.ndarray], sha256: str) -> None:
     """Whether the tensors beside the packed layers are finite and those that were written.
 
     Raises:
         ArtifactError: names the tensor, where one alone can be blamed.
     """
-    for name, tensor in tensors.items():
-        if not name.endswith(PACKED_SUFFIX) and not bool(torch.isfinite(tensor).all()):
-            raise ArtifactError(f"{name}: got NaN or infinite values, wanted finite ones")
-    got = others_hash(tensors)
-    if got != sha256:
-        raise ArtifactError(f"tensors beside the packed layers: got SHA-256 {got}, wanted {sha256}")
+    for name, array in arrays.items():
+        check_finite(name, bool(np.isfinite(array).all()))
+    check_hash(
+        others_hash((name, f"torch.{array.dtype}", array.shape, array.data) for name, array in arrays.items()),
+        sha256,
+    )
 
 
-def encode_layer(buffer: Tensor, out_channels: int) -> Tensor:
+def check_finite(name: str, finite: bool) -> None:
+    """Raises ArtifactError with the tensor's name unless it is."""
+    if not finite:
+        raise ArtifactError(f"{name}: got NaN or infinite values, wanted finite ones")
+
+
+def check_hash(got: str, wanted: str) -> None:
+    """Raises ArtifactError unless the `others_hash` is what was written."""
+    if got != wanted:
+        raise ArtifactError(f"tensors beside the packed layers: got SHA-256 {got}, wanted {wanted}")
+
+
+def encode_layer(buffer: np.ndarray, out_channels: int) -> bytes:
     """A layer's buffer as it goes to disk: [4 bytes: n][n bytes: zstd frame of the scales][zstd frame of the radix].
 
     The scales' frame holds their lowest bytes first, then their second bytes, and so on: signs and exponents, which
@@ -72,40 +80,43 @@ def encode_layer(buffer: Tensor, out_channels: int) -> Tensor:
 
     Args:
         buffer: uint8 [4 * out + radix bytes], see `bitsfusion.nn.packed.packed_buffer`.
-
-    Returns:
-        uint8, 1-D.
     """
     scales = SCALE_BYTES * out_channels
-    planes = buffer[:scales].cpu().view(out_channels, SCALE_BYTES).T
-    frame = compress(tensor_bytes(planes))
-    stored = struct.pack("<I", len(frame)) + frame + compress(_view(buffer[scales:]))
-    return torch.frombuffer(bytearray(stored), dtype=torch.uint8)
+    frame = compress(buffer[:scales].reshape(out_channels, SCALE_BYTES).T.tobytes())
+    return struct.pack("<I", len(frame)) + frame + compress(buffer[scales:].data)
 
 
-def scale_frame_bytes(payload: Tensor) -> int:
+def check_payload(name: str, dtype: str, shape: Sequence[int]) -> None:
+    """Raises ArtifactError unless a layer's tensor on disk is one of bytes."""
+    if dtype != "uint8" or len(shape) != 1:
+        raise ArtifactError(f"{name}: got {dtype} {list(shape)}, wanted one-dimensional uint8")
+
+
+def scale_frame_bytes(payload: np.ndarray) -> int:
     """How many bytes of a layer's tensor on disk are scales: their frame and its length."""
-    return SCALE_BYTES + int.from_bytes(tensor_bytes(payload[:4]), "little")
+    return SCALE_BYTES + int.from_bytes(payload[:4].tobytes(), "little")
 
 
-def decode_layer(name: str, payload: Tensor, entry: PackedEntry) -> Tensor:
+def decode_layer(name: str, payload: np.ndarray, entry: PackedEntry, buffer: np.ndarray | None = None) -> np.ndarray:
     """The inverse of `encode_layer`; allocates no more than the entry's shape asks for, twice.
 
     Args:
         name: of the layer, for the errors.
         payload: the tensor `<name>.packed` of the file.
         entry: what the config says of the layer.
+        buffer: uint8 [4 * out + packed_size], written to; made where not given.
 
     Returns:
-        uint8 [4 * out + packed_size], the very bytes that were written.
+        `buffer`: the very bytes that were written.
 
     Raises:
         ArtifactError: names the layer and what is wrong: type, size, zstd frame, scales, range or hash.
     """
-    if payload.dtype != torch.uint8 or payload.dim() != 1:
-        raise ArtifactError(f"{name}: got {payload.dtype} {list(payload.shape)}, wanted one-dimensional torch.uint8")
+    check_payload(name, str(payload.dtype), payload.shape)
+    if buffer is None:
+        buffer = np.empty(entry.size.bytes_in_memory, dtype=np.uint8)
     try:
-        buffer = _decode(_view(payload), entry.size)
+        _decode(payload.data, entry.size, buffer)
     except ArtifactError as error:
         raise ArtifactError(f"{name}: {error}") from None
     got = buffer_hash(buffer)
@@ -114,7 +125,7 @@ def decode_layer(name: str, payload: Tensor, entry: PackedEntry) -> Tensor:
     return buffer
 
 
-def decode_layers(layers: Iterable[tuple[str, Tensor, PackedEntry]]) -> Iterator[tuple[str, Tensor]]:
+def decode_layers(layers: Iterable[tuple[str, np.ndarray, PackedEntry]]) -> Iterator[tuple[str, np.ndarray]]:
     """`decode_layer` for many layers, in their order, a few at a time on threads.
 
     Args:
@@ -124,10 +135,10 @@ def decode_layers(layers: Iterable[tuple[str, Tensor, PackedEntry]]) -> Iterator
     Returns:
         (name, buffer) of each.
     """
-    return ahead(lambda layer: (layer[0], decode_layer(*layer)), layers, _THREADS)
+    return ahead(lambda layer: (layer[0], decode_layer(*layer)), layers, THREADS)
 
 
-def check_scales(scales: Tensor, bits: int) -> None:
+def check_scales(scales: np.ndarray, bits: int) -> None:
     """Whether every weight that the scales can stand for is a finite float32.
 
     Args:
@@ -137,22 +148,22 @@ def check_scales(scales: Tensor, bits: int) -> None:
     Raises:
         ArtifactError: a scale that is not finite, or that overflows when it is multiplied by the largest level.
     """
-    if not bool(torch.isfinite(scales).all()):
+    if not np.isfinite(scales).all():
         raise ArtifactError("got a scale that is NaN or infinite, wanted finite scales")
-    if not bool(torch.isfinite(scales * 2 ** (bits - 1)).all()):
+    with np.errstate(over="ignore"):
+        largest = scales * np.float32(2 ** (bits - 1))
+    if not np.isfinite(largest).all():
         raise ArtifactError(f"got a scale that overflows at level {2 ** (bits - 1)}, wanted finite weights")
 
 
-def _decode(data: memoryview, size: LayerSize) -> Tensor:
+def _decode(data: memoryview, size: LayerSize, buffer: np.ndarray) -> None:
     end = 4 + int.from_bytes(data[:4], "little")
     if len(data) < 4 or len(data) <= end:
         raise ArtifactError(f"got {len(data)} bytes, wanted more than the length and the {end - 4} bytes of the scales")
     planes = np.frombuffer(decompress(data[4:end], size.scale_bytes), dtype=np.uint8)
     radix = decompress(data[end:], size.code_bytes)
-    buffer = torch.empty(size.bytes_in_memory, dtype=torch.uint8)
     scales, codes = buffer[: size.scale_bytes], buffer[size.scale_bytes :]
-    scales.view(size.out_channels, SCALE_BYTES).numpy()[:] = planes.reshape(SCALE_BYTES, size.out_channels).T
-    codes.numpy()[:] = np.frombuffer(radix, dtype=np.uint8)
-    check_scales(scales.view(torch.float32), size.bits)
+    scales.reshape(size.out_channels, SCALE_BYTES)[:] = planes.reshape(SCALE_BYTES, size.out_channels).T
+    codes[:] = np.frombuffer(radix, dtype=np.uint8)
+    check_scales(scales.view(np.float32), size.bits)
     check_range(codes, size.weights, size.bits)
-    return buffer

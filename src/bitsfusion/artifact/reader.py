@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from bitsfusion.architectures.base import Architecture
 from bitsfusion.architectures.registry import DENOISER_COMPONENTS
@@ -24,7 +24,7 @@ from bitsfusion.artifact.schema import (
     PackedConfig,
     parse_config,
 )
-from bitsfusion.artifact.skeleton import empty_model, make_packed, named_architecture
+from bitsfusion.artifact.structure import expected_tensors, named_architecture
 from bitsfusion.errors import ArtifactError, InputError
 from bitsfusion.pipelines.folder import INDEX
 from bitsfusion.pipelines.weight_files import WeightChoice, weight_choices
@@ -40,15 +40,13 @@ class PackedFolder:
     model_config: dict[str, Any]
     config: PackedConfig
 
-    def expected(self) -> dict[str, Tensor]:
-        """Every tensor that the files must hold, on meta, as in memory once decoded.
+    def expected(self) -> dict[str, StoredTensor]:
+        """Every tensor that the files must hold, as in memory once decoded, in module order.
 
         Raises:
             ArtifactError: the config does not fit the model that it describes, or describes none.
         """
-        model = empty_model(self.model_config)
-        make_packed(model, self.config)
-        return dict(model.state_dict())
+        return expected_tensors(self.model_config, self.config)
 
     @property
     def architecture(self) -> Architecture:
@@ -112,23 +110,23 @@ class Tensors:
     def names(self) -> tuple[str, ...]:
         return tuple(self.stored)
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> np.ndarray:
         """A tensor as it lies in the file.
 
         Raises:
             ArtifactError: there is none of that name.
         """
         try:
-            tensor: Tensor = self._opened[name].get_tensor(name)
+            tensor: np.ndarray = self._opened[name].get_tensor(name)
         except (KeyError, SafetensorError):
             raise ArtifactError(f"{name.removesuffix(PACKED_SUFFIX)}: got no tensor {name} in the file") from None
         return tensor
 
-    def buffer(self, layer: str) -> Tensor:
+    def buffer(self, layer: str) -> np.ndarray:
         """A packed layer's buffer as in memory; errors as `decode_layer`."""
         return decode_layer(layer, self.tensor(layer + PACKED_SUFFIX), self._config.layers[layer])
 
-    def buffers(self) -> Iterator[tuple[str, Tensor]]:
+    def buffers(self) -> Iterator[tuple[str, np.ndarray]]:
         """Every packed layer's name and buffer, a few at a time on threads; errors as `decode_layer`."""
         layers = self._config.layers.items()
         return decode_layers((name, self.tensor(name + PACKED_SUFFIX), entry) for name, entry in layers)
@@ -150,7 +148,7 @@ def open_tensors(config: PackedConfig, files: Iterable[Path]) -> Iterator[Tensor
             for name in header.keys() & stored.keys():
                 raise ArtifactError(f"{name}: got it in two files, wanted it once")
             try:
-                file = stack.enter_context(safe_open(path, framework="pt"))
+                file = stack.enter_context(safe_open(path, framework="np"))
             except (OSError, SafetensorError) as error:
                 raise ArtifactError(f"{path}: got {shown(error)}, wanted a safetensors file") from None
             stored.update(header)

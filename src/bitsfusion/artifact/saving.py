@@ -7,8 +7,8 @@ from collections.abc import Mapping, Set
 import torch
 from torch import Tensor
 
-from bitsfusion.artifact.payload import buffer_hash, encode_layer, others_hash
 from bitsfusion.artifact.schema import PACKED_SUFFIX, PackedConfig
+from bitsfusion.artifact.tensors import buffer_hash, encode_layer, others_hash
 from bitsfusion.errors import InputError
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
-from bitsfusion.architectures.base import Architecture, without_steering
-from bitsfusion.architectures.registry import ARCHITECTURES, architecture_of, class_name, packed_modules
-from bitsfusion.artifact.limits import bounded_construction, check_model_config, shown
+from bitsfusion.architectures.base import TRAINING_COUNTER
+from bitsfusion.architectures.registry import ARCHITECTURES, architecture_of, packed_modules
+from bitsfusion.artifact.container import StoredTensor
+from bitsfusion.artifact.limits import MODEL_MODULES, shown
 from bitsfusion.artifact.schema import PackedConfig, TimeBasisEntry
+from bitsfusion.artifact.structure import named_architecture, plain_config, stored_tensor
 from bitsfusion.diffusion.time_features import (
     Coverage,
     SamplerSteps,
@@ -25,6 +30,29 @@ from bitsfusion.diffusion.time_features.spline import TAPS, Knots
 from bitsfusion.errors import ArtifactError, InputError
 from bitsfusion.nn.packed import packed_layer
 from bitsfusion.nn.replace import replace_module
+from bitsfusion.nn.tied import tie_layers
+
+
+@contextmanager
+def bounded_construction() -> Iterator[None]:
+    """Within it, this thread builds at most `MODEL_MODULES` modules: a config may ask for millions.
+
+    Raises:
+        ArtifactError: at the first one too many.
+    """
+    thread, count = threading.get_ident(), 0
+
+    def hook(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
+        nonlocal count
+        count += threading.get_ident() == thread
+        if count > MODEL_MODULES:
+            raise ArtifactError(f"config.json: got a model of more than {MODEL_MODULES} modules")
+
+    handle = register_module_module_registration_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def covered_steps(config: PackedConfig) -> str:
@@ -53,14 +81,7 @@ def empty_model(model_config: Mapping[str, Any]) -> nn.Module:
     Raises:
         ArtifactError: no model that is packed, a config it refuses, or one beyond `limits`.
     """
-    architecture = named_architecture(model_config)
-    plain = {key: value for key, value in model_config.items() if key != "quantization_config"}
-    check_model_config(plain)
-    if architecture.library == "transformers":
-        for key in plain.keys() - without_steering(plain).keys():
-            raise ArtifactError(
-                f"config.json: got the key {shown(repr(key), 80)}, wanted none that chooses files or code"
-            )
+    architecture, plain = named_architecture(model_config), plain_config(model_config)
     try:
         with bounded_construction():
             return architecture.build(plain)
@@ -68,19 +89,6 @@ def empty_model(model_config: Mapping[str, Any]) -> nn.Module:
         raise
     except Exception as error:
         raise ArtifactError(f"config.json: {architecture.name} refuses it: {shown(error)}") from None
-
-
-def named_architecture(model_config: Mapping[str, Any]) -> Architecture:
-    """What a config.json says its model is.
-
-    Raises:
-        ArtifactError: no class that is packed: a reader builds no other.
-    """
-    name = class_name(model_config)
-    if not isinstance(name, str) or name not in ARCHITECTURES:
-        wanted = " or ".join(ARCHITECTURES)
-        raise ArtifactError(f"config.json: got _class_name {shown(repr(name), 80)}, wanted {wanted}")
-    return ARCHITECTURES[name]
 
 
 def make_packed(model: nn.Module, config: PackedConfig) -> None:
@@ -103,10 +111,13 @@ def make_packed(model: nn.Module, config: PackedConfig) -> None:
             )
     unnamed = [name for name in dense if name not in shapes]
     if unnamed:
-        kinds = " and ".join(kind.__name__ for kind in architecture.layers)
+        kinds = " and ".join(architecture.layers)
         raise ArtifactError(f"{unnamed[0]}: got no bits for this layer, wanted every {kinds} packed or removed")
-    if (config.time_features.kind == "none") is architecture.timed:
-        wanted = "basis, cached or layers_8bit" if architecture.timed else "none"
+    allowed = ["basis", "cached", "layers_8bit"] if architecture.timed else ["none"]
+    if architecture.timing is not None:
+        allowed += ["basis", "cached"]
+    if config.time_features.kind not in allowed:
+        wanted = ", ".join(allowed[:-1]) + f" or {allowed[-1]}" if allowed[1:] else allowed[0]
         raise ArtifactError(f"time features: got {config.time_features.kind} in a {architecture.name}, wanted {wanted}")
     expected = set(time_layers(model)) if config.stores_features else set()
     if set(config.removed) != expected or set(config.layers) & set(config.removed):
@@ -116,8 +127,17 @@ def make_packed(model: nn.Module, config: PackedConfig) -> None:
         )
     for name, entry in config.layers.items():
         replace_module(model, name, packed_layer(dense[name], entry.bits))
+    tie_layers(model, architecture.tied(model))
+    for module in model.modules():
+        if TRAINING_COUNTER in module._buffers:
+            module._non_persistent_buffers_set.add(TRAINING_COUNTER)
     if config.stores_features:
         try:
             place_time_features(model, _stored_features(config))
         except InputError as error:
             raise ArtifactError(f"time_proj: {error}") from None
+
+
+def in_memory(model: nn.Module) -> dict[str, StoredTensor]:
+    """Every tensor of a packed model's state dict, as files hold it but for packed layers, which are as in memory."""
+    return {name: stored_tensor(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()}

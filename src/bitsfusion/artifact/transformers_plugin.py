@@ -17,10 +17,10 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from bitsfusion.artifact.guards import guard
-from bitsfusion.artifact.payload import check_others, decode_layers
 from bitsfusion.artifact.reader import open_tensors
 from bitsfusion.artifact.saving import saved_tensors
 from bitsfusion.artifact.schema import PACKED_SUFFIX, QUANT_METHOD, PackedConfig, parse_config
+from bitsfusion.artifact.tensors import check_others, decode_layers
 from bitsfusion.artifact.verify import check_stored
 from bitsfusion.errors import ArtifactError, InputError
 
@@ -87,10 +87,10 @@ class BitsFusionTextQuantizer(HfQuantizer):
             ArtifactError: a file that is no safetensors file or pickled, a tensor (named) too many, too few, of another
                 dtype or shape, or values beside the packed layers that are not those that were written.
         """
-        from bitsfusion.artifact.skeleton import make_packed
+        from bitsfusion.artifact.skeleton import in_memory, make_packed
 
         make_packed(model, self.content)
-        expected = model.state_dict()
+        expected = in_memory(model)
         self._expected = frozenset(expected)
         files = [Path(file) for file in kwargs.get("checkpoint_files") or ()]
         for file in files:
@@ -99,10 +99,10 @@ class BitsFusionTextQuantizer(HfQuantizer):
         with open_tensors(self.content, files) as tensors:
             check_stored(expected, tensors)
             others = {name for name in expected if not name.endswith(PACKED_SUFFIX)}
-            self._others = {name: tensors.tensor(name).clone() for name in others}  # a view would keep the file mapped
+            self._others = {name: torch.from_numpy(tensors.tensor(name).copy()) for name in others}
         check_others(self._others, self.content.others_sha256)
-        for module in model.modules():  # nothing is missing: there is nothing for transformers to initialise
-            module._is_hf_initialized = True  # type: ignore[assignment]
+        for module in model.modules():  # nothing is missing: only rotary tables are for transformers to compute
+            module._is_hf_initialized = not _is_rotary(module)  # type: ignore[assignment]
         for name in self.content.layers:
             model.get_submodule(name).compute_dtype = self.dtype  # type: ignore[assignment]
 
@@ -112,7 +112,7 @@ class BitsFusionTextQuantizer(HfQuantizer):
         for name, buffer in decode_layers(payloads):
             layers[name].packed = buffer.to(layers[name].packed.device)
         for key, value in model.named_buffers():
-            if key not in self._expected:
+            if key not in self._expected and not _is_rotary(model.get_submodule(key.rpartition(".")[0])):
                 _count(key, value)
         # transformers would refuse `.half()` and `.float()`. Here only floating tensors change.
         model.is_quantized = False  # type: ignore[assignment]
@@ -143,6 +143,11 @@ class BitsFusionTextQuantizer(HfQuantizer):
     def is_compileable(self) -> bool:
         """Unpacking is an operator of its own."""
         return True
+
+
+def _is_rotary(module: nn.Module) -> bool:
+    """Whether a module holds frequencies of rotary positions, which its config decides."""
+    return "RotaryEmbedding" in type(module).__name__
 
 
 def _count(name: str, value: Tensor) -> None:

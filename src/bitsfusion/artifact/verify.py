@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from bitsfusion.artifact.container import StoredTensor
 from bitsfusion.artifact.dense_files import check_dense
 from bitsfusion.artifact.hashes import read_hashes
 from bitsfusion.artifact.limits import check_memory
 from bitsfusion.artifact.payload import check_others
 from bitsfusion.artifact.reader import PackedFolder, Tensors, component_named, open_components
-from bitsfusion.artifact.schema import PACKED_SUFFIX, TIME_TENSORS, PackedConfig
+from bitsfusion.artifact.schema import PACKED_SUFFIX, PackedConfig
 from bitsfusion.errors import ArtifactError, BitsFusionError, InputError
 from bitsfusion.io.hashes import sha256_file
 from bitsfusion.pipelines.folder import INDEX, read_folder
@@ -187,7 +186,7 @@ def _verify(folder: PackedFolder) -> None:
         check_tensors(folder.config, expected, tensors)
 
 
-def check_tensors(config: PackedConfig, expected: Mapping[str, Tensor], tensors: Tensors) -> None:
+def check_tensors(config: PackedConfig, expected: Mapping[str, StoredTensor], tensors: Tensors) -> None:
     """The part of `verify` that reads the weight files of a packed component.
 
     Args:
@@ -203,7 +202,7 @@ def check_tensors(config: PackedConfig, expected: Mapping[str, Tensor], tensors:
     check_others(others, config.others_sha256)
 
 
-def check_stored(expected: Mapping[str, Tensor], tensors: Tensors) -> None:
+def check_stored(expected: Mapping[str, StoredTensor], tensors: Tensors) -> None:
     """Names, dtypes, shapes and sizes by the files' headers alone.
 
     Raises:
@@ -220,8 +219,8 @@ def check_stored(expected: Mapping[str, Tensor], tensors: Tensors) -> None:
                 layer = name.removesuffix(PACKED_SUFFIX)
                 raise ArtifactError(f"{layer}: got {stored.dtype} {list(stored.shape)}, wanted one-dimensional U8")
             continue
-        dtype = "F16" if name in TIME_TENSORS else "F32"
+        dtype = expected[name].dtype
         if stored.dtype != dtype or list(stored.shape) != shape:
             raise ArtifactError(f"{name}: got {stored.dtype} {list(stored.shape)}, wanted {dtype} {shape}")
-    decoded = sum(tensor.numel() * tensor.element_size() for tensor in expected.values())
+    decoded = sum(tensor.nbytes for tensor in expected.values())
     check_memory(decoded, sum(stored.nbytes for stored in tensors.stored.values()))

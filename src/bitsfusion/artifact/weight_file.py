@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bitsfusion.artifact.payload import tensor_bytes
+from bitsfusion.artifact.tensors import tensor_bytes
 
 _DTYPES = {  # in the order of their tensors in the file
     torch.int64: "I64",

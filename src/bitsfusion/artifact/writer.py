@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from bitsfusion.architectures.registry import denoiser_of
 from bitsfusion.artifact.hashes import write_hashes
 from bitsfusion.artifact.parts import Features, ModelParts, parts_of_model
-from bitsfusion.artifact.payload import buffer_hash, check_scales, encode_layer, others_hash
 from bitsfusion.artifact.schema import (
     CONFIG_FILE,
     PACKED_SUFFIX,
@@ -27,6 +26,7 @@ from bitsfusion.artifact.schema import (
     TimeFeaturesEntry,
 )
 from bitsfusion.artifact.target import check_target
+from bitsfusion.artifact.tensors import buffer_hash, check_scales, encode_layer, others_hash
 from bitsfusion.artifact.weight_file import write_weights
 from bitsfusion.diffusion.time_features import Cover, SamplerSteps, TimeBasis, choose_features
 from bitsfusion.errors import ArtifactError, InputError

@@ -12,10 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitsfusion.architectures.registry import denoiser_of
+from bitsfusion.architectures.unet import UNET
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.calibration.trees import Tree, map_tensors, tensors_of
+from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.diffusion.samples import seeded_noise
 from bitsfusion.errors import InputError
+from bitsfusion.metrics.generation import call_options
 from bitsfusion.progress import Progress, silent
 
 _BATCH = 24
@@ -70,7 +74,7 @@ def trajectories(
     if not prompts:
         raise InputError("calibration prompts: got none, wanted at least one")
     texts = [prompts[index % len(prompts)] for index in range(settings.samples)]
-    shape, weight = _latent_shape(denoiser, settings), next(denoiser.parameters())
+    shape = _latent_shape(pipeline, denoiser, settings)
     batch_size = settings.batch_size or max(1, min(_BATCH, _BATCH_VALUES // math.prod(shape)))
     starts = range(0, len(texts), batch_size)
     total = len(starts) * settings.steps
@@ -93,9 +97,8 @@ def trajectories(
         for start in starts:
             batch = texts[start : start + batch_size]
             seed = settings.seed + start
-            latents = seeded_noise(shape, range(seed, seed + len(batch))).to(weight.device, weight.dtype)
             with _watched_steps(pipeline.scheduler, stepped):
-                _draw(pipeline, batch, latents, settings)
+                _draw(pipeline, batch, range(seed, seed + len(batch)), shape, settings)
     finally:
         handle.remove()
         pipeline.set_progress_bar_config(**(before or {}))
@@ -135,22 +138,29 @@ def _mixture(predicted: Tensor, used: Tensor) -> tuple[float, float] | None:
     return first, second
 
 
-def _latent_shape(denoiser: Any, settings: CalibrationSettings) -> tuple[int, int, int]:
-    size = settings.size or denoiser.config.sample_size
+def _latent_shape(pipeline: Any, denoiser: Any, settings: CalibrationSettings) -> tuple[int, int, int]:
+    own = denoiser.config.get("sample_size") or getattr(pipeline, "default_sample_size", 128)
+    size = settings.size or own
     height, width = (size, size) if isinstance(size, int) else size
     return denoiser.config.in_channels, height, width
 
 
-def _draw(pipeline: Any, prompts: list[str], latents: Tensor, settings: CalibrationSettings) -> None:
-    known = inspect.signature(pipeline.__call__).parameters
-    scale = getattr(pipeline, "vae_scale_factor", 8)
-    wanted = {
+def _draw(
+    pipeline: Any, prompts: list[str], seeds: range, shape: tuple[int, ...], settings: CalibrationSettings
+) -> None:
+    denoiser = pipeline_denoiser(pipeline)
+    options = {
         "prompt": prompts,
-        "latents": latents,
-        "height": latents.shape[-2] * scale,
-        "width": latents.shape[-1] * scale,
         "num_inference_steps": settings.steps,
-        "guidance_scale": settings.guidance,
         "output_type": "latent",
+        **call_options(pipeline, seeds, settings.guidance),
     }
-    pipeline(**{name: value for name, value in wanted.items() if name in known})
+    sides = dict(zip(("height", "width"), (side * pipeline.vae_scale_factor for side in shape[-2:]), strict=True))
+    if denoiser_of(denoiser) is UNET:
+        weight = next(denoiser.parameters())
+        options["latents"] = seeded_noise(shape, seeds).to(weight.device, weight.dtype)
+        options |= sides
+    elif settings.size is not None:
+        options |= sides
+    known = inspect.signature(pipeline.__call__).parameters
+    pipeline(**{name: value for name, value in options.items() if name in known})

@@ -13,7 +13,8 @@ from bitsfusion.cli.interruption import resumable
 from bitsfusion.cli.options import Device, Json, Quiet
 from bitsfusion.data.pictures import holds_pictures, is_tree
 from bitsfusion.devices import AUTO, resolve
-from bitsfusion.diffusion.samplers import Sampler
+from bitsfusion.diffusion.process import is_flow
+from bitsfusion.diffusion.samplers import OWN, Sampler, sampler_name
 from bitsfusion.embedded import embedded_model, guidance_of
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.evaluate import evaluate as run_evaluation
@@ -29,6 +30,7 @@ from bitsfusion.evaluation.measures import (
 from bitsfusion.evaluation.official import geneval_measure, tifa_measure
 from bitsfusion.evaluation.prompts import PromptSet, file_prompts, picture_prompts, world_prompts
 from bitsfusion.evaluation.setting import Evaluation
+from bitsfusion.io.texts import read_json
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.metrics.geneval.colors import OFFICIAL_CLIP, ClipColors
 from bitsfusion.metrics.geneval.detector import Mask2FormerDetector
@@ -39,6 +41,7 @@ from bitsfusion.metrics.geneval.world import WorldReader
 from bitsfusion.metrics.tifa.files import read_captions, read_questions
 from bitsfusion.metrics.tifa.matcher import OFFICIAL_ENCODER, SentenceMatcher
 from bitsfusion.metrics.tifa.vqa import vqa_model
+from bitsfusion.pipelines.resolve import resolve as resolve_model
 
 CLIP = "openai/clip-vit-base-patch32"
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"
@@ -75,7 +78,10 @@ def evaluate(
         str | None,
         typer.Option(help="With commas, or as 2.5-9.5 (the paper's) in steps of 1.  [default: 7.5, embedded:grid 3]"),
     ] = None,
-    sampler: Annotated[Sampler, typer.Option()] = Sampler.PNDM,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="Any scheduler of diffusers by name, or own.  [default: pndm, of flow models own]"),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1)] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next ones count on.")] = 1024,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
@@ -123,7 +129,7 @@ def evaluate(
         prompts=repeated,
         prompts_source="the drawn world's test prompts" if world else str(prompts or pictures),
         images_per_prompt=images_per_prompt,
-        sampler=sampler.value,
+        sampler=_usual_sampler(model, against) if sampler is None else sampler_name(sampler),
         steps=steps,
         guidance=(guidance_of(model, against),) if guidance is None else _guidance(guidance),
         batch_size=batch_size,
@@ -237,3 +243,14 @@ def _mean(value: dict[str, Any] | None) -> str:
 
 def _interval(value: dict[str, Any] | None) -> str:
     return "" if value is None else f"{value['mean']:.3g} ({value['low']:.3g} to {value['high']:.3g})"
+
+
+def _usual_sampler(*models: str | None) -> str:
+    """The paper's PNDM; the own scheduler of a model of flow matching."""
+    for model in models:
+        if model is not None and not holds_pictures(Path(model)):
+            scheduler = resolve_model(model).component("scheduler")
+            if scheduler is not None:
+                flow = is_flow(read_json(scheduler.folder / "scheduler_config.json"))
+                return OWN if flow else Sampler.PNDM.value
+    return Sampler.PNDM.value

@@ -12,7 +12,9 @@ from bitsfusion.errors import InputError
 if TYPE_CHECKING:
     from bitsfusion.diffusion.time_features import Cover
 
-Model = Annotated[str, typer.Argument(help='A diffusers folder, a hub id, "embedded" or "embedded:grid".')]
+Model = Annotated[
+    str, typer.Argument(help='A diffusers folder, a hub id, "embedded", "embedded:grid" or "embedded:flow".')
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Device = Annotated[

@@ -12,7 +12,7 @@ from bitsfusion.artifact.inspect import folder_sizes
 from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.cli import analysis
-from bitsfusion.cli.console import print_json, progress_bars
+from bitsfusion.cli.console import print_json, print_table, progress_bars
 from bitsfusion.cli.options import Covered, Device, Json, Model, Quiet, time_cover
 from bitsfusion.devices import AUTO
 from bitsfusion.embedded import guidance_of
@@ -20,6 +20,7 @@ from bitsfusion.errors import InputError
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.load import EMBEDDED
 from bitsfusion.runs.calibration import CalibrationJob
+from bitsfusion.runs.calibration_plan import CalibrationPlan, pipeline_calibration_plan
 from bitsfusion.runs.components import UNET_ALONE, WHOLE, OtherBits
 from bitsfusion.runs.packing import ScaleDtype, init_pipeline, pack_checkpoint
 
@@ -95,12 +96,20 @@ def init(
     calibration_steps: Annotated[
         int | None, typer.Option(min=1, help=f"Sampler steps of each.  [default: {_CALIBRATION.steps}]")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --calibrate: print its memory and hours on this machine, and stop.")
+    ] = False,
     device: Device = AUTO,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Quantizes and packs without training (section 4.1)."""
     job = _calibration(model, calibrate, calibration_prompts, calibration_samples, calibration_steps, device)
+    if dry_run:
+        if job is None:
+            raise InputError("dry-run: got it without --calibrate, wanted both; bitsfusion plan tells of sizes")
+        _print_plan(pipeline_calibration_plan(model, job), json)
+        return
     with progress_bars(quiet or json) as progress:
         configs = init_pipeline(
             model,
@@ -150,6 +159,24 @@ def _calibration(
         return None
     chosen["guidance"] = guidance_of(model)
     return CalibrationJob(prompts, _CALIBRATION.model_copy(update=chosen), device)
+
+
+def _print_plan(plan: CalibrationPlan, json: bool) -> None:
+    if json:
+        print_json(plan.to_dict())
+        return
+    rows = [[part, f"{size / 1e9:.2f}"] for part, size in plan.bytes.items()]
+    rows += [
+        ["together", f"{sum(plan.bytes.values()) / 1e9:.1f}"],
+        ["TFLOP of forward passes", f"{plan.forward_flops / 1e12:.1f}"],
+        ["TFLOP of second moments", f"{plan.moment_flops / 1e12:.1f}"],
+        ["TFLOP of solving", f"{plan.solving_flops / 1e12:.1f}"],
+        ["hours", f"{plan.hours:.2f}"],
+    ]
+    print(f"Calibration of {plan.layers} layers, the widest of {plan.widest} inputs; GB of 10^9 bytes:")
+    print_table(["", "at most"], rows)
+    rate = f"{plan.flops_per_second / 1e9:.0f} GFLOP/s"
+    print(f"Operations are counted; matrices are multiplied at {rate} on this device, as measured just now.")
 
 
 def _others(whole: bool, text_encoder: str | None, vae: str | None, token_embedding: int) -> OtherBits:

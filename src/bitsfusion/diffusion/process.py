@@ -1,6 +1,6 @@
 """The forward process that a denoiser was trained on: how latents are noised, and what the model predicts.
 
-A pipeline's scheduler config says which: `prediction_type` epsilon or v_prediction on a noise schedule (DDPM), or flow
+A pipeline's scheduler says which: `prediction_type` epsilon or v_prediction on a noise schedule (DDPM), or flow
 matching, where z_t = (1 - s) z_0 + s noise and t = 1000 s.
 """
 
@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, SchedulerMixin
 from torch import Tensor
 
 from bitsfusion.errors import InputError
@@ -158,21 +158,22 @@ def is_flow(scheduler_config: Mapping[str, Any]) -> bool:
     return flags or name.startswith(_FLOW_CLASSES) or scheduler_config.get("prediction_type") == "flow_prediction"
 
 
-def process_of(scheduler_config: Mapping[str, Any], shift: float | None = None) -> Process:
-    """The process of a pipeline's scheduler config.
+def process_of(scheduler: SchedulerMixin, shift: float | None = None) -> Process:
+    """The process of a pipeline's scheduler.
 
     Args:
-        scheduler_config: `pipeline.scheduler.config`.
+        scheduler: as the pipeline has it; one that was never saved does not name its class in its config.
         shift: of a flow, instead of the config's own.
 
     Raises:
         InputError: a prediction type that is neither epsilon, v_prediction nor a flow.
     """
-    if is_flow(scheduler_config):
-        own = scheduler_config.get("shift", scheduler_config.get("flow_shift"))
-        return Flow(int(scheduler_config.get("num_train_timesteps", 1000)), float(shift or own or 1.0))
-    scheduler = DDPMScheduler.from_config(scheduler_config)
-    kind = scheduler.config.prediction_type
+    config: dict[str, Any] = {**scheduler.config, "_class_name": type(scheduler).__name__}
+    if is_flow(config):
+        own = config.get("shift", config.get("flow_shift"))
+        return Flow(int(config.get("num_train_timesteps", 1000)), float(shift or own or 1.0))
+    noisy = DDPMScheduler.from_config(scheduler.config)
+    kind = noisy.config.prediction_type
     if kind not in ("epsilon", "v_prediction"):
         raise InputError(f"scheduler: got prediction_type {kind!r}, wanted epsilon, v_prediction or a flow")
-    return NoiseSchedule(scheduler)
+    return NoiseSchedule(noisy)

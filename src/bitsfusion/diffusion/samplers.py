@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from diffusers import SchedulerMixin
 
+from bitsfusion.diffusion.process import is_flow
 from bitsfusion.errors import InputError
 
 OWN = "own"
@@ -29,6 +30,7 @@ class Sampler(str, Enum):
     DDIM = "ddim"
     DPM = "dpm"
     LCM = "lcm"
+    OWN = OWN
 
 
 _LEFT_TO_CLASS = "_use_default_values"  # diffusers' list of the config's keys that its file does not have
@@ -164,6 +166,14 @@ def _scheduler(name: str, scheduler_config: Mapping[str, Any]) -> SchedulerMixin
 def _carried(kind: type[SchedulerMixin], config: Mapping[str, Any]) -> dict[str, Any]:
     """What another class needs told differently to sample from the same model."""
     known = kind._get_init_keys(kind)
+    if is_flow(config):
+        if is_flow({"_class_name": kind.__name__}):
+            return {}
+        if "use_flow_sigmas" not in known:
+            raise InputError(f"sampler: got {kind.__name__} for a model of flow matching, wanted own, dpm or unipc")
+        shift = config.get("shift", config.get("flow_shift", 1.0))
+        return {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
+    latents = {"skip_prk_steps": True} if "skip_prk_steps" in known else {}  # as Stable Diffusion has it
     predicted = config.get("prediction_type", "epsilon")
     if predicted != "epsilon" and "prediction_type" not in known:
         raise InputError(
@@ -171,8 +181,8 @@ def _carried(kind: type[SchedulerMixin], config: Mapping[str, Any]) -> dict[str,
             "prediction_type, such as own, ddim or euler"
         )
     if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known and "trained_betas" in known:
-        return {"trained_betas": _zero_snr_betas(config)}
-    return {}
+        return latents | {"trained_betas": _zero_snr_betas(config)}
+    return latents
 
 
 def _zero_snr_betas(config: Mapping[str, Any]) -> list[float]:
@@ -183,6 +193,12 @@ def _zero_snr_betas(config: Mapping[str, Any]) -> list[float]:
     cumulative = ((root - root[-1]) * root[0] / (root[0] - root[-1])).square().clamp(min=_ZERO_SNR_FLOOR)
     alphas = torch.cat([cumulative[:1], cumulative[1:] / cumulative[:-1]])
     return [float(beta) for beta in 1 - alphas]
+
+
+def default_sampler(scheduler: SchedulerMixin) -> str:
+    """What a pipeline is drawn with where nobody says: the paper's PNDM; its own scheduler for flow matching."""
+    flow = is_flow({**scheduler.config, "_class_name": type(scheduler).__name__})
+    return OWN if flow else Sampler.PNDM.value
 
 
 def sampler_timesteps(name: str, steps: int, scheduler_config: Mapping[str, Any]) -> list[float]:
@@ -202,7 +218,12 @@ def sampler_timesteps(name: str, steps: int, scheduler_config: Mapping[str, Any]
     return _visited(build_scheduler(name, scheduler_config), name, steps)
 
 
-def _visited(scheduler: SchedulerMixin, name: str, steps: int) -> list[float]:
+def check_steps(scheduler: SchedulerMixin, name: str, steps: int) -> None:
+    """Sets `steps` inference steps, which a scheduler called `name` may not have.
+
+    Raises:
+        InputError: fewer than one, more than it was trained with, or whatever its class refuses.
+    """
     trained = int(scheduler.config.num_train_timesteps)
     if not 1 <= steps <= trained:
         raise InputError(f"sampler {name}: got {steps} steps, wanted 1 to {trained}")
@@ -210,6 +231,10 @@ def _visited(scheduler: SchedulerMixin, name: str, steps: int) -> list[float]:
         scheduler.set_timesteps(steps)
     except ValueError as error:
         raise InputError(f"sampler {name}: got {steps} steps: {str(error).strip().splitlines()[0]}") from None
+
+
+def _visited(scheduler: SchedulerMixin, name: str, steps: int) -> list[float]:
+    check_steps(scheduler, name, steps)
     visited = (float(np.float32(step)) for step in scheduler.timesteps.tolist())
     return list(dict.fromkeys(int(step) if step.is_integer() else step for step in visited))
 

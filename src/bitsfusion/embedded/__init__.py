@@ -20,6 +20,8 @@ SCORER_FOLDER = _HERE / "scorer"
 GRID_PIPELINE_FOLDER = _HERE / "grid_pipeline"
 """The same of the grid world (`grid.GRID`): what commands call "embedded:grid"."""
 GRID_SCORER_FOLDER = _HERE / "grid_scorer"
+FLOW_PIPELINE_FOLDER = _HERE / "flow_pipeline"
+"""An AuraFlow of the grid world: what commands call "embedded:flow"."""
 PAPER_GUIDANCE = 7.5
 
 
@@ -33,6 +35,7 @@ class EmbeddedModel:
         scorer: the folder of its world's CLIP model.
         guidance: that it draws with unless told otherwise, chosen on validation prompts.
         world_name: see `world_of`.
+        sampler: that it draws with unless told otherwise.
     """
 
     title: str
@@ -40,6 +43,7 @@ class EmbeddedModel:
     scorer: Path
     guidance: float
     world_name: Literal["quick", "grid"]
+    sampler: Literal["pndm", "own"] = "pndm"
 
     @property
     def world(self) -> World:
@@ -50,6 +54,9 @@ class EmbeddedModel:
 MODELS: Mapping[str, EmbeddedModel] = {
     "embedded": EmbeddedModel("The embedded model", PIPELINE_FOLDER, SCORER_FOLDER, PAPER_GUIDANCE, "quick"),
     "embedded:grid": EmbeddedModel("The grid world's model", GRID_PIPELINE_FOLDER, GRID_SCORER_FOLDER, 3.0, "grid"),
+    "embedded:flow": EmbeddedModel(
+        "The grid world's flow model", FLOW_PIPELINE_FOLDER, GRID_SCORER_FOLDER, 1.5, "grid", "own"
+    ),
 }
 """By the names that commands take."""
 

@@ -66,13 +66,13 @@ def draw_into(
     drawn_by = {"model_sha256": model_sha256, **asdict(sampling), "dtype": dtype, "prompts_sha256": prompts.sha256}
     del drawn_by["batch_size"]
     record = folder / SETTINGS_NAME
-    if not record.exists():
+    paths = [folder / f"{index:05d}.png" for index in range(len(prompts.texts))]
+    if not record.exists() or not any(path.exists() for path in paths):
         write_json(record, drawn_by)
     elif (found := read_json(record)) != drawn_by:
         known = found if isinstance(found, dict) else {}
         differ = ", ".join(key for key in drawn_by if known.get(key) != drawn_by[key])
         raise InputError(f"{folder}: holds images of another {differ}, wanted the same or an empty folder")
-    paths = [folder / f"{index:05d}.png" for index in range(len(prompts.texts))]
     missing = [index for index, path in enumerate(paths) if not path.exists()]
     if missing:
         _draw_files(pipeline(), prompts, paths, missing, sampling, progress)

@@ -44,7 +44,7 @@ def make_probe(
         pipeline: gives text encoders and the noise schedule.
         timesteps: [samples], where they are asked; evenly over the whole schedule where not given.
     """
-    process = process_of(pipeline.scheduler.config)
+    process = process_of(pipeline.scheduler)
     conditioner, device = conditioner_of(pipeline), next(pipeline_denoiser(pipeline).parameters()).device
     batch = data.batch(step=seed, rank=0, world_size=1, size=samples)
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -89,7 +89,7 @@ def time_step_curve(
         each: samples at each of them.
         covered: the steps that the student knows, to choose from; all where not given.
     """
-    process = process_of(pipeline.scheduler.config)
+    process = process_of(pipeline.scheduler)
     steps = (torch.arange(points) + 1) * process.steps // points - 1
     if covered is not None:
         known = torch.tensor(sorted(covered))

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitsfusion.artifact.payload import check_others
 from bitsfusion.artifact.reader import PackedFolder, Tensors
 from bitsfusion.artifact.schema import TIME_TENSORS, PackedEntry
 from bitsfusion.artifact.skeleton import empty_model, make_packed
+from bitsfusion.artifact.tensors import check_others
 from bitsfusion.artifact.verify import check_stored
 from bitsfusion.diffusion.time_features import TimeFeatureRows
 from bitsfusion.diffusion.time_features.fitted_layers import TimeLayers, fitted_time_layers
+from bitsfusion.errors import InputError
 from bitsfusion.packing.radix import unpack
 
 
@@ -58,7 +59,7 @@ class PackedWeights:
         """Checks names, shapes and the values beside the layers; raises ArtifactError."""
         self._folder, self._tensors = folder, tensors
         check_stored(folder.expected(), tensors)
-        stored = {name: tensors.tensor(name) for name in tensors.names if not _is_packed(name)}
+        stored = {name: torch.from_numpy(tensors.tensor(name)) for name in tensors.names if not _is_packed(name)}
         check_others(stored, folder.config.others_sha256)
         self.dense: Any = empty_model(folder.model_config)
         self.others: Mapping[str, Tensor] = {
@@ -69,7 +70,7 @@ class PackedWeights:
     def layers(self) -> Iterator[PackedLayer]:
         """Every packed layer; raises ArtifactError with the layer's name."""
         for name, buffer in self._tensors.buffers():
-            yield PackedLayer(name, self._folder.config.layers[name], buffer)
+            yield PackedLayer(name, self._folder.config.layers[name], torch.from_numpy(buffer))
 
     def time_layers(self, dtype: torch.dtype) -> TimeLayers | None:
         """Ordinary time layers in the place of stored features; None where the model has its own, or needs none.
@@ -79,6 +80,11 @@ class PackedWeights:
         """
         if not self._features:
             return None
+        if self._folder.architecture.timing is not None:
+            raise InputError(
+                f"time features: got a {self._folder.architecture.name} whose modulation was replaced by stored "
+                "features, wanted one with its layers: pack with --cover any"
+            )
         packed = empty_model(self._folder.model_config)
         make_packed(packed, self._folder.config)
         placed: Any = packed.time_proj

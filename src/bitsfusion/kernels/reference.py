@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from bitsfusion.numerics import half_levels
-from bitsfusion.packing.radix import level_table, symbols_per_byte
+from bitsfusion.packing.layout import symbols_per_byte
+from bitsfusion.packing.radix import level_table
 
 _PART = 1 << 20  # weights whose float32 form exists at once
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bitsfusion.numerics import half_levels, level_count
-from bitsfusion.packing.radix import symbols_per_byte
+from bitsfusion.packing.layout import symbols_per_byte
 
 _BLOCK = 1024  # weights a program
 

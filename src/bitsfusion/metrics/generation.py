@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +16,20 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from PIL import Image
 
+from bitsfusion.architectures.registry import denoiser_of
+from bitsfusion.architectures.unet import UNET
+from bitsfusion.diffusion.conditioning.states import sequence_length
 from bitsfusion.diffusion.denoise import pipeline_denoiser
-from bitsfusion.diffusion.samplers import OWN, Sampler, build_scheduler
+from bitsfusion.diffusion.process import is_flow
+from bitsfusion.diffusion.samplers import OWN, Sampler, build_scheduler, check_steps
 from bitsfusion.diffusion.samples import seeded_noise
 from bitsfusion.errors import InputError
 from bitsfusion.io.atomic import atomic_path
+from bitsfusion.pipelines.load import check_draws_from_text
 from bitsfusion.progress import Progress, silent
+
+_DISTILLED = {"original_inference_steps"}
+"""What pipelines of consistency models pass to their scheduler beside the number of steps."""
 
 
 def generate_images(
@@ -43,29 +54,61 @@ def generate_images(
         progress: called with the images done and the images in all, after each batch.
 
     Raises:
-        InputError: not one seed a prompt, an unknown sampler, or fewer than one step.
+        InputError: not one seed a prompt, an unknown sampler, a number of steps that it does not have, or a pipeline
+            that draws from more than a prompt.
     """
     if len(prompts) != len(seeds):
         raise InputError(f"generate: got {len(prompts)} prompts and {len(seeds)} seeds, wanted one seed a prompt")
     if steps < 1 or batch_size < 1:
         raise InputError(f"generate: got {steps} steps and batch size {batch_size}, wanted at least 1 of each")
+    check_draws_from_text(pipeline)
+    scheduler = _built(sampler, pipeline, steps)
     images = []
-    with torch.no_grad(), _prepared(pipeline, _built(sampler, pipeline.scheduler)):
+    with torch.no_grad(), _prepared(pipeline, scheduler):
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
             output = pipeline(
                 prompt=list(prompts[batch]),
-                latents=initial_latents(pipeline, seeds[batch]),
                 num_inference_steps=steps,
-                guidance_scale=guidance,
                 output_type="np",
+                **call_options(pipeline, seeds[batch], guidance),
             )
             images.append((output.images * 255).round().astype(np.uint8))
             progress(min(start + batch_size, len(prompts)), len(prompts))
     if not images:
-        height, width = (side * pipeline.vae_scale_factor for side in initial_latents(pipeline, [0]).shape[2:])
+        model = pipeline_denoiser(pipeline)
+        side = model.config.get("sample_size") or 0
+        height, width = (each * pipeline.vae_scale_factor for each in ((side, side) if isinstance(side, int) else side))
         return np.zeros((0, height, width, 3), dtype=np.uint8)
     return np.concatenate(images)
+
+
+def call_options(pipeline: Any, seeds: Sequence[int], guidance: float) -> dict[str, Any]:
+    """What a pipeline's call is given beside prompts and steps: the first noise, guidance, and limits of its own.
+
+    Transformers' pipelines pack their latents, so that they draw the noise, each from its own CPU generator. Where the
+    class says more than the model or its tokenizer takes, it is told what they take.
+    """
+    model = pipeline_denoiser(pipeline)
+    if denoiser_of(model) is UNET:
+        return {"latents": initial_latents(pipeline, seeds), "guidance_scale": guidance}
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    options: dict[str, Any] = {"generator": generators, "guidance_scale": guidance}
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    if "max_sequence_length" in parameters:
+        options["max_sequence_length"] = sequence_length(pipeline)
+    if "use_resolution_binning" in parameters:  # to the sizes of the published model
+        options["use_resolution_binning"] = False
+    true_guidance = "true_cfg_scale" in parameters and parameters["true_cfg_scale"].default > 1  # Qwen-Image
+    if true_guidance and not model.config.get("guidance_embeds"):
+        options |= {"true_cfg_scale": guidance, "negative_prompt": [" "] * len(seeds)}
+        del options["guidance_scale"]
+    places = model.config.get("pos_embed_max_size")
+    if places and isinstance(parameters["height"].default, int):
+        side = math.isqrt(places) * model.config.patch_size * pipeline.vae_scale_factor
+        if side < parameters["height"].default:
+            options |= {"height": side, "width": side}
+    return options
 
 
 def write_png(path: Path, image: npt.NDArray[np.uint8]) -> None:
@@ -82,9 +125,19 @@ def initial_latents(pipeline: DiffusionPipeline, seeds: Sequence[int]) -> torch.
     return seeded_noise((model.config.in_channels, height, width), seeds).to(pipeline.device, model.dtype)
 
 
-def _built(sampler: str, own: SchedulerMixin) -> SchedulerMixin:
-    """A scheduler of the run's own, with which the pipeline's is not changed."""
-    return copy.deepcopy(own) if sampler == OWN else build_scheduler(sampler, own.config)
+def _built(sampler: str, pipeline: DiffusionPipeline, steps: int) -> SchedulerMixin:
+    """A scheduler of the run's own that can make `steps` steps, with which the pipeline's is not changed."""
+    own = pipeline.scheduler
+    scheduler = copy.deepcopy(own) if sampler == OWN else build_scheduler(sampler, own.config)
+    asked = inspect.signature(type(pipeline).__call__).parameters.keys() & _DISTILLED
+    if lacking := asked - inspect.signature(scheduler.set_timesteps).parameters.keys():
+        raise InputError(
+            f"sampler {sampler}: got {type(scheduler).__name__} without {', '.join(lacking)}, wanted one that "
+            f"{type(pipeline).__name__} can ask for it: {OWN}, lcm or tcd"
+        )
+    if not is_flow(own.config):  # whose steps may depend on the size of the picture, which the pipeline passes
+        check_steps(copy.deepcopy(scheduler), sampler, steps)
+    return scheduler
 
 
 @contextlib.contextmanager

@@ -193,13 +193,29 @@ class PackedEmbedding(_Packed, nn.Embedding):  # type: ignore[override]
         if layer.max_norm is not None:
             raise InputError(f"max_norm: got {layer.max_norm} in an embedding, wanted none: packed rows do not change")
         _prepare(self, layer, _EMBEDDING_GEOMETRY, bits, packed)
+        self.scalar_embed_scale: float | None = getattr(layer, "scalar_embed_scale", None)
 
     def forward(self, input: Tensor) -> Tensor:
         """[...] row numbers -> [..., embedding_dim]: the very rows of `weight`."""
         rows, width = self.weight_shape
         places = input.long()[..., None] * width + torch.arange(width, device=input.device)
         levels = unpack_at(self.packed[4 * rows :], rows * width, self.bits, places)
-        return levels.float().mul_(self.scale[input.long()][..., None]).to(self.compute_dtype)
+        looked_up = levels.float().mul_(self.scale[input.long()][..., None]).to(self.compute_dtype)
+        return scaled(looked_up, self.scalar_embed_scale)
+
+
+def scaled(rows: Tensor, factor: float | None) -> Tensor:
+    """Rows as Gemma's embeddings give them: times a number that is rounded to their dtype; None leaves them."""
+    return rows if factor is None else rows * torch.tensor(factor).to(rows.device, rows.dtype)
+
+
+class ScaledEmbedding(nn.Embedding):
+    """An ordinary embedding whose rows are multiplied by `scalar_embed_scale`."""
+
+    scalar_embed_scale: float
+
+    def forward(self, input: Tensor) -> Tensor:
+        return scaled(super().forward(input), self.scalar_embed_scale)
 
 
 _EMBEDDING_GEOMETRY = (
@@ -227,7 +243,11 @@ def dense_layer(layer: PackedLayer) -> nn.Linear | nn.Conv2d | nn.Embedding:
     """The ordinary layer with the unpacked weight in `compute_dtype` and the same bias."""
     if isinstance(layer, PackedEmbedding):
         weight = layer.unpack_weight(layer.compute_dtype)
-        return nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=layer.padding_idx).train(layer.training)
+        kind = nn.Embedding if layer.scalar_embed_scale is None else ScaledEmbedding
+        embedding = kind.from_pretrained(weight, freeze=False, padding_idx=layer.padding_idx).train(layer.training)
+        if isinstance(embedding, ScaledEmbedding) and layer.scalar_embed_scale is not None:
+            embedding.scalar_embed_scale = layer.scalar_embed_scale
+        return embedding
     if isinstance(layer, PackedLinear):
         made: nn.Linear | nn.Conv2d = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     else:

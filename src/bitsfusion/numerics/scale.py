@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitsfusion.errors import InputError
 from bitsfusion.numerics.levels import half_levels
-from bitsfusion.numerics.quantize import dequantize, quantize
+from bitsfusion.numerics.quantizer import dequantize, quantize
 
 ALTERNATING_STEPS = 10
 WIDENING_FACTORS = (1.01, 1.02, 1.03, 1.04)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bitsfusion.errors import InputError
-from bitsfusion.numerics import level_bits
-from bitsfusion.packing.radix import packed_size
+from bitsfusion.numerics.levels import level_bits
+from bitsfusion.packing.layout import packed_size
 
 SCALE_BYTES = 4  # float32, one per output channel
 FEATURE_BITS = 16  # one cached time feature

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
+import numpy as np
 import zstandard
-from torch import Tensor
 
 from bitsfusion.errors import ArtifactError
-from bitsfusion.numerics import half_levels, level_count
-from bitsfusion.packing.radix import level_table, symbols_per_byte
+from bitsfusion.numerics.levels import half_levels, level_count
+from bitsfusion.packing.layout import WIDE, level_table, symbols_per_byte
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LEVELS = (1, 3, 19)  # which one is smallest depends on a layer's size and spread; none is slower to read
 _ALL_LEVELS_BELOW = 1 << 17  # larger ones gain under 0.1 % and would take minutes
@@ -61,7 +65,7 @@ def decompress(blob: bytes | memoryview, expected_size: int) -> bytes:
     return data
 
 
-def level_counts(packed: Tensor, numel: int, bits: int) -> Tensor:
+def level_counts(packed: np.ndarray, numel: int, bits: int) -> np.ndarray:
     """How often each level occurs, from the packed bytes without unpacking them.
 
     Args:
@@ -70,26 +74,26 @@ def level_counts(packed: Tensor, numel: int, bits: int) -> Tensor:
     Returns:
         int64 [2^b + 1], counted from level -2^(b-1) up.
     """
-    low = _histogram(packed[:numel] if bits == 8 else packed)
-    counts = torch.zeros(level_count(bits), dtype=torch.int64)
-    if bits == 8:  # level +128 has a low byte of 0 and its bit in the plane
+    low = _histogram(packed[:numel] if bits == WIDE else packed)
+    counts = np.zeros(level_count(bits), dtype=np.int64)
+    if bits == WIDE:  # level +128 has a low byte of 0 and its bit in the plane
         plane = _histogram(packed[numel:])
-        largest = int((plane * torch.tensor([byte.bit_count() for byte in range(256)])).sum())
+        largest = int((plane * np.array([byte.bit_count() for byte in range(256)])).sum())
         counts[:256] = low
         counts[0] -= largest
         counts[256] = largest
         return counts
-    levels = level_table(bits).long() + half_levels(bits)
+    symbols = level_table(bits).astype(np.int64) + half_levels(bits)
     for place in range(symbols_per_byte(bits)):
-        counts.index_add_(0, levels[:, place], low)
-    counts[half_levels(bits)] -= packed.numel() * symbols_per_byte(bits) - numel  # unused places hold level 0
+        np.add.at(counts, symbols[:, place], low)
+    counts[half_levels(bits)] -= len(packed) * symbols_per_byte(bits) - numel  # unused places hold level 0
     return counts
 
 
-def _histogram(data: Tensor) -> Tensor:
-    counts = torch.zeros(256, dtype=torch.int64)
-    for part in data.split(_CHUNK):
-        counts += torch.bincount(part, minlength=256)
+def _histogram(data: np.ndarray) -> np.ndarray:
+    counts = np.zeros(256, dtype=np.int64)
+    for start in range(0, len(data), _CHUNK):
+        counts += np.bincount(data[start : start + _CHUNK], minlength=256)
     return counts
 
 
@@ -99,10 +103,11 @@ def entropy_bits(codes: Tensor, bits: int) -> float:
     Args:
         codes: integers of any shape, from -2^(b-1) to 2^(b-1).
     """
-    return counted_entropy(torch.bincount(codes.flatten().long() + half_levels(bits), minlength=level_count(bits)))
+    symbols = codes.flatten().long() + half_levels(bits)
+    return counted_entropy(symbols.bincount(minlength=level_count(bits)).cpu().numpy())
 
 
-def counted_entropy(counts: Tensor) -> float:
+def counted_entropy(counts: np.ndarray) -> float:
     """The same from `level_counts`."""
-    used = counts[counts > 0].double()
-    return float((used * (used.sum() / used).log2()).sum())
+    used = counts[counts > 0].astype(np.float64)
+    return float((used * np.log2(used.sum() / used)).sum())

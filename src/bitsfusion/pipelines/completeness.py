@@ -93,7 +93,21 @@ def check_safetensors(path: Path) -> None:
         InputError: it is cut, or no such file.
     """
     try:
-        with safe_open(path, framework="pt"):
+        with safe_open(path, framework="np"):
             pass
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: got {' '.join(str(error).split())}, wanted a whole safetensors file") from None
+
+
+def read_shapes(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Name -> shape and dtype (as safetensors writes it), from the header alone.
+
+    Raises:
+        InputError: no safetensors file, or a cut one.
+    """
+    try:
+        with safe_open(file, framework="np") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file}: got {error}, wanted a whole safetensors file") from None

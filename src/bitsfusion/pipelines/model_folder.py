@@ -15,6 +15,7 @@ from bitsfusion.architectures.base import Architecture
 from bitsfusion.errors import InputError
 from bitsfusion.io.schema import named
 from bitsfusion.io.texts import read_json
+from bitsfusion.pipelines.completeness import read_shapes
 from bitsfusion.pipelines.weight_files import weight_files
 
 
@@ -76,11 +77,14 @@ def open_model(folder: Path, architecture: Architecture) -> ModelFolder:
         raise InputError(f"{folder}: got no weights, wanted {architecture.weights} or shards of it")
     stored: dict[str, tuple[_Place, tuple[int, ...], str]] = {}
     for file in chosen.files:
-        for name, (shape, dtype) in _header(file).items():
+        for name, (shape, dtype) in read_shapes(file).items():
             stored[name] = (_Place(file, name), shape, dtype)
     names = architecture.stored_names(skeleton, stored)
     places = {}
+    passed_over = architecture.passed_over(skeleton)
     for name, tensor in skeleton.state_dict().items():
+        if name in passed_over:
+            continue
         if name not in names:
             wanted = f"every parameter of the {architecture.name}"
             raise InputError(f"{name}: got no such tensor in {folder}, wanted {wanted}")
@@ -92,7 +96,7 @@ def open_model(folder: Path, architecture: Architecture) -> ModelFolder:
         if not dtype.startswith(("F", "BF")):
             raise InputError(f"{name}: got dtype {dtype} in {place.file}, wanted floating numbers")
         places[name] = place
-    ignored = tuple(name for name in names if name not in places)
+    ignored = tuple(name for name in names if name not in places and name not in passed_over)
     return ModelFolder(folder, architecture, config, skeleton, ignored, places)
 
 
@@ -108,16 +112,6 @@ def _config(folder: Path, architecture: Architecture) -> dict[str, Any]:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
         raise InputError(f"{folder}: got a {architecture.noun} quantized by {method!r}, wanted a full-precision one")
     return config
-
-
-def _header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Name -> shape and dtype (as safetensors writes it), from the header alone."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-            return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file}: got {error}, wanted a whole safetensors file") from None
 
 
 def left_out(folder: ModelFolder) -> str | None:

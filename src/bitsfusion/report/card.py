@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from bitsfusion.artifact.inspect import ComponentSize, Inspection, inspect_folder, inspect_pipeline
 from bitsfusion.artifact.reader import open_folder
 from bitsfusion.devices import AUTO, resolve
-from bitsfusion.diffusion.samplers import build_scheduler
+from bitsfusion.diffusion.samplers import OWN, build_scheduler
 from bitsfusion.embedded import embedded_model
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.drawing import Sampling, draw
@@ -35,7 +35,8 @@ from bitsfusion.report.template import rendered
 
 EMBEDDED_LICENSE = "apache-2.0"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-DEFAULT_SAMPLER = ("pndm", 50)  # the paper's
+STEPS = 50  # the paper's
+FEW_STEPS = 4  # of consistency models
 BITS_PICTURE = f"{PICTURES}/bits.png"
 
 
@@ -159,7 +160,7 @@ def write_card(
         raise InputError(f"{folder}: wanted a packed pipeline folder, got none with model_index.json")
     denoiser, inspection = read_folder(folder).denoiser, inspect_folder(folder)
     table = None if scores is None else read_scores(scores, inspection)
-    sampler, steps = _covered(inspection.time_features)
+    sampler, steps = _sampling(folder, inspection.time_features)
     with atomic_folder(folder / PICTURES) as pictures:
         chart = layer_chart(layer_rows(inspection), inspection.average_bits)
         chart.savefig(pictures / Path(BITS_PICTURE).name, dpi=130)
@@ -231,11 +232,12 @@ def default_prompts(original: str | None) -> tuple[str, ...]:
     return world_prompts(found.world, "test", 1, 0).texts if found else ()
 
 
-def _covered(features: dict[str, Any]) -> tuple[str, int]:
-    """The first sampler that the folder has time features for; the paper's where it serves any."""
+def _sampling(folder: Path, features: dict[str, Any]) -> tuple[str, int]:
+    """The first sampler that the folder has time features for; its own where it serves any."""
     for entry in features.get("samplers") or ():
         return str(entry["name"]), int(entry["steps"])
-    return DEFAULT_SAMPLER
+    own = read_json(folder / "scheduler" / "scheduler_config.json").get("_class_name")
+    return OWN, FEW_STEPS if own in ("LCMScheduler", "TCDScheduler") else STEPS
 
 
 def _scheduler(folder: Path, sampler: str) -> tuple[str | None, dict[str, Any]]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from bitsfusion.architectures.base import Architecture
 from bitsfusion.architectures.layers import LayerInfo, LayerRole
-from bitsfusion.architectures.registry import ARCHITECTURES, TEXT_ENCODERS, VAE, model_layers
+from bitsfusion.architectures.registry import TEXT_ENCODERS, VAES, model_layers
 from bitsfusion.artifact.parts import ModelParts, parts_of_folder
 from bitsfusion.errors import InputError
 from bitsfusion.io.hashes import sha256_file
@@ -48,7 +48,7 @@ class OtherBits:
 
     def of(self, architecture: Architecture) -> str | None:
         """The bits for models of this class."""
-        return self.vae if architecture is VAE else self.text_encoder if architecture in TEXT_ENCODERS else None
+        return self.vae if architecture in VAES else self.text_encoder if architecture in TEXT_ENCODERS else None
 
 
 UNET_ALONE = OtherBits()
@@ -73,7 +73,7 @@ def other_parts(
     for component in source.components:
         architecture = component.architecture
         bits = None if architecture is None else others.of(architecture)
-        if architecture is not None and not architecture.timed and bits is not None:
+        if architecture is not None and bits is not None:
             wanted.pop(architecture.noun, None)
             try:
                 opened = open_model(component.folder, architecture)
@@ -81,7 +81,7 @@ def other_parts(
             except InputError as error:
                 raise InputError(f"{component.name}: {error}") from None
     if wanted and not others.all_there_are:
-        known = ", ".join(name for name, architecture in ARCHITECTURES.items() if not architecture.timed)
+        known = ", ".join(architecture.name for architecture in (*VAES, *TEXT_ENCODERS))
         raise InputError(
             f"{source.path}: got bits for a {next(iter(wanted))}, wanted a pipeline that has one ({known})"
         )

@@ -118,6 +118,8 @@ def with_own_defaults(values: Any, guided: tuple[str, ...] = ()) -> Any:
     if known is None:
         return values
     own: dict[str, Any] = {name: {"guidance": known.guidance} for name in guided}
+    if "evaluation" in own:
+        own["evaluation"]["sampler"] = known.sampler
     own["data"] = {"kind": "world", "world": known.world_name}
     filled = dict(values)
     for name, defaults in own.items():

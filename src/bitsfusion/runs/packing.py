@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from bitsfusion.architectures.registry import model_layers
+from bitsfusion.architectures.layers import LayerRole
+from bitsfusion.architectures.registry import denoiser_of, model_layers
 from bitsfusion.artifact.parts import ModelParts, parts_of_folder, parts_of_model, timed_model, with_float16_scales
 from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.artifact.writer import write_parts
-from bitsfusion.diffusion.time_features import BASIS, Cover, choose_features
+from bitsfusion.diffusion.time_features import BASIS, Cover, choose_features, time_layers
 from bitsfusion.errors import InputError
 from bitsfusion.io.hashes import sha256_file
 from bitsfusion.io.texts import read_json
@@ -78,17 +80,24 @@ def init_pipeline(
         raise InputError(f"recipe, bits: got {got}, wanted one of them: a recipe, or an average number of bits")
     source, unet = _open(model, config, tuple(without))
     name = source.denoiser.name
+    keeps = calibration is not None and unet.architecture.timing is not None and samplers == BASIS
     choice = choose_features(
-        timed_model(unet) if samplers == BASIS else unet.skeleton, samplers, _scheduler_config(source, samplers)
+        timed_model(unet) if samplers == BASIS else unet.skeleton,
+        None if keeps else samplers,
+        _scheduler_config(source, samplers),
     )
+    layers = model_layers(unet.skeleton)
+    if choice.features is not None:
+        layers |= {name: replace(layers[name], role=LayerRole.TIME) for name in time_layers(unet.skeleton)}
     if bits is not None:
         values = None if choice.features is None else choice.values
-        chosen, made_by = by_weight_error(unet, model_layers(unet.skeleton), bits, progress, values)
+        chosen, made_by = by_weight_error(unet, layers, bits, progress, values)
     else:
         assert recipe is not None
-        chosen = recipe_bits(recipe, model_layers(unet.skeleton))
+        chosen = recipe_bits(recipe, layers)
         made_by = {"recipe": recipe, **({"recipe_sha256": sha256_file(Path(recipe))} if is_file(recipe) else {})}
-    notes = [note for note in (choice.note, left_out(unet)) if note is not None]
+    kept = "modulation layers keep their bits: they are calibrated with the rest" if keeps else None
+    notes = [note for note in (choice.note, kept, left_out(unet)) if note is not None]
     found: dict[str, Any] = {"scale_init": method.value}
     rounded, work = None, None
     if calibration is not None:
@@ -129,10 +138,18 @@ def pack_checkpoint(
 
     Returns:
         What the packed UNet says about itself.
+
+    Raises:
+        InputError: a student of another class than the pipeline's denoiser.
     """
     source = _source(model)
     name = source.denoiser.name
     student = load_student(checkpoint)
+    if denoiser_of(student).name != source.denoiser.class_name:
+        raise InputError(
+            f"{checkpoint}: got a {denoiser_of(student).name} for {model}, whose {name} is a "
+            f"{source.denoiser.class_name}: wanted --model with the pipeline that it was trained from"
+        )
     choice = choose_features(student, samplers, _scheduler_config(source, samplers))
     provenance = {"checkpoint": checkpoint.name, **({"notes": [choice.note]} if choice.note else {})}
     parts, notes_of = {name: parts_of_model(student, choice.features)}, {name: provenance}

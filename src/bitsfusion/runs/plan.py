@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -16,7 +16,9 @@ from bitsfusion.artifact.schema import TimeBasisEntry, TimeFeatures, TimeFeature
 from bitsfusion.artifact.skeleton import empty_model
 from bitsfusion.artifact.writer import basis_entry
 from bitsfusion.diffusion.time_features import BASIS, Cover, cover, expected_basis
+from bitsfusion.diffusion.time_features.fit import EXPECTED_RANK, MODULATION_BITS, MODULATION_RANK, layer_values
 from bitsfusion.diffusion.time_features.layers import time_layers, time_outputs_width, uncacheable
+from bitsfusion.diffusion.time_features.modulation import timing_of
 from bitsfusion.errors import InputError
 from bitsfusion.io.texts import read_json
 from bitsfusion.packing.accounting import FileBytes
@@ -60,7 +62,7 @@ class TimePlan:
         values_per_step: their outputs.
         rank: directions of the basis, as trained models need them; 0 where steps are stored exactly.
         bytes: of the stored features.
-        saved: bytes that the layers would take at 8 bits, less `bytes`.
+        saved: bytes that the layers would take at 8 bits, of a transformer at 2, less `bytes`.
     """
 
     layers: int
@@ -238,6 +240,7 @@ def _denoiser(
     layers = model_layers(model)
     entry, note = _time_entry(model, samplers, folder)
     removed = {name: layers[name].shape for name in time_layers(model)} if entry.values else {}
+    layers |= {name: replace(layers[name], role=LayerRole.TIME) for name in removed}
     if recipe is not None:
         chosen = recipe_bits(recipe, layers)
     else:
@@ -250,12 +253,14 @@ def _denoiser(
     if removed:
         weights = sum(layers[name].numel for name in removed)
         rank = entry.rank if isinstance(entry, TimeBasisEntry) else 0
+        timed = timing_of(model) is None
+        stored = TimeFeaturesEntry(kind="layers_8bit" if timed else "none")
         stays = expected_size(
-            config, kept | dict.fromkeys(removed, FIXED_BITS), TimeFeaturesEntry(kind="layers_8bit"), {}
+            config, kept | dict.fromkeys(removed, FIXED_BITS if timed else MODULATION_BITS), stored, {}
         )
-        at_8_bits = sum(stays.layers[name] for name in removed)
+        in_bits = sum(stays.layers[name] for name in removed)
         features = size.file.time_features
-        time = TimePlan(len(removed), weights, time_outputs_width(model), rank, features, at_8_bits - features)
+        time = TimePlan(len(removed), weights, time_outputs_width(model), rank, features, in_bits - features)
     return _packed(size, layers, time, note)
 
 
@@ -264,6 +269,10 @@ def _time_entry(model: nn.Module, samplers: Cover, folder: PipelineFolder) -> tu
     if not time_layers(model):
         return TimeFeaturesEntry(kind="none"), None
     reason = uncacheable(model)
+    modulation = timing_of(model) is not None
+    if modulation and (samplers is None or reason is not None):
+        note = None if reason is None else f"modulation layers keep their bits: they depend on more ({reason})"
+        return TimeFeaturesEntry(kind="none"), note
     if samplers is None or (samplers == BASIS and reason is not None):
         note = None if reason is None else f"time layers stay, at 8 bits: they depend on more than the step ({reason})"
         return TimeFeaturesEntry(kind="layers_8bit"), note
@@ -274,7 +283,11 @@ def _time_entry(model: nn.Module, samplers: Cover, folder: PipelineFolder) -> tu
             raise InputError(f"cover: got {folder.path} without a scheduler, wanted its pipeline")
         steps = cover(samplers, read_json(scheduler.folder / "scheduler_config.json")).steps
         return TimeFeaturesEntry(kind="cached", steps=steps, channels=width), None
-    basis = expected_basis(width)
+    basis = expected_basis(width, rank=MODULATION_RANK if modulation else EXPECTED_RANK)
+    if modulation and basis.values > layer_values(model):
+        return TimeFeaturesEntry(kind="none"), f"modulation layers keep their bits: rank {basis.rank} would take more"
+    if modulation:
+        return basis_entry(basis), f"assumes time features of rank {basis.rank}, which trained models may not need"
     return basis_entry(basis), f"assumes time features of rank {basis.rank}, as trained models' are"
 
 

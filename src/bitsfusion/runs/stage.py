@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import diffusers
 import torch
 import yaml
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, ModelMixin
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bitsfusion.architectures.registry import model_layers
@@ -20,7 +21,8 @@ from bitsfusion.io.texts import read_json
 from bitsfusion.io.work_folder import folder_lock
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
-from bitsfusion.pipelines.load import pipeline_folder
+from bitsfusion.pipelines.folder import PipelineFolder
+from bitsfusion.pipelines.load import pipeline_folder, whole_pipeline
 from bitsfusion.progress import SILENT, ProgressSink
 from bitsfusion.recipe.named import recipe_bits
 from bitsfusion.runs.config import DataSource, RunConfig, WorldSource, with_own_defaults
@@ -103,21 +105,23 @@ def _override(values: dict[str, Any], text: str) -> None:
 
 @dataclass(frozen=True)
 class _Parts:
-    """A pipeline without its UNet."""
+    """A pipeline without its denoiser."""
 
-    folder: Path
+    folder: PipelineFolder
     components: Any
 
-    def unet(self, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
-        """A fresh copy of the pipeline's UNet."""
-        unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(self.folder / "unet", dtype=dtype)
-        return unet
+    def denoiser(self, dtype: torch.dtype = torch.float32) -> ModelMixin:
+        """A fresh copy of the pipeline's denoiser."""
+        found = self.folder.denoiser
+        kind = getattr(diffusers, found.class_name)
+        model: ModelMixin = kind.from_pretrained(found.folder, dtype=dtype, variant=found.variant)
+        return model
 
 
 def train_stage(config: StageConfig, out: Path, progress: ProgressSink = SILENT) -> TrainingResult:
     """Trains one stage into folder `out`, or continues there; `out` is then what `bitsfusion pack` reads.
 
-    Holds one dense copy of the UNet, the student, and in Stage I the teacher in its own dtype. All processes of a
+    Holds one dense copy of the denoiser, the student, and in Stage I the teacher in its own dtype. All processes of a
     launch call this; the main one writes.
 
     Raises:
@@ -132,7 +136,7 @@ def train_stage(config: StageConfig, out: Path, progress: ProgressSink = SILENT)
         data = training_data(config.data, parts.components, "train", progress, student, ranks.device)
         teacher = None
         if config.training.stage == 1:
-            teacher = parts.unet(getattr(torch, config.training.teacher_dtype))
+            teacher = parts.denoiser(getattr(torch, config.training.teacher_dtype))
         return train(
             student,
             teacher,
@@ -155,25 +159,27 @@ def plan_training(config: StageConfig | RunConfig, machine: Machine | None = Non
     size = unet["sample_size"]
     if not isinstance(config.data, WorldSource):
         size = config.data.resolution // 2 ** (len(vae["block_out_channels"]) - 1)
-    tokens = read_json(folder / "text_encoder" / "config.json")["max_position_embeddings"]
+    text = next(name for name in ("text_encoder", "text_encoder_2") if (folder / name).is_dir())
+    tokens = read_json(folder / text / "config.json")["max_position_embeddings"]
     stages = [config.training] if isinstance(config, StageConfig) else [config.stage1, config.stage2]
     return {f"stage {stage.stage}": plan_stage(unet, stage, size, tokens, machine) for stage in stages}
 
 
 def _load(model: str) -> _Parts:
-    folder = pipeline_folder(model)
+    folder = whole_pipeline(model)
+    left = {folder.denoiser.name: None}
     try:
-        components: Any = DiffusionPipeline.from_pretrained(folder, unet=None, dtype=torch.float32)
+        components: Any = DiffusionPipeline.from_pretrained(folder.path, **left, dtype=torch.float32)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{model}: could not be loaded as a diffusers pipeline: {reason}") from None
     return _Parts(folder, components)
 
 
-def _student(config: StageConfig, parts: _Parts, out: Path) -> UNet2DConditionModel:
+def _student(config: StageConfig, parts: _Parts, out: Path) -> ModelMixin:
     if config.student is not None:
         return load_student(config.student)
-    unet = parts.unet()
+    unet = parts.denoiser()
     bits = recipe_bits(config.recipe or "", model_layers(unet))
     scales = None
     if (out / STUDENT_INFO).exists() or find_checkpoint(out, config.training.resume_from_checkpoint):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bitsfusion.architectures.registry import denoiser_of
 from bitsfusion.data.batches import TrainingData
 from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.diffusion.samples import GuidedSamples, NoisySamples
@@ -92,9 +93,12 @@ class Jacobian:
                 hooks.callback(layer.register_forward_hook(forward).remove)
             both = part.both()
             conditioning = both.conditioning.map(_with_gradient)
-            asked = NoisySamples(both.noisy.detach().requires_grad_(), both.timesteps, conditioning)
+            # Modulation follows from the time step alone: without a gradient there its layers would seem to do nothing.
+            times = both.timesteps if denoiser_of(self.unet).timed else both.timesteps.float().requires_grad_()
+            asked = NoisySamples(both.noisy.detach().requires_grad_(), times, conditioning)
             answer = part.combine(asked.predict(self.unet))
-            sources = [asked.noisy, *(t for t in conditioning.tensors.values() if t.requires_grad)]
+            sources = [asked.noisy, times, *conditioning.tensors.values()]
+            sources = [source for source in sources if source.requires_grad]
             direction = torch.randn(answer.shape, generator=generator).to(answer.device, answer.dtype)
             torch.autograd.backward(answer, direction, inputs=sources)
         return found

@@ -21,7 +21,7 @@ def noisy_latents(pipeline: Any, data: TrainingData, step: int, size: int, seed:
         spread: time steps evenly over the whole schedule, instead of uniformly random ones.
     """
     batch = data.batch(step=step, rank=0, world_size=1, size=size)
-    process = process_of(pipeline.scheduler.config)
+    process = process_of(pipeline.scheduler)
     generator = torch.Generator("cpu").manual_seed(seed * 1_000_003 + step)
     noise = torch.randn(batch.latents.shape, generator=generator)
     timesteps = process.spread(size) if spread else process.uniform(size, generator)

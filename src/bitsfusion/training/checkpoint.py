@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from bitsfusion.architectures.registry import denoiser_called
 from bitsfusion.errors import BitsFusionError, InputError
 from bitsfusion.io.atomic import atomic_folder, atomic_path
 from bitsfusion.io.texts import read_json, write_json
@@ -61,7 +62,7 @@ def identity(student: Any, config: Mapping[str, Any], data: str, processes: int)
     """What a run is, for student.json: a resumed run must agree in config, data and bits.
 
     Args:
-        student: a fake-quantized UNet2DConditionModel.
+        student: a fake-quantized denoiser.
         config: `TrainingConfig.deciding(processes)`.
         data: the data's fingerprint.
         processes: how many train together; noted only, another number gives the same but for rounding.
@@ -73,7 +74,7 @@ def identity(student: Any, config: Mapping[str, Any], data: str, processes: int)
         "data": data,
         "processes": processes,
         "bits": {name: layer.bits for name, layer in fake_quantized_layers(student).items()},
-        "unet": {key: value for key, value in architecture.items() if not key.startswith("_")},
+        "unet": {key: value for key, value in architecture.items() if key == "_class_name" or not key.startswith("_")},
     }
 
 
@@ -229,26 +230,27 @@ def save_student(folder: Path, student: nn.Module, info: Mapping[str, Any], main
     write_json(folder / STUDENT_INFO, dict(info))
 
 
-def load_student(folder: Path, unet: UNet2DConditionModel | None = None) -> UNet2DConditionModel:
-    """The fake-quantized UNet of a finished stage or of a checkpoint (its averages, where it kept them).
+def load_student(folder: Path, unet: ModelMixin | None = None) -> ModelMixin:
+    """The fake-quantized denoiser of a finished stage or of a checkpoint (its averages, where it kept them).
 
     Args:
         folder: a stage's output folder or a checkpoint-{step} in it.
-        unet: a full-precision UNet of the same architecture, changed in place; built from student.json if None.
+        unet: a full-precision model of the same architecture, changed in place; built from student.json if None.
 
     Returns:
-        The UNet in eval mode on the CPU (or where `unet` is).
+        The model in eval mode on the CPU (or where `unet` is).
 
     Raises:
         InputError: no such folder, or weights that do not fit the architecture.
     """
     folder = Path(folder)
     info = _read_info(folder)
-    averages = folder / _AVERAGES
-    tensors = _load(averages if averages.exists() else folder / STUDENT_WEIGHTS)
+    tensors = _load(folder / STUDENT_WEIGHTS)
+    if (folder / _AVERAGES).exists():  # of what trained
+        tensors |= _load(folder / _AVERAGES)
     if unet is None:
-        with torch.device("meta"):
-            unet = UNet2DConditionModel.from_config(info["unet"])
+        unet = denoiser_called(info["unet"]).build(info["unet"])
+        assert isinstance(unet, ModelMixin)
     missing = [name for name in info["bits"] if f"{name}.scale" not in tensors]
     if missing:
         raise InputError(f"{folder}: no scale of {missing[0]}")

@@ -56,6 +56,9 @@ class TrainingConfig(BaseModel):
     device: str = Field(AUTO, pattern=NAME_PATTERN)
     """Where it trains, see `devices.resolve`."""
     gradient_checkpointing: bool = False
+    trained: Literal["all", "light"] = "all"
+    """light: scales, biases and norms alone, for a small GPU: hardly any gradients, moments and averages. The weights
+    stay, which wants a calibrated start."""
     learning_rate: float = Field(1e-5, gt=0)
     scale_learning_rate: float | None = Field(None, gt=0)
     """For the quantizer's scales, as a ratio: a step changes a scale by this part of it; null: the weights' number."""
@@ -145,7 +148,8 @@ class TrainingConfig(BaseModel):
         kept = {"checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "report_to"}
         shown = {"validation_prompts", "validation_steps", "validation_inference_steps"}
         samples = self.train_batch_size * self.accumulation(processes) * processes
-        options = self.model_dump(mode="json", exclude=split | kept | shown)
+        usual = {"trained"} if self.trained == "all" else set()  # so that older runs resume
+        options = self.model_dump(mode="json", exclude=split | kept | shown | usual)
         if self.timesteps.curve:
             options["timesteps"]["curve"] = sha256_json(read_json(self.timesteps.curve))
         return {"samples_per_step": samples, "scale_steps": "relative", **options}

@@ -41,7 +41,7 @@ from bitsfusion.training.config import TrainingConfig
 from bitsfusion.training.ema import ExponentialMovingAverage
 from bitsfusion.training.log import LOG_NAME, append_log, cut_log, read_log
 from bitsfusion.training.objective import Objective
-from bitsfusion.training.optimizer import build_optimizer, learning_rate_factor
+from bitsfusion.training.optimizer import build_optimizer, choose_trained, learning_rate_factor
 from bitsfusion.training.samples import Sample, draw_sample
 from bitsfusion.training.sharding import is_sharded, shard, synchronize
 from bitsfusion.training.validation import Validation
@@ -80,9 +80,10 @@ def train(
 
     Models compute on config.device and are afterwards where they were. All of the student's parameters train:
     weights and scales of the quantized layers, biases, norms and the time layers (their features are cached after
-    training). Dropout is off. After a kill the same call resumes from the latest checkpoint and ends, on the same
-    machine and number of processes, with the same bits; after the end it loads the result. Several processes give
-    what one gives at the same samples a step, within rounding.
+    training); or, where config.trained is light, scales, biases and norms alone. Dropout is off. After a kill the same
+    call resumes from the latest checkpoint and ends, on the same machine and number of processes, with the same bits;
+    after the end it loads the result. Several processes give what one gives at the same samples a step, within
+    rounding.
 
     Args:
         student: a fake-quantized denoiser, trained in place; a full-precision one in Stage II is the control, what
@@ -102,7 +103,7 @@ def train(
             failed step is kept.
     """
     _check(student, teacher, config)
-    conditioner, process = conditioner_of(pipeline, student), process_of(pipeline.scheduler.config)
+    conditioner, process = conditioner_of(pipeline, student), process_of(pipeline.scheduler)
     out_dir = Path(out_dir)
     accelerator = build_accelerator(config, out_dir)
     accumulation = config.accumulation(accelerator.num_processes)
@@ -121,15 +122,16 @@ def train(
         teacher.to(getattr(torch, config.teacher_dtype))
     sharded = config.shard or accelerator.distributed_type == DistributedType.FSDP
     home = device_of(student)
-    student.requires_grad_(True).eval().to(accelerator.device)
+    choose_trained(student, config)
+    student.eval().to(accelerator.device)
     if config.gradient_checkpointing:
         student.enable_gradient_checkpointing()
     if sharded:
         shard(student)
     optimizer, names = build_optimizer(student, config, accelerator.device)
-    named = dict(student.named_parameters())
-    parameters = [named[name] for name in names]
-    ema = ExponentialMovingAverage(named.items(), config.ema_decay) if config.ema_decay else None
+    trained = {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
+    parameters = [trained[name] for name in names]
+    ema = ExponentialMovingAverage(trained.items(), config.ema_decay) if config.ema_decay else None
     # A sharded student is left as it is: Accelerate would gather its weights in 16 bits, before the quantizer.
     model, stepper = (student, optimizer) if sharded else accelerator.prepare(student, optimizer)
     state = TrainingState(student, optimizer, names, ema, config.use_8bit_adam, accelerator.scaler)
@@ -200,6 +202,7 @@ def train(
     if config.report_to:
         accelerator.end_training()
     accelerator.free_memory()
+    student.requires_grad_(True)
     if home is not None and not sharded:
         student.to(home)
     return _result(student, out_dir, state.step, state.seconds, resumed_from)

@@ -24,10 +24,16 @@ RELATIVE = "relative"
 """The key of a parameter group that marks one of scales."""
 
 
+def choose_trained(student: nn.Module, config: TrainingConfig) -> None:
+    """Lets train what `config.trained` names, and nothing else: all parameters, or those of one dimension."""
+    for parameter in student.parameters():
+        parameter.requires_grad_(config.trained == "all" or parameter.dim() == 1)
+
+
 def build_optimizer(
     student: nn.Module, config: TrainingConfig, device: torch.device
 ) -> tuple[torch.optim.Optimizer, list[str]]:
-    """AdamW over weights and scales, and the parameters' names in its order.
+    """AdamW over what trains (see `choose_trained`), and the parameters' names in its order.
 
     Scales are in the last group. They take AdamW's step as a ratio, s <- s exp(-rate m / (sqrt(v) + eps)), which is
     AdamW on log s, and are not decayed.
@@ -36,7 +42,7 @@ def build_optimizer(
         InputError: use_8bit_adam without bitsandbytes.
     """
     scales = {f"{name}.scale" for name in fake_quantized_layers(student)}
-    named = dict(student.named_parameters())
+    named = {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
     names = [name for name in named if name not in scales] + [name for name in named if name in scales]
     rate = config.learning_rate
     decay = config.adam_weight_decay

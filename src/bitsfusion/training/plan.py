@@ -38,6 +38,13 @@ class Machine:
     """The share of the peak rate that a whole training step is assumed to reach."""
 
 
+MACHINES: Mapping[str, Machine] = {
+    "a100": Machine(),
+    "rtx4090": Machine("RTX-4090-24GB", 1, 24 * 10**9, 165.2e12, 82.6e12),
+}
+"""GPUs that a plan can be made for, each with the number that is usual; rates as NVIDIA publishes them."""
+
+
 @dataclass(frozen=True)
 class Forward:
     """One sample's forward pass: floating-point operations, and bytes that the backward pass needs.
@@ -98,12 +105,13 @@ def plan_stage(
     forward = count_forward(model_config, latent_size, tokens, config.mixed_precision)
     model = denoiser_called(model_config).build(model_config)
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    trained = parameters if config.trained == "all" else _light(model)
     low = config.mixed_precision != "no"
     held = {
         "weights": 4 * parameters,
-        "gradients": 4 * parameters,
-        "moments": (2 if config.use_8bit_adam else 8) * parameters,
-        "average": 4 * parameters if config.ema_decay else 0,
+        "gradients": 4 * trained,
+        "moments": (2 if config.use_8bit_adam else 8) * trained,
+        "average": 4 * trained if config.ema_decay else 0,
         "teacher": _WIDTH[config.teacher_dtype] * parameters if config.stage == 1 else 0,
         # The backward pass needs the rounded weights; checkpointed blocks make them again, one block at a time.
         "rounded weights": 0 if config.gradient_checkpointing else (2 if low else 4) * parameters,
@@ -115,6 +123,12 @@ def plan_stage(
     flops = forward.flops * passes
     days = config.max_train_steps * samples * flops / rate / 86400
     return Plan(machine, parameters, samples, config.max_train_steps, flops, held, days)
+
+
+def _light(model: nn.Module) -> int:
+    """Numbers that train in light training: biases, norms, and a scale for each output of a layer."""
+    flat = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() == 1)
+    return flat + sum(len(part.weight) for part in model.modules() if isinstance(part, (nn.Linear, nn.Conv2d)))
 
 
 def count_forward(model_config: Mapping[str, Any], latent_size: int, tokens: int, precision: str = "no") -> Forward:

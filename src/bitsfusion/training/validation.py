@@ -9,13 +9,15 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from bitsfusion.diffusion.denoise import with_denoiser
+from bitsfusion.diffusion.samplers import default_sampler
 from bitsfusion.errors import InputError
 from bitsfusion.metrics.generation import generate_images, write_png
 from bitsfusion.training.config import TrainingConfig
 
 
 class Validation:
-    """Draws config.validation_prompts with the student: image i from seed config.seed + i, PNDM, guidance 7.5.
+    """Draws config.validation_prompts with the student: image i from seed config.seed + i, guidance 7.5, PNDM or
+    a flow's own scheduler.
 
     Raises:
         InputError: there are prompts and no VAE to draw with.
@@ -49,6 +51,7 @@ class Validation:
             prompts,
             range(self._config.seed, self._config.seed + len(prompts)),
             steps=self._config.validation_inference_steps,
+            sampler=default_sampler(self._pipeline.scheduler),
             batch_size=4,
         )
         if not write:

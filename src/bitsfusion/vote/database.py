@@ -165,11 +165,6 @@ class VoteDatabase:
             }
             return Standing(tuple(pair for pair in self._order if pair not in voted), _last(run, voter))
 
-    def prompt(self, pair: int) -> str:
-        """The prompt of a pair."""
-        with self._transaction() as run:
-            return str(run.execute("SELECT prompt FROM pairs WHERE pair = ?", (pair,)).fetchone()[0])
-
     def record(self) -> Record:
         """Everything that was voted and not taken back."""
         with self._transaction() as run:

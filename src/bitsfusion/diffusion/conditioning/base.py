@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from bitsfusion.architectures.conditioning import Conditioning
 from bitsfusion.architectures.registry import architecture_of
 from bitsfusion.architectures.unet import UNET
-from bitsfusion.errors import InputError
 
 
 class Conditioner(Protocol):
@@ -80,9 +79,10 @@ def conditioner_of(pipeline: Any, denoiser: nn.Module | None = None) -> Conditio
         InputError: a denoiser that is also given images, classes or the like; says which.
     """
     from bitsfusion.diffusion.conditioning.clip import clip_conditioner
+    from bitsfusion.diffusion.conditioning.states import states_conditioner
     from bitsfusion.diffusion.denoise import pipeline_denoiser
 
     model: Any = pipeline_denoiser(pipeline) if denoiser is None else denoiser
     if architecture_of(model) is UNET:
         return clip_conditioner(pipeline, model)
-    raise InputError(f"conditioning: got a {type(model).__name__}, wanted a UNet2DConditionModel")
+    return states_conditioner(pipeline, model)

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from bitsfusion.architectures.timing import Timing
 from bitsfusion.diffusion.samplers import Coverage
 from bitsfusion.diffusion.time_features.basis import TimeBasis, basis_features
 from bitsfusion.diffusion.time_features.layers import time_feature_rows, time_layers, timed_blocks, uncacheable
 from bitsfusion.diffusion.time_features.lookup import step_bits
+from bitsfusion.diffusion.time_features.modulation import Steps, timing_of
 from bitsfusion.diffusion.time_features.schedule import schedule_is_good
 from bitsfusion.errors import InputError
 
@@ -156,6 +158,10 @@ def place_time_features(unet: nn.Module, features: TimeFeatureRows | TimeFeature
     Raises:
         InputError: as many values as the UNet's time layers do not have, or no such layers.
     """
+    timing = timing_of(unet)
+    if timing is not None:
+        _place_in_transformer(unet, timing, features)
+        return
     blocks = timed_blocks(unet)
     widths = [int(block.time_emb_proj.out_features) for _, block in blocks]  # type: ignore[arg-type, union-attr]
     if features.channels != sum(widths):
@@ -168,6 +174,28 @@ def place_time_features(unet: nn.Module, features: TimeFeatureRows | TimeFeature
     unet.time_proj = features
     unet.time_embedding = _PassOn()
     unet.time_embed_act = None  # type: ignore[assignment]
+
+
+def _place_in_transformer(model: nn.Module, timing: Timing, features: TimeFeatureRows | TimeFeatureBasis) -> None:
+    outputs = timing.outputs_of(model)
+    widths = {name: int(model.get_submodule(name).out_features) for name in outputs}  # type: ignore[arg-type]
+    if features.channels != sum(widths.values()):
+        raise InputError(f"time features: got {features.channels} values a step, wanted {sum(widths.values())}")
+    start = 0
+    for name, activation in outputs.items():
+        _replace(model, name, CachedProjection(start, widths[name]))
+        start += widths[name]
+        if activation:
+            _replace(model, activation, nn.Identity())
+    _replace(model, timing.entry, Steps(features, timing.scale))
+    if timing.rest:
+        _replace(model, timing.rest, nn.Identity())
+    model.time_proj = features
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
 
 
 def cache_time_features(

@@ -58,8 +58,8 @@ def choose_features(
     family = architecture_of(unet)
     if family is not None and not family.timed:
         if asked not in (None, BASIS):
-            raise InputError(f"cover: got steps for a {family.name}, wanted basis or any: it keeps all its layers")
-        return Choice(None, 0)
+            raise InputError(f"cover: got steps for a {family.name}, wanted basis or any")
+        return _of_modulation(unet, scheduler_config, tolerance) if family.timing and asked else Choice(None, 0)
     if asked is None:
         return Choice(None, layer_values(unet))
     if asked == BASIS:
@@ -80,3 +80,17 @@ def choose_features(
         return Choice(None, layer_values(unet), note)
     coverage = cover(asked, scheduler_config)
     return Choice(coverage, len(coverage.steps) * time_outputs_width(unet))
+
+
+def _of_modulation(model: nn.Module, scheduler_config: Mapping[str, Any], tolerance: float) -> Choice:
+    """A basis of a transformer's modulation; where there is none the layers keep the bits of the recipe."""
+    placed = getattr(model, "time_proj", None)
+    if isinstance(placed, TimeFeatureBasis):
+        return Choice(placed.stored, placed.stored.values)
+    reason = uncacheable(model)
+    if reason is not None:
+        return Choice(None, 0, f"modulation layers keep their bits: the model has {reason}, no features to store")
+    fitted = fit_time_basis(model, int(scheduler_config.get("num_train_timesteps", _TRAINED_STEPS)), tolerance)
+    if fitted is None:
+        return Choice(None, 0, f"modulation layers keep their bits: no basis within {tolerance:g} would be smaller")
+    return Choice(fitted, fitted.values)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bitsfusion.diffusion.time_features.basis import TimeBasis, basis_features
 from bitsfusion.diffusion.time_features.layers import time_layers, time_outputs
+from bitsfusion.diffusion.time_features.modulation import timing_of
 from bitsfusion.diffusion.time_features.spline import Knots, fit_spline, spline_values
 from bitsfusion.errors import InputError
 from bitsfusion.numerics import level_bits
@@ -29,25 +30,31 @@ SPACINGS = (32, 16, 8, 4, 2, 1)
 EXPECTED_RANK = 18
 """The rank within `TOLERANCE` on the trained models that were measured, where nothing but the shapes is known."""
 
+MODULATION_RANK = 64
+"""The same of a transformer's modulation, which nobody has measured on a trained model here."""
+
 _EXPECTED_SPACING = 2
 
 VALUE_BITS = 16
 LAYER_BITS = 8
+MODULATION_BITS = 2
+"""What a transformer's modulation has about, where it stays: a basis has to take less."""
 _SAMPLES = 2  # a time step: curves are fitted and measured at every half step
 _MORE_RANKS = 8  # beyond the least that the directions alone ask for
 
 
 def layer_values(unet: nn.Module) -> int:
-    """As how many 16-bit values the time layers count when they stay, at 8 bits (Appendix H)."""
+    """As how many 16-bit values the time layers count when they stay, at 8 bits (Appendix H); of a transformer at 2."""
     weights = sum(unet.get_parameter(f"{name}.weight").numel() for name in time_layers(unet))
-    return -(-int(level_bits(LAYER_BITS) * weights) // VALUE_BITS)
+    bits = LAYER_BITS if timing_of(unet) is None else MODULATION_BITS
+    return -(-int(level_bits(bits) * weights) // VALUE_BITS)
 
 
-def expected_basis(channels: int, steps: int = 1000) -> TimeBasis:
+def expected_basis(channels: int, steps: int = 1000, rank: int = EXPECTED_RANK) -> TimeBasis:
     """A basis on meta in the shape that the features of a trained model, of so many values a step, fit into."""
     knots = _knots(_EXPECTED_SPACING, steps)
-    curve = torch.empty(knots.points, EXPECTED_RANK, dtype=torch.float16, device="meta")
-    mean, directions = curve.new_empty(channels), curve.new_empty(EXPECTED_RANK, channels)
+    curve = torch.empty(knots.points, rank, dtype=torch.float16, device="meta")
+    mean, directions = curve.new_empty(channels), curve.new_empty(rank, channels)
     return TimeBasis(mean, directions, curve, knots, 0.0)
 
 

@@ -8,11 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitsfusion.diffusion.time_features.modulation import condition_of, modulation_outputs, timing_of
 from bitsfusion.errors import InputError
 
 
 def time_layers(unet: nn.Module) -> list[str]:
     """The names of the Linear layers that caching removes, in module order."""
+    timing = timing_of(unet)
+    if timing is not None:
+        return timing.layers_of(unet)
     return [
         name
         for name, module in unet.named_modules()
@@ -22,6 +26,9 @@ def time_layers(unet: nn.Module) -> list[str]:
 
 def uncacheable(unet: nn.Module) -> str | None:
     """What in the UNet's config makes its time features depend on more than the time step; None if nothing does."""
+    timing = timing_of(unet)
+    if timing is not None:
+        return condition_of(unet, timing)
     config = getattr(unet, "config", None)
     keys = ("addition_embed_type", "class_embed_type", "num_class_embeds", "time_cond_proj_dim")
     return next((key for key in keys if getattr(config, key, None) is not None), None)
@@ -50,7 +57,12 @@ def timed_blocks(unet: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def time_outputs_width(unet: nn.Module) -> int:
     """Values of one step: the widths of all time projections together (Appendix C)."""
-    projections: list[Any] = [unet.get_submodule(name) for name in time_layers(unet) if name.endswith(".time_emb_proj")]
+    timing = timing_of(unet)
+    if timing is not None:
+        names = list(timing.outputs_of(unet))
+    else:
+        names = [name for name in time_layers(unet) if name.endswith(".time_emb_proj")]
+    projections: list[Any] = [unet.get_submodule(name) for name in names]
     return sum(int(layer.out_features) for layer in projections)
 
 
@@ -68,6 +80,10 @@ def time_outputs(unet: nn.Module, timesteps: Tensor) -> Iterator[tuple[str, Tens
     Raises:
         InputError: not a UNet whose features depend on the step alone.
     """
+    timing = timing_of(unet)
+    if timing is not None:
+        yield from modulation_outputs(unet, timing, timesteps)
+        return
     blocks = timed_blocks(unet)
     weight = next(unet.time_embedding.parameters())  # type: ignore[union-attr]
     embedded = unet.time_proj(timesteps.to(weight.device)).to(weight.dtype)  # type: ignore[operator]

@@ -1,4 +1,4 @@
-// Fake quantization, forward and (in place) backward, in one pass over the weights each: numerics/quantize.py without temporaries.
+// Fake quantization, forward and (in place) backward, in one pass over the weights each: numerics/quantizer.py without temporaries.
 //
 // level = round(clamp(w / s, -half, half)), half to even; one float32 division, one float32 product. Clamping first
 // gives the same level, since half is whole, and keeps the argument small enough to round by adding 1.5 * 2^23.

@@ -1,0 +1,120 @@
+"""Which tensors a packed folder must hold, from its config.json.
+
+Of models whose shapes are known from their config (`Architecture.shapes`) no model is built and no torch imported: that
+way only ever says that config and layers fit. Of all others, and to say what does not fit, the model on meta decides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from bitsfusion.architectures.base import Architecture, without_steering
+from bitsfusion.architectures.layers import LayerRole
+from bitsfusion.architectures.registry import ARCHITECTURES, class_name
+from bitsfusion.artifact.container import StoredTensor
+from bitsfusion.artifact.limits import MODEL_MODULES, check_model_config, shown
+from bitsfusion.artifact.schema import PACKED_SUFFIX, ROWS_TENSOR, TIME_TENSORS, PackedConfig, TimeBasisEntry
+from bitsfusion.errors import ArtifactError
+
+
+def expected_tensors(model_config: Mapping[str, Any], config: PackedConfig) -> dict[str, StoredTensor]:
+    """Every tensor of a packed model, as in memory once decoded; layers in module order.
+
+    Raises:
+        ArtifactError: the config does not fit the model that it describes, or describes none.
+    """
+    architecture, plain = named_architecture(model_config), plain_config(model_config)
+    shapes = architecture.shapes(plain)
+    found = None if shapes is None or len(shapes) > MODEL_MODULES else _fitted(architecture, shapes, config)
+    if found is not None:
+        return found
+    from bitsfusion.artifact.skeleton import empty_model, in_memory, make_packed  # which import torch
+
+    model = empty_model(model_config)
+    make_packed(model, config)
+    return in_memory(model)
+
+
+def named_architecture(model_config: Mapping[str, Any]) -> Architecture:
+    """What a config.json says its model is.
+
+    Raises:
+        ArtifactError: no class that is packed: a reader builds no other.
+    """
+    name = class_name(model_config)
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        wanted = " or ".join(ARCHITECTURES)
+        raise ArtifactError(f"config.json: got _class_name {shown(repr(name), 80)}, wanted {wanted}")
+    return ARCHITECTURES[name]
+
+
+def plain_config(model_config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json without its quantization, for a model to be built from.
+
+    Raises:
+        ArtifactError: numbers, nesting or keys that no model has.
+    """
+    plain = {key: value for key, value in model_config.items() if key != "quantization_config"}
+    check_model_config(plain)
+    if named_architecture(model_config).library == "transformers":
+        for key in plain.keys() - without_steering(plain).keys():
+            raise ArtifactError(
+                f"config.json: got the key {shown(repr(key), 80)}, wanted none that chooses files or code"
+            )
+    return plain
+
+
+def stored_tensor(name: str, shape: tuple[int, ...]) -> StoredTensor:
+    """A tensor that is no packed layer, or a packed layer's buffer, by its name: bytes, float16 or float32."""
+    if name.endswith(PACKED_SUFFIX):
+        return StoredTensor("U8", shape, math.prod(shape))
+    if name in TIME_TENSORS:
+        return StoredTensor("F16", shape, 2 * math.prod(shape))
+    return StoredTensor("F32", shape, 4 * math.prod(shape))
+
+
+def _fitted(
+    architecture: Architecture, shapes: Mapping[str, tuple[int, ...]], config: PackedConfig
+) -> dict[str, StoredTensor] | None:
+    """The tensors of a model of these shapes packed as the config says; None where they do not fit each other."""
+    weights = {
+        name.removesuffix(".weight"): shape
+        for name, shape in shapes.items()
+        if name.endswith(".weight") and len(shape) > 1
+    }
+    kept = {name: tuple(entry.shape) for name, entry in config.layers.items()}
+    removed = {name: tuple(shape) for name, shape in config.removed.items()}
+    timed = {name for name in weights if architecture.role(name) is LayerRole.TIME}
+    features = sum(architecture.feature_values(name, weights[name][0]) for name in timed)
+    if kept | removed != weights or kept.keys() & removed.keys():
+        return None
+    if (config.time_features.kind == "none") is architecture.timed:
+        return None
+    if removed.keys() != (timed if config.stores_features else set()):
+        return None
+    if config.stores_features and config.time_features.channels != features:
+        return None
+    found = {}
+    for name, shape in shapes.items():
+        owner, _, leaf = name.rpartition(".")
+        if owner in removed:
+            continue
+        if owner in kept and leaf == "weight":
+            size = config.layers[owner].size.bytes_in_memory
+            found[owner + PACKED_SUFFIX] = stored_tensor(owner + PACKED_SUFFIX, (size,))
+        else:
+            found[name] = stored_tensor(name, shape)
+    if config.stores_features:
+        for name, shape in _feature_shapes(config).items():
+            found[name] = stored_tensor(name, shape)
+    return found
+
+
+def _feature_shapes(config: PackedConfig) -> dict[str, tuple[int, ...]]:
+    entry = config.time_features
+    if isinstance(entry, TimeBasisEntry):
+        shapes = (entry.channels,), (entry.rank, entry.channels), (entry.points, entry.rank)
+        return dict(zip(TIME_TENSORS[1:], shapes, strict=True))
+    return {ROWS_TENSOR: (len(entry.steps), entry.channels)}

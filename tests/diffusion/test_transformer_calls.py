@@ -1,0 +1,92 @@
+"""A transformer is called as its own pipeline calls it: the pipeline's calls are recorded and compared bit for bit."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+from bitsfusion.architectures.transformer_calls import from_patches
+from bitsfusion.diffusion.conditioning import conditioner_of
+from bitsfusion.diffusion.denoise import denoise
+
+from ..tiny.transformers import CONFIGS, build_transformer_pipeline
+
+SIDE = 8
+"""Of the latents, but for FLUX.2's, whose channels hold patches."""
+CAPTIONS = ["red circle", "blue square"]
+
+
+class Recorder:
+    """The arguments of a model's last call, by the names of its forward."""
+
+    def __init__(self, model) -> None:
+        self.signature = inspect.signature(type(model).forward)
+        self.model, self.calls = model, []
+        model.register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def _note(self, model, args, kwargs) -> None:
+        bound = self.signature.bind(model, *args, **kwargs)
+        self.calls.append({name: value for name, value in bound.arguments.items() if name != "self"})
+
+
+def flat(value) -> list:
+    """Tensors and numbers of nested lists, in order; None and what is empty left out."""
+    if isinstance(value, dict):
+        return [part for key in sorted(value) for part in flat(value[key])]
+    if isinstance(value, list | tuple):
+        return [part for each in value for part in flat(each)]
+    return [] if value is None else [value]
+
+
+def as_image(latents, name):
+    if name in ("FluxTransformer2DModel", "QwenImageTransformer2DModel"):
+        return from_patches(latents, SIDE // 2, SIDE // 2)
+    if name == "Flux2Transformer2DModel":
+        return latents.transpose(1, 2).reshape(len(latents), -1, SIDE // 2, SIDE // 2)
+    if name == "ZImageTransformer2DModel":
+        return torch.stack(latents).squeeze(2)
+    return latents
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_transformer_gets_what_its_pipeline_gives_it(name):
+    pipeline = build_transformer_pipeline(name)
+    recorder = Recorder(pipeline.transformer)
+    options = {"guidance_scale": 1.0, "max_sequence_length": conditioner_of(pipeline).tokens}
+    if name == "FluxTransformer2DModel":
+        del options["guidance_scale"]
+    if name == "QwenImageTransformer2DModel":
+        options |= {"true_cfg_scale": 1.0, "guidance_scale": None}
+    if name == "ZImageTransformer2DModel":
+        options["guidance_scale"] = 0.0
+    if name in ("PixArtTransformer2DModel", "SanaTransformer2DModel"):
+        options["use_resolution_binning"] = False
+    side = (2 * SIDE if name == "SanaTransformer2DModel" else SIDE) * pipeline.vae_scale_factor
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        pipeline(
+            prompt=list(CAPTIONS),
+            height=side,
+            width=side,
+            num_inference_steps=1,
+            generator=generator,
+            output_type="latent",
+            **options,
+        )
+    theirs = recorder.calls[-1]
+    noisy = as_image(theirs.get("hidden_states", theirs.get("x")), name)
+    conditioner = conditioner_of(pipeline)
+    conditioning = conditioner.encode(conditioner.rows(CAPTIONS), noisy.shape[-2:])
+    time = pipeline.scheduler.timesteps[:1].expand(len(noisy))
+    with torch.no_grad():
+        predicted = denoise(pipeline.transformer, noisy, time, conditioning)
+    ours = recorder.calls[-1]
+    assert ours is not theirs and predicted.shape == noisy.shape
+    ignored = {"return_dict"}
+    for key in (ours.keys() | theirs.keys()) - ignored:
+        found, wanted = flat(ours.get(key)), flat(theirs.get(key))
+        assert len(found) == len(wanted), key
+        for mine, other in zip(found, wanted, strict=True):
+            assert torch.equal(torch.as_tensor(mine), torch.as_tensor(other)), key
