@@ -70,7 +70,7 @@ class Transformer(Denoiser):
     def features(self, output: Any) -> Sequence[Tensor]:
         """Image and text stream, where a block has both."""
         parts = output if isinstance(output, tuple) else (output,)
-        return [part for part in parts if isinstance(part, Tensor)]
+        return [part for part in parts if part is not None]
 
     def role(self, name: str) -> LayerRole:
         return LayerRole.FIRST_LAST if _ENDS.search(name) else LayerRole.QUANTIZED

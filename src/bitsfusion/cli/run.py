@@ -13,11 +13,13 @@ import yaml
 from bitsfusion.cli.console import print_json, print_ladder, progress_bars
 from bitsfusion.cli.interruption import resumable
 from bitsfusion.cli.options import ConfigDevice, Json, Quiet
+from bitsfusion.cli.training_plan import Gpu, PlannedGpu, PlannedGpus, print_planned
 from bitsfusion.embedded import MODELS
 from bitsfusion.io.schema import parse
 from bitsfusion.io.texts import read_json
 from bitsfusion.runs.config import RunConfig, read_config
 from bitsfusion.runs.run import STEPS, Run
+from bitsfusion.training.plan import MACHINES
 
 
 class World(str, Enum):
@@ -28,7 +30,7 @@ class World(str, Enum):
 
 
 Until = Annotated[str, typer.Option(help=f"Stop after this step: {', '.join(STEPS)}.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and what training costs, and stop.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -58,6 +60,8 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/ and the config's name.")] = None,
     until: Until = STEPS[-1],
     dry_run: DryRun = False,
+    gpu: PlannedGpu = Gpu.A100,
+    gpus: PlannedGpus = None,
     device: ConfigDevice = None,
     quiet: Quiet = False,
     json: Json = False,
@@ -65,7 +69,7 @@ def run(
     """The same steps on any Stable Diffusion pipeline, as a YAML file says."""
     resolved = on_device(read_config(config), device)
     if dry_run:
-        print_json(resolved.model_dump(mode="json"))
+        print_planned(resolved, MACHINES[gpu.value], gpus, json)
         return
     execute(resolved, out or Path("runs") / config.stem, until, quiet, json)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,14 +11,15 @@ from bitsfusion.cli.console import print_json, print_table, progress_bars
 from bitsfusion.cli.interruption import resumable
 from bitsfusion.cli.options import ConfigDevice, Device, Json, Model, Quiet
 from bitsfusion.cli.run import execute
+from bitsfusion.cli.training_plan import Gpu, PlannedGpu, PlannedGpus, print_planned
 from bitsfusion.devices import AUTO, resolve
 from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.report.time_steps import draw_time_steps
 from bitsfusion.runs.config import FolderSource, own_data
 from bitsfusion.runs.sources import training_data
-from bitsfusion.runs.stage import StageConfig, plan_training, read_training_config, train_stage
+from bitsfusion.runs.stage import StageConfig, read_training_config, train_stage
 from bitsfusion.runs.time_steps import measure_time_steps
-from bitsfusion.training.plan import MACHINES, Plan
+from bitsfusion.training.plan import MACHINES
 from bitsfusion.training.ranks import Ranks
 
 
@@ -28,13 +27,6 @@ def register(app: typer.Typer) -> None:
     """Adds the commands."""
     for command in (train, timesteps):
         app.command()(command)
-
-
-class Gpu(str, Enum):
-    """What a plan is made for: see `MACHINES`."""
-
-    A100 = "a100"
-    RTX4090 = "rtx4090"
 
 
 def train(
@@ -47,8 +39,8 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved config and what it will cost, and stop.")
     ] = False,
-    gpu: Annotated[Gpu, typer.Option(help="Of the plan that --dry-run prints.")] = Gpu.A100,
-    gpus: Annotated[int | None, typer.Option(min=1, help="How many.  [default: 8 a100, 1 rtx4090]")] = None,
+    gpu: PlannedGpu = Gpu.A100,
+    gpus: PlannedGpus = None,
     device: ConfigDevice = None,
     quiet: Quiet = False,
     json: Json = False,
@@ -59,14 +51,7 @@ def train(
     """
     resolved = read_training_config(config, set, device)
     if dry_run:
-        machine = MACHINES[gpu.value]
-        plans = plan_training(resolved, replace(machine, gpus=gpus or machine.gpus))
-        if json:
-            named = {name: plan.to_dict() for name, plan in plans.items()}
-            print_json({"config": resolved.model_dump(mode="json"), "plan": named})
-        else:
-            print_json(resolved.model_dump(mode="json"))
-            _print_plans(plans)
+        print_planned(resolved, MACHINES[gpu.value], gpus, json)
         return
     out = out or Path("runs") / config.stem
     training = resolved.training if isinstance(resolved, StageConfig) else resolved
@@ -83,26 +68,6 @@ def train(
         print_json({"folder": str(out), "steps": result.steps, "loss": result.loss, "seconds": result.seconds})
     else:
         print(f"{out}: {result.steps} steps, loss {result.loss:.5f}, {result.seconds:.0f} s")
-
-
-def _print_plans(plans: dict[str, Plan]) -> None:
-    machine = next(iter(plans.values())).machine
-    rows = [
-        [name, *(f"{plan.bytes[name] / 1e9:.2f}" for plan in plans.values())]
-        for name in next(iter(plans.values())).bytes
-    ]
-    rows += [
-        ["together", *(f"{plan.bytes_per_gpu / 1e9:.1f}" for plan in plans.values())],
-        ["samples a step", *(str(plan.samples_per_step) for plan in plans.values())],
-        ["steps", *(str(plan.steps) for plan in plans.values())],
-        ["TFLOP a sample", *(f"{plan.flops_per_sample / 1e12:.2f}" for plan in plans.values())],
-        ["days", *(f"{plan.days:.2f}" for plan in plans.values())],
-        ["hours", *(f"{24 * plan.days:.1f}" for plan in plans.values())],
-    ]
-    print(f"Plan for {machine.gpus} x {machine.name}, everything held on each (DDP); GB of 10^9 bytes a GPU:")
-    print_table(["", *plans], rows)
-    print(f"Operations and activations are counted; {machine.utilisation:.0%} of the peak rate is assumed. Left out:")
-    print("text encoder, data, communication, buckets and workspaces of the libraries, validation images.")
 
 
 def timesteps(

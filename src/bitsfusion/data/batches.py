@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from bitsfusion.errors import InputError
+
 _PER_CALL = 32  # images through the VAE at once
 
 
@@ -75,7 +77,12 @@ def encode_images(vae: Any, pixels: Tensor) -> Tensor:
 
     Returns:
         [n, c, h, w] float32 on the CPU.
+
+    Raises:
+        InputError: another class, whose latents a denoiser is given in another form (FLUX.2, Sana, Qwen-Image).
     """
+    if "AutoencoderKL" not in [kind.__name__ for kind in type(vae).__mro__]:
+        raise InputError(f"vae: got a {type(vae).__name__}, wanted an AutoencoderKL: images are encoded with no other")
     parameter = next(vae.parameters())
     shift = getattr(vae.config, "shift_factor", None) or 0.0
     parts = [

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from bitsfusion.architectures.layers import LayerRole
-from bitsfusion.architectures.registry import model_layers
+from bitsfusion.architectures.registry import denoiser_of, model_layers
 from bitsfusion.artifact.parts import ModelParts, parts_of_folder, parts_of_model, timed_model, with_float16_scales
 from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.artifact.writer import write_parts
@@ -138,10 +138,18 @@ def pack_checkpoint(
 
     Returns:
         What the packed UNet says about itself.
+
+    Raises:
+        InputError: a student of another class than the pipeline's denoiser.
     """
     source = _source(model)
     name = source.denoiser.name
     student = load_student(checkpoint)
+    if denoiser_of(student).name != source.denoiser.class_name:
+        raise InputError(
+            f"{checkpoint}: got a {denoiser_of(student).name} for {model}, whose {name} is a "
+            f"{source.denoiser.class_name}: wanted --model with the pipeline that it was trained from"
+        )
     choice = choose_features(student, samplers, _scheduler_config(source, samplers))
     provenance = {"checkpoint": checkpoint.name, **({"notes": [choice.note]} if choice.note else {})}
     parts, notes_of = {name: parts_of_model(student, choice.features)}, {name: provenance}

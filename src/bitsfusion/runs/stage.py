@@ -159,7 +159,8 @@ def plan_training(config: StageConfig | RunConfig, machine: Machine | None = Non
     size = unet["sample_size"]
     if not isinstance(config.data, WorldSource):
         size = config.data.resolution // 2 ** (len(vae["block_out_channels"]) - 1)
-    tokens = read_json(folder / "text_encoder" / "config.json")["max_position_embeddings"]
+    text = next(name for name in ("text_encoder", "text_encoder_2") if (folder / name).is_dir())
+    tokens = read_json(folder / text / "config.json")["max_position_embeddings"]
     stages = [config.training] if isinstance(config, StageConfig) else [config.stage1, config.stage2]
     return {f"stage {stage.stage}": plan_stage(unet, stage, size, tokens, machine) for stage in stages}
 

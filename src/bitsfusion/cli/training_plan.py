@@ -1,0 +1,56 @@
+"""What training will cost, as `--dry-run` of `run` and `train` prints it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from bitsfusion.cli.console import print_json, print_table
+from bitsfusion.runs.config import RunConfig
+from bitsfusion.runs.stage import StageConfig, plan_training
+from bitsfusion.training.plan import Machine, Plan
+
+
+class Gpu(str, Enum):
+    """What a plan is made for: see `MACHINES`."""
+
+    A100 = "a100"
+    RTX4090 = "rtx4090"
+
+
+PlannedGpu = Annotated[Gpu, typer.Option(help="Of the plan that --dry-run prints.")]
+PlannedGpus = Annotated[int | None, typer.Option(min=1, help="How many.  [default: 8 a100, 1 rtx4090]")]
+
+
+def print_planned(config: StageConfig | RunConfig, machine: Machine, gpus: int | None, json: bool) -> None:
+    """The resolved config, and memory and days of each stage on `gpus` of `machine`."""
+    plans = plan_training(config, replace(machine, gpus=gpus or machine.gpus))
+    if json:
+        named = {name: plan.to_dict() for name, plan in plans.items()}
+        print_json({"config": config.model_dump(mode="json"), "plan": named})
+    else:
+        print_json(config.model_dump(mode="json"))
+        _print_plans(plans)
+
+
+def _print_plans(plans: dict[str, Plan]) -> None:
+    machine = next(iter(plans.values())).machine
+    rows = [
+        [name, *(f"{plan.bytes[name] / 1e9:.2f}" for plan in plans.values())]
+        for name in next(iter(plans.values())).bytes
+    ]
+    rows += [
+        ["together", *(f"{plan.bytes_per_gpu / 1e9:.1f}" for plan in plans.values())],
+        ["samples a step", *(str(plan.samples_per_step) for plan in plans.values())],
+        ["steps", *(str(plan.steps) for plan in plans.values())],
+        ["TFLOP a sample", *(f"{plan.flops_per_sample / 1e12:.2f}" for plan in plans.values())],
+        ["days", *(f"{plan.days:.2f}" for plan in plans.values())],
+        ["hours", *(f"{24 * plan.days:.1f}" for plan in plans.values())],
+    ]
+    print(f"Plan for {machine.gpus} x {machine.name}, everything held on each (DDP); GB of 10^9 bytes a GPU:")
+    print_table(["", *plans], rows)
+    print(f"Operations and activations are counted; {machine.utilisation:.0%} of the peak rate is assumed. Left out:")
+    print("text encoder, data, communication, buckets and workspaces of the libraries, validation images.")
