@@ -10,10 +10,12 @@ from bitsfusion.errors import InputError
 from bitsfusion.exporting.dense import export_dense
 from bitsfusion.exporting.exported import Exported, Progress, check_choice
 from bitsfusion.exporting.gguf import export_gguf
+from bitsfusion.exporting.onnx import export_onnx
 
 TARGETS: Mapping[str, tuple[Callable[..., Exported], tuple[str, ...]]] = {
     "dense": (export_dense, ("dtype",)),
     "gguf": (export_gguf, ("types", "names")),
+    "onnx": (export_onnx, ()),
 }
 """What `to` may be: the function, and the options it takes."""
 
@@ -32,7 +34,8 @@ def export(
 
     Args:
         model: a packed pipeline or model folder, or its hub id.
-        to: dense (an ordinary diffusers folder), gguf (the denoiser in one file).
+        to: dense (an ordinary diffusers folder), gguf (the denoiser in one file), onnx (a graph for
+            each of text encoder, UNet and VAE decoder).
         out: the new folder or file.
         dtype: of a dense folder's weights: float16 (the default), bfloat16, float32.
         types: of a GGUF file's blocks: those that its reader knows, such as q4_0,q8_0,q2_k (all by default).

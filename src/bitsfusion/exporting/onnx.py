@@ -1,0 +1,195 @@
+"""`--to onnx`: text encoder, denoiser and VAE decoder as ONNX graphs, packed weights as integers with their scales."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from bitsfusion.artifact.reader import open_components
+from bitsfusion.errors import InputError
+from bitsfusion.exporting.exported import Exported, Progress, Tally, check_new_folder, written
+from bitsfusion.exporting.weights import PackedLayer, open_weights
+from bitsfusion.io.atomic import atomic_folder
+from bitsfusion.pipelines.load import load_pipeline
+from bitsfusion.pipelines.resolve import resolve
+
+OPSET = 21
+"""The first with integers of four bits."""
+GRAPHS = ("text_encoder", "unet", "vae_decoder")
+NOTE = "in ONNX Runtime set session.disable_quant_qdq to 1: otherwise it may round activations to int8"
+_BATCH = {0: "batch"}
+_EXTERNAL = 1024  # bytes from which a tensor lies in the file beside the graph
+
+
+class _TextEncoder(nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        hidden: Tensor = self.model(input_ids, return_dict=False)[0]
+        return hidden
+
+
+class _UNet(nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        prediction: Tensor = self.model(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+        return prediction
+
+
+class _Decoder(nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, latents: Tensor) -> Tensor:
+        image: Tensor = self.model.decode(latents, return_dict=False)[0]
+        return image
+
+
+def export_onnx(model: str | Path, out: Path, progress: Progress | None = None) -> Exported:
+    """A folder with a graph for each of `GRAPHS`, and its weights in a `.onnx.data` file beside it.
+
+    A packed layer is DequantizeLinear(levels, scale): int4 where every level fits four bits, else int8; rows that hold
+    the upper end alone have their signs turned, and rows with both ends of b = 8 make the layer int16. The product is
+    the packed weight, bit for bit. All else is float32. The batch is free; height and width are the model's own.
+
+    Args:
+        model: a packed Stable Diffusion pipeline's folder, or its hub id.
+        out: a new folder.
+        progress: is told of every graph.
+
+    Raises:
+        InputError: nothing packed, no onnx libraries, another kind of pipeline, a folder that is there.
+        ArtifactError: a broken folder; names the layer.
+        BitsFusionError: the disk.
+    """
+    onnx = _library()
+    check_new_folder(out)
+    source = resolve(model)
+    packed = open_components(source.path)
+    if source.class_name != "StableDiffusionPipeline":
+        raise InputError(f"model: got a {source.class_name} ({source.path}), wanted a StableDiffusionPipeline")
+    pipeline: Any = load_pipeline(source)
+    tally = Tally()
+    with atomic_folder(out) as temporary:
+        for done, name in enumerate(GRAPHS, 1):
+            component = "vae" if name == "vae_decoder" else name
+            graph = _traced(onnx, name, pipeline, getattr(pipeline, component))
+            layers: dict[str, PackedLayer] = {}
+            if component in packed:
+                with open_weights(packed[component]) as weights:
+                    layers = {f"model.{layer.name}.weight": layer for layer in weights.layers()}
+            _with_integers(onnx, graph, layers, tally)
+            onnx.save(
+                graph,
+                temporary / f"{name}.onnx",
+                save_as_external_data=True,
+                location=f"{name}.onnx.data",
+                size_threshold=_EXTERNAL,
+            )
+            if progress is not None:
+                progress(done, len(GRAPHS))
+    return written(out, "onnx", tally, [NOTE])
+
+
+def _library() -> Any:
+    try:
+        importlib.import_module("onnxscript")
+        return importlib.import_module("onnx")
+    except ImportError as error:
+        raise InputError(f"onnx: got no {error.name} library, wanted it: pip install 'bitsfusion[export]'") from None
+
+
+@torch.no_grad()
+def _traced(onnx: Any, name: str, pipeline: Any, component: Any) -> Any:
+    """The graph of a component in float32, a ModelProto."""
+    if hasattr(component, "dequantize"):
+        component.dequantize()
+    config = pipeline.unet.config
+    size, length = config.sample_size, pipeline.tokenizer.model_max_length
+    latents = torch.randn(2, config.in_channels, size, size)
+    text = torch.randn(2, length, config.cross_attention_dim)
+    wrapped: nn.Module
+    if name == "text_encoder":
+        wrapped, inputs = _TextEncoder(component), {"input_ids": torch.zeros(2, length, dtype=torch.long)}
+    elif name == "unet":
+        wrapped = _UNet(component)
+        inputs = {"sample": latents, "timestep": torch.tensor([5.0, 5.0]), "encoder_hidden_states": text}
+    else:
+        wrapped, inputs = _Decoder(component), {"latents": latents}
+    program = torch.onnx.export(
+        wrapped.eval(),
+        tuple(inputs.values()),
+        dynamo=True,
+        opset_version=OPSET,
+        optimize=False,
+        verbose=False,
+        input_names=list(inputs),
+        output_names=["output"],
+        dynamic_shapes=tuple(_BATCH for _ in inputs),
+    )
+    assert program is not None
+    return program.model_proto
+
+
+def _with_integers(onnx: Any, graph: Any, layers: Mapping[str, PackedLayer], tally: Tally) -> None:
+    """Puts DequantizeLinear in the place of every packed weight that the graph has."""
+    kept, nodes = [], []
+    for tensor in graph.graph.initializer:
+        layer = layers.get(tensor.name)
+        if layer is None:
+            kept.append(tensor)
+            values = onnx.numpy_helper.to_array(tensor)
+            tally.add(str(values.dtype), values.size, values.nbytes)
+            continue
+        integers, scale, kind = _integers(layer)
+        stored = onnx.helper.make_tensor(
+            f"{tensor.name}.levels", getattr(onnx.TensorProto, kind), integers.shape, _raw(integers, kind), raw=True
+        )
+        kept += [stored, onnx.numpy_helper.from_array(scale, f"{tensor.name}.scale")]
+        nodes.append(
+            onnx.helper.make_node("DequantizeLinear", [stored.name, f"{tensor.name}.scale"], [tensor.name], axis=0)
+        )
+        tally.add(kind.lower(), integers.size, (integers.size * int(kind[3:]) + 7) // 8 + scale.nbytes)
+    nodes += list(graph.graph.node)
+    del graph.graph.initializer[:], graph.graph.node[:]
+    graph.graph.initializer.extend(kept)
+    graph.graph.node.extend(nodes)
+    for node in graph.graph.node:
+        del node.metadata_props[:]  # where in Python each came from: megabytes
+    for value in [value for value in graph.graph.value_info if value.name in layers]:
+        graph.graph.value_info.remove(value)
+
+
+def _raw(integers: npt.NDArray[np.int16], kind: str) -> bytes:
+    """As ONNX stores them: of four bits, two a byte, the first in the lower half."""
+    flat = integers.ravel()
+    if kind != "INT4":
+        return flat.astype(np.int8 if kind == "INT8" else np.int16).tobytes()
+    nibbles = np.append(flat, np.zeros(flat.size % 2, dtype=np.int16)).astype(np.uint8) & np.uint8(15)
+    return (nibbles[::2] | (nibbles[1::2] << np.uint8(4))).tobytes()
+
+
+def _integers(layer: PackedLayer) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float32], str]:
+    """Levels and scale a row, and the narrowest type that holds them."""
+    levels, scale = layer.levels.numpy(), layer.scale.numpy().copy()
+    rows = levels.reshape(len(levels), -1)
+    for kind, end in (("INT4", 8), ("INT8", 128)):
+        turned = (rows.max(axis=1) >= end) & (rows.min(axis=1) > -end)
+        signs = np.where(turned, np.int16(-1), np.int16(1))
+        made = rows * signs[:, None]
+        if made.min() >= -end and made.max() < end:
+            return made.reshape(levels.shape), scale * signs.astype(np.float32), kind
+    return levels, scale, "INT16"
