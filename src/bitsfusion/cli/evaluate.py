@@ -17,6 +17,7 @@ from bitsfusion.diffusion.process import is_flow
 from bitsfusion.diffusion.samplers import OWN, Sampler, sampler_name
 from bitsfusion.embedded import embedded_model, guidance_of
 from bitsfusion.errors import InputError
+from bitsfusion.evaluation.evaluate import check_source
 from bitsfusion.evaluation.evaluate import evaluate as run_evaluation
 from bitsfusion.evaluation.measures import (
     PAIRED,
@@ -108,6 +109,8 @@ def evaluate(
 ) -> None:
     """Scores a model, beside the original if there is one. Killed, the same command continues."""
     device = str(resolve(device))
+    for side in filter(None, (model, against)):
+        check_source(side)
     pictures = next((Path(side) for side in (model, against) if side and holds_pictures(side)), None)
     known = embedded_model(model, against)
     world = known.world if known and prompts is None and pictures is None else None

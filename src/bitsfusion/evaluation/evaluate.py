@@ -15,6 +15,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from bitsfusion.artifact.inspect import inspect_folder
+from bitsfusion.data.pictures import holds_pictures
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.drawing import Sampling, draw_into
 from bitsfusion.evaluation.estimates import Difference, verdicts
@@ -114,9 +115,18 @@ def _draw(
     }
 
 
-def _sha256(source: str) -> str:
-    if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
+def check_source(source: str) -> None:
+    """Refuses a folder that is neither a pipeline nor pictures.
+
+    Raises:
+        InputError: says so.
+    """
+    if Path(source).is_dir() and not holds_pictures(source) and not (Path(source) / "model_index.json").is_file():
         raise InputError(f"{source}: got neither model_index.json nor metadata.jsonl, wanted a pipeline, or pictures")
+
+
+def _sha256(source: str) -> str:
+    check_source(source)
     return sha256_folder(pipeline_folder(source), without=CARD)
 
 
