@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import doctest
+import inspect
+import re
 
 import pytest
 import torch
@@ -28,6 +30,17 @@ def test_examples():
 def test_every_public_name_is_there():
     for name in bitsfusion.__all__:
         assert getattr(bitsfusion, name) is not None
+
+
+def test_public_functions_say_what_they_take_and_give():
+    functions = [getattr(bitsfusion, name) for name in bitsfusion.__all__]
+    for function in filter(inspect.isfunction, functions):
+        signature = inspect.signature(function)
+        types = [signature.return_annotation, *(each.annotation for each in signature.parameters.values())]
+        for annotation in map(str, types):
+            assert annotation != str(inspect.Parameter.empty), function
+            assert not re.search(r"\bAny\b", annotation), (function, annotation)
+        assert function.__doc__, function
 
 
 def test_quantized_in_memory_is_saved_and_loaded_as_a_packed_folder(tmp_path):

@@ -17,7 +17,7 @@ from bitsfusion.diffusion.process import is_flow
 from bitsfusion.diffusion.samplers import OWN, Sampler, sampler_name
 from bitsfusion.embedded import embedded_model, guidance_of
 from bitsfusion.errors import InputError
-from bitsfusion.evaluation.evaluate import check_source
+from bitsfusion.evaluation.evaluate import Scores, check_source
 from bitsfusion.evaluation.evaluate import evaluate as run_evaluation
 from bitsfusion.evaluation.measures import (
     PAIRED,
@@ -227,7 +227,7 @@ def _tifa(
     return tifa_measure(vqa_model(vqa, device), matcher, captions, asked)
 
 
-def _print(scores: dict[str, Any], out: Path) -> None:
+def _print(scores: Scores, out: Path) -> None:
     rows = []
     for result in scores["results"]:
         change, shown = result.get("to_original"), ""

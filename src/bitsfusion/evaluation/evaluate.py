@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from diffusers import DiffusionPipeline
 
@@ -34,9 +34,28 @@ SCHEMA_VERSION = 1
 PACKAGES = ("bitsfusion", "torch", "diffusers", "transformers", "torchmetrics", "numpy", "scipy", "pillow")
 
 
-def evaluate(
-    evaluation: Evaluation, measures: Sequence[Measure], out: Path, progress: ProgressSink = SILENT
-) -> dict[str, Any]:
+class Scores(TypedDict):
+    """The content of scores.json.
+
+    Fields:
+        schema_version: of the file.
+        model, against: which model or pictures a side is: source, SHA-256, bits if it is packed.
+        settings: prompts, sampler, steps, guidance and the like.
+        metrics: name -> settings.
+        results: one for each metric and guidance: values of both sides, intervals, the difference and its verdict.
+        packages: name -> version.
+    """
+
+    schema_version: int
+    model: dict[str, Any]
+    against: NotRequired[dict[str, Any]]
+    settings: dict[str, Any]
+    metrics: dict[str, dict[str, Any]]
+    results: list[dict[str, Any]]
+    packages: dict[str, str]
+
+
+def evaluate(evaluation: Evaluation, measures: Sequence[Measure], out: Path, progress: ProgressSink = SILENT) -> Scores:
     """Draws what is missing under `out`, measures what is not measured, and writes scores.json: its content.
 
     `out` gets model/ and against/ with a folder of PNG files for each guidance, and values/ with every image's
@@ -81,9 +100,9 @@ def evaluate(
         for (place, change), verdict in zip(differences.items(), verdicts(list(differences.values())), strict=True):
             shown = {name: value for name, value in asdict(change).items() if name in ("mean", "low", "high", "p")}
             results[place]["difference"] = shown | {"verdict": verdict.value}
-        scores = {
+        scores: Scores = {
             "schema_version": SCHEMA_VERSION,
-            **identities,
+            "model": identities["model"],
             "settings": {
                 "guidance": list(evaluation.guidance) if evaluation.draws else None,
                 **evaluation.record(),
@@ -92,6 +111,8 @@ def evaluate(
             "results": results,
             "packages": {name: metadata.version(name) for name in PACKAGES},
         }
+        if "against" in identities:
+            scores["against"] = identities["against"]
         write_json(out / "scores.json", scores)
     return scores
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
@@ -24,6 +24,9 @@ from bitsfusion.sensitivity.settings import Settings
 from bitsfusion.sensitivity.table import MEASURED_BITS, Candidate, SensitivityTable, read_table, write_table
 from bitsfusion.sensitivity.workers import Workers
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 Counted: TypeAlias = Sequence[tuple[str, int]] | Literal["basis"] | None
 """What a recipe is to count for time features: rows of (name, steps), a basis for every step, or (None) the layers."""
 
@@ -31,7 +34,7 @@ PNDM_50 = (("pndm", 50),)
 
 
 def analyze(
-    pipeline: Any,
+    pipeline: DiffusionPipeline,
     settings: Settings,
     out_path: Path,
     data: TrainingData,
@@ -44,13 +47,13 @@ def analyze(
     workers: Workers | None = None,
     progress: Progress = silent,
 ) -> SensitivityTable:
-    """The sensitivity table of `pipeline`'s UNet, written to `out_path`.
+    """The sensitivity table of `pipeline`'s denoiser, written to `out_path`.
 
     Rows are kept in a journal beside `out_path` as they are measured. Called again with the same model, settings
     and data, it measures only what is missing; a row does not depend on which rows were measured before it.
 
     Args:
-        pipeline: a StableDiffusionPipeline (full precision, float32); its UNet is as before afterwards.
+        pipeline: full precision, float32; its denoiser is as before afterwards.
         settings: of the method wanted: `NoiseErrorSettings`, `JacobianSettings` or `PaperSettings`.
         data: latents and captions that the candidates are measured or trained on.
         model, source_sha256: name and hash of the pipeline, as the table records them.
