@@ -23,6 +23,7 @@ from bitsfusion.data.batches import Batch
 from bitsfusion.diffusion.conditioning import Conditioner, conditioner_of
 from bitsfusion.embedded import GRID_PIPELINE_FOLDER
 from bitsfusion.embedded.world import GRID_SIZE
+from bitsfusion.io.texts import read_json, write_json
 from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.training.checkpoint import STUDENT_INFO, checkpoints, load_student
 from bitsfusion.training.config import TimeStepConfig, TrainingConfig
@@ -132,6 +133,9 @@ def main() -> None:
     load_student(found, pipeline.transformer)
     out = args.out / PIPELINE_NAME
     pipeline.to(dtype=torch.float16).save_pretrained(out)
+    config = read_json(out / "vae" / "config.json")
+    del config["_name_or_path"]  # the folder that it was loaded from
+    write_json(out / "vae" / "config.json", config)
     print(f"pipeline {sum(file.stat().st_size for file in out.rglob('*') if file.is_file()) / 1e6:.2f} MB")
 
 
