@@ -61,3 +61,12 @@ def test_dry_run_without_calibration_is_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["init", "embedded", "--recipe", "uniform:2", "--dry-run", "--out", str(tmp_path / "packed")])
     assert "dry-run: got it without --calibrate" in capsys.readouterr().err
+
+
+def test_dry_run_of_a_transformer_is_one_line(tmp_path, capsys):
+    arguments = ["init", "embedded:flow", "--recipe", "uniform:2", "--calibrate", "--dry-run"]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--out", str(tmp_path / "packed")])
+    error = capsys.readouterr().err.strip()
+    assert "got a AuraFlowTransformer2DModel, wanted a UNet2DConditionModel" in error
+    assert len(error.splitlines()) == 1

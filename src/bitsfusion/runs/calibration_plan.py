@@ -19,7 +19,7 @@ from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.devices import resolve
 from bitsfusion.diffusion.denoise import denoise
 from bitsfusion.io.texts import read_json
-from bitsfusion.pipelines.load import pipeline_folder
+from bitsfusion.pipelines.load import pipeline_folder, planned_unet
 from bitsfusion.runs.calibration import CalibrationJob
 from bitsfusion.training.plan import count_forward
 
@@ -59,10 +59,10 @@ def pipeline_calibration_plan(model: str, job: CalibrationJob) -> CalibrationPla
     """The plan of a pipeline's UNet on this machine's device; reads its configs, no weights.
 
     Raises:
-        InputError: no such model.
+        InputError: no such model, or its denoiser is a transformer.
     """
     folder = pipeline_folder(model)
-    unet = {key: value for key, value in read_json(folder / "unet" / "config.json").items() if key[0] != "_"}
+    unet = planned_unet(model)
     tokens = read_json(folder / "text_encoder" / "config.json")["max_position_embeddings"]
     return plan_calibration(unet, tokens, job.settings, matrix_rate(resolve(job.device)))
 
