@@ -170,7 +170,7 @@ def test_train_and_pack(
 
 
 @pytest.mark.parametrize("kind", TRAINED)
-@pytest.mark.parametrize("preset", ["sd15", "sd15_light", "sdxl_one_gpu"])
+@pytest.mark.parametrize("preset", ["sd15", "sd15_one_gpu", "sdxl_one_gpu"])
 def test_run_dry_run_prints_the_cost(
     kind: str, preset: str, folders: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -147,7 +147,7 @@ class TestReading:
 
 
 @pytest.mark.parametrize(
-    ("name", "trained", "steps"), [("sd15_calibrated", "all", (4000, 10_000)), ("sd15_light", "light", (2000, 500))]
+    ("name", "trained", "steps"), [("sd15_calibrated", "all", (4000, 10_000)), ("sd15_one_gpu", "light", (2000, 500))]
 )
 def test_presets_from_a_calibrated_start_resolve(name, trained, steps):
     config = read_training_config(CONFIGS / f"{name}.yaml")
