@@ -103,17 +103,17 @@ def _component(component: Component, dtype: torch.dtype) -> Any:
     return kind.from_pretrained(component.folder, dtype=dtype, variant=component.variant)
 
 
-def planned_unet(model: str) -> dict[str, Any]:
+def planned_unet(folder: PipelineFolder) -> dict[str, Any]:
     """The config of a pipeline's UNet, of which memory and time are planned without weights.
 
     Raises:
-        InputError: no such model, or its denoiser is a transformer.
+        InputError: it has no denoiser that is known, or that is a transformer.
     """
-    found = resolve(model).denoiser
+    found = folder.denoiser
     if found.class_name != UNET.name:
         raise InputError(
-            f"{model}: got a {found.class_name}, wanted a {UNET.name}: memory and hours are planned of UNets alone; "
-            "without --dry-run it runs"
+            f"{folder.path}: got a {found.class_name}, wanted a {UNET.name}: memory and hours are planned of "
+            "UNets alone; without --dry-run it runs"
         )
     config: dict[str, Any] = read_json(found.folder / "config.json")
     return {key: value for key, value in config.items() if key[0] != "_"}

@@ -19,7 +19,7 @@ from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.devices import resolve
 from bitsfusion.diffusion.denoise import denoise
 from bitsfusion.io.texts import read_json
-from bitsfusion.pipelines.load import pipeline_folder, planned_unet
+from bitsfusion.pipelines.load import planned_unet, whole_pipeline
 from bitsfusion.runs.calibration import CalibrationJob
 from bitsfusion.training.plan import count_forward
 
@@ -61,8 +61,8 @@ def pipeline_calibration_plan(model: str, job: CalibrationJob) -> CalibrationPla
     Raises:
         InputError: no such model, or its denoiser is a transformer.
     """
-    folder = pipeline_folder(model)
-    unet = planned_unet(model)
+    pipeline = whole_pipeline(model)
+    folder, unet = pipeline.path, planned_unet(pipeline)
     tokens = read_json(folder / "text_encoder" / "config.json")["max_position_embeddings"]
     return plan_calibration(unet, tokens, job.settings, matrix_rate(resolve(job.device)))
 

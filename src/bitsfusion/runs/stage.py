@@ -22,7 +22,7 @@ from bitsfusion.io.work_folder import folder_lock
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.folder import PipelineFolder
-from bitsfusion.pipelines.load import pipeline_folder, planned_unet, whole_pipeline
+from bitsfusion.pipelines.load import planned_unet, whole_pipeline
 from bitsfusion.progress import SILENT, ProgressSink
 from bitsfusion.recipe.named import recipe_bits
 from bitsfusion.runs.config import DataSource, RunConfig, WorldSource, with_own_defaults
@@ -153,8 +153,8 @@ def train_stage(config: StageConfig, out: Path, progress: ProgressSink = SILENT)
 
 def plan_training(config: StageConfig | RunConfig, machine: Machine | None = None) -> dict[str, Plan]:
     """What each stage will cost, by its name; reads the model's configs, no weights and no data."""
-    folder = pipeline_folder(config.model)
-    unet = planned_unet(config.model)
+    pipeline = whole_pipeline(config.model)
+    folder, unet = pipeline.path, planned_unet(pipeline)
     vae = read_json(folder / "vae" / "config.json")
     size = unet["sample_size"]
     if not isinstance(config.data, WorldSource):
