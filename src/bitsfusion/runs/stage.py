@@ -17,12 +17,12 @@ from bitsfusion.architectures.registry import model_layers
 from bitsfusion.devices import resolve
 from bitsfusion.errors import InputError
 from bitsfusion.io.schema import parse
-from bitsfusion.io.texts import read_json
 from bitsfusion.io.work_folder import folder_lock
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.folder import PipelineFolder
-from bitsfusion.pipelines.load import planned_unet, whole_pipeline
+from bitsfusion.pipelines.load import whole_pipeline
+from bitsfusion.pipelines.planned import planned_denoiser
 from bitsfusion.progress import SILENT, ProgressSink
 from bitsfusion.recipe.named import recipe_bits
 from bitsfusion.runs.config import DataSource, RunConfig, WorldSource, with_own_defaults
@@ -153,16 +153,12 @@ def train_stage(config: StageConfig, out: Path, progress: ProgressSink = SILENT)
 
 def plan_training(config: StageConfig | RunConfig, machine: Machine | None = None) -> dict[str, Plan]:
     """What each stage will cost, by its name; reads the model's configs, no weights and no data."""
-    pipeline = whole_pipeline(config.model)
-    folder, unet = pipeline.path, planned_unet(pipeline)
-    vae = read_json(folder / "vae" / "config.json")
-    size = unet["sample_size"]
+    model = planned_denoiser(config.model)
+    size = model.latent_size
     if not isinstance(config.data, WorldSource):
-        size = config.data.resolution // 2 ** (len(vae["block_out_channels"]) - 1)
-    text = next(name for name in ("text_encoder", "text_encoder_2") if (folder / name).is_dir())
-    tokens = read_json(folder / text / "config.json")["max_position_embeddings"]
+        size = config.data.resolution // model.pixels
     stages = [config.training] if isinstance(config, StageConfig) else [config.stage1, config.stage2]
-    return {f"stage {stage.stage}": plan_stage(unet, stage, size, tokens, machine) for stage in stages}
+    return {f"stage {stage.stage}": plan_stage(model.config, stage, size, model.tokens, machine) for stage in stages}
 
 
 def _load(model: str) -> _Parts:
