@@ -47,20 +47,24 @@ def print_planned(config: StageConfig | RunConfig, machine: Machine, gpus: int |
 
 
 def _print_plans(plans: dict[str, Plan]) -> None:
-    machine = next(iter(plans.values())).machine
+    first = next(iter(plans.values()))
+    machine = first.machine
     rows = [
         [name, *(f"{plan.bytes[name] / 1e9:.2f}" for plan in plans.values())]
-        for name in next(iter(plans.values())).bytes
+        for name in first.bytes
+        if any(plan.bytes[name] for plan in plans.values())
     ]
     rows += [
         ["together", *(f"{plan.bytes_per_gpu / 1e9:.1f}" for plan in plans.values())],
+        ["fits", *("yes" if plan.fits else f"no, {machine.memory_bytes / 1e9:.0f} GB" for plan in plans.values())],
         ["samples a step", *(str(plan.samples_per_step) for plan in plans.values())],
         ["steps", *(str(plan.steps) for plan in plans.values())],
         ["TFLOP a sample", *(f"{plan.flops_per_sample / 1e12:.2f}" for plan in plans.values())],
         ["days", *(f"{plan.days:.2f}" for plan in plans.values())],
         ["hours", *(f"{24 * plan.days:.1f}" for plan in plans.values())],
     ]
-    print(f"Plan for {machine.gpus} x {machine.name}, everything held on each (DDP); GB of 10^9 bytes a GPU:")
+    held = ", weights in parts over them (FSDP2)" if first.sharded else ", everything held on each (DDP)"
+    print(f"Plan for {machine.gpus} x {machine.name}{held if machine.gpus > 1 else ''}; GB of 10^9 bytes a GPU:")
     print_table(["", *plans], rows)
     print(f"Operations and activations are counted; {machine.utilisation:.0%} of the peak rate is assumed. Left out:")
     print("text encoder, data, communication, buckets and workspaces of the libraries, validation images.")
