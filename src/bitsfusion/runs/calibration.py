@@ -9,21 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from bitsfusion.calibration.calibrate import Calibration, calibrate
-from bitsfusion.calibration.prompts import PROMPTS
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.calibration.trajectories import trajectories
 from bitsfusion.devices import AUTO, placed, resolve
 from bitsfusion.diffusion.denoise import pipeline_denoiser
-from bitsfusion.embedded import embedded_model
-from bitsfusion.evaluation.prompts import file_prompts
 from bitsfusion.io.hashes import sha256_json
 from bitsfusion.pipelines.load import check_draws_from_text
 from bitsfusion.progress import ProgressSink
+from bitsfusion.runs.prompts import prompts_of
 
 CALIBRATED = "calibrated"
 """What `scale_init` is called where scales and codes come from a calibration."""
-
-_WORLD_PROMPTS = 8  # of each task
 
 
 @dataclass(frozen=True)
@@ -46,12 +42,7 @@ class CalibrationJob:
         Raises:
             InputError: the file cannot be read or has none.
         """
-        if self.prompts is not None:
-            return file_prompts(self.prompts, 0).texts
-        if known := embedded_model(model):  # every task alike, however few are taken
-            prompts = known.world.prompt_set("validation", _WORLD_PROMPTS)
-            return tuple(prompt.text for first in range(_WORLD_PROMPTS) for prompt in prompts[first::_WORLD_PROMPTS])
-        return PROMPTS
+        return prompts_of(model, self.prompts)
 
     def provenance(self, model: str) -> dict[str, Any]:
         """Plain JSON: what the result depends on beside the model and its bits."""

@@ -20,8 +20,7 @@ from bitsfusion.calibration.scales import FACTORS, STRONGEST
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.devices import resolve
 from bitsfusion.diffusion.denoise import denoise
-from bitsfusion.io.texts import read_json
-from bitsfusion.pipelines.load import planned_unet, whole_pipeline
+from bitsfusion.pipelines.planned import planned_denoiser
 from bitsfusion.runs.calibration import CalibrationJob
 from bitsfusion.training.plan import count_forward
 
@@ -59,15 +58,13 @@ class CalibrationPlan:
 
 
 def pipeline_calibration_plan(model: str, job: CalibrationJob) -> CalibrationPlan:
-    """The plan of a pipeline's UNet on this machine's device; reads its configs, no weights.
+    """The plan of a pipeline's denoiser on this machine's device; reads its configs, no weights.
 
     Raises:
-        InputError: no such model, or its denoiser is a transformer.
+        InputError: no such model, or a denoiser that is not known.
     """
-    pipeline = whole_pipeline(model)
-    folder, unet = pipeline.path, planned_unet(pipeline)
-    tokens = read_json(folder / "text_encoder" / "config.json")["max_position_embeddings"]
-    return plan_calibration(unet, tokens, job.settings, matrix_rate(resolve(job.device)))
+    planned = planned_denoiser(model)
+    return plan_calibration(planned.config, planned.tokens, job.settings, matrix_rate(resolve(job.device)))
 
 
 @dataclass(frozen=True)
@@ -91,8 +88,7 @@ def plan_calibration(
         settings: as they will be used.
         flops_per_second: of float32 matrix products; see `matrix_rate`. Float64 is taken as half as fast.
     """
-    size = settings.size or model_config["sample_size"]
-    size = size if isinstance(size, int) else max(size)
+    size = settings.size or denoiser_called(model_config).latent_size(model_config)
     layers, parameters = _layers(model_config, size, tokens)
     latents = settings.samples * settings.steps * 2
     # Every group of layers runs its block up to itself, on both sides; then the block runs once more to carry on.
