@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +57,9 @@ class CalibrationJob:
     def run(
         self, pipeline: Any, model: str, bits: Mapping[str, int], progress: ProgressSink, folder: Path | None = None
     ) -> Calibration:
-        """Calibrates the UNet of a loaded pipeline on the device; the pipeline is as before afterwards.
+        """Calibrates the denoiser of a loaded pipeline on the device; the pipeline is as before afterwards.
+
+        Once the trajectories are drawn, nothing but the denoiser is held: its other components are free to go.
 
         Args:
             folder: see `folder`; None keeps nothing on disk.
@@ -67,8 +70,11 @@ class CalibrationJob:
         check_draws_from_text(pipeline)
         texts = self.texts(model)
         unet = pipeline_denoiser(pipeline).eval()
-        with placed(pipeline, resolve(self.device)):
-            with progress.timed("trajectories") as tell:
+        device = resolve(self.device)
+        with placed(unet, device):
+            with placed(pipeline, device), progress.timed("trajectories") as tell:
                 calls = trajectories(pipeline, unet, texts, self.settings, tell)
+            del pipeline
+            gc.collect()  # a pipeline may hold itself
             with progress.timed("calibrate") as tell:
                 return calibrate(unet, bits, calls, self.settings, tell, folder)
