@@ -106,7 +106,7 @@ def generic_transformer(name: str) -> GenericTransformer | None:
         return None
     import diffusers
 
-    made = getattr(diffusers, name, None)
+    made: Any = getattr(diffusers, name, None)
     if not (inspect.isclass(made) and made.__module__.startswith(_MODULES) and issubclass(made, diffusers.ModelMixin)):
         return None
     patterns = tuple(made._skip_layerwise_casting_patterns or ())
