@@ -31,7 +31,7 @@ _PARTS = ("Transformer2DModel", "DreamLiteTransformer2DModel")
 """Blocks of convolutional UNets, not models that a sampler calls."""
 
 _BLOCK = re.compile(r"^\w+\.\d+\.|(^|\.)\w*(blocks|layers)(\.\w+)?\.\d+\.")
-_NORMS = "norm"
+_SKIPPED, _NORMS = "_skip_layerwise_casting_patterns", "norm"
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,6 @@ def generic_transformer(name: str) -> GenericTransformer | None:
     made: Any = getattr(diffusers, name, None)
     if not (inspect.isclass(made) and made.__module__.startswith(_MODULES) and issubclass(made, diffusers.ModelMixin)):
         return None
-    patterns = tuple(made._skip_layerwise_casting_patterns or ())
+    patterns: tuple[str, ...] = tuple(getattr(made, _SKIPPED) or ())
     skipped = tuple(pattern for pattern in patterns if pattern != _NORMS)
     return GenericTransformer(name, "transformer", "diffusers", "transformer", ("Linear", "Conv2d"), skipped)
