@@ -18,7 +18,7 @@ from bitsfusion.artifact.reader import PackedFolder, open_components
 from bitsfusion.artifact.schema import CONFIG_FILE
 from bitsfusion.artifact.skeleton import empty_model
 from bitsfusion.artifact.verify import verify_folder
-from bitsfusion.embedded import guidance_of
+from bitsfusion.embedded import MODELS, PAPER_GUIDANCE
 from bitsfusion.errors import InputError
 from bitsfusion.exporting.exported import Exported, Progress, Tally, check_new_folder, written
 from bitsfusion.exporting.web.graphs import Decoder, FeaturedUNet, Layout, TextEncoder, TimedUNet, write_graph
@@ -38,7 +38,8 @@ GRAPHS = {"text_encoder": "text_encoder", "unet": "unet", "vae_decoder": "vae"}
 """A graph's name, and the component that it is of."""
 SCHEDULERS = ("PNDMScheduler", "DDIMScheduler", "EulerDiscreteScheduler")
 """Those that the page has, of pipelines that predict noise."""
-STEPS, SEED = 50, 1024
+STEPS, SEED, PROMPT = 50, 1024, "a photograph of an astronaut riding a horse"
+EMBEDDED_PROMPT = "a red circle and a blue square"
 NOTE = "open it through a server (python -m http.server --directory {path}), not as a file"
 
 
@@ -101,7 +102,7 @@ def export_web(
         shutil.copytree(PAGE, temporary, dirs_exist_ok=True)
         (temporary / "vendor").mkdir()
         write_vendor(temporary / "vendor", None if vendor is None else Path(vendor))
-        _fill(temporary, source, packed, scheduler, str(model), tally, progress)
+        _fill(temporary, source, packed, scheduler, tally, progress)
     return written(out, "web", tally, [NOTE.format(path=out)])
 
 
@@ -117,7 +118,6 @@ def _fill(
     source: PipelineFolder,
     packed: Mapping[str, PackedFolder],
     scheduler: dict[str, Any],
-    name: str,
     tally: Tally,
     progress: Progress | None,
 ) -> None:
@@ -159,8 +159,7 @@ def _fill(
     vae = configs["vae"]
     manifest = {
         "schema_version": SCHEMA_VERSION,
-        "name": name,
-        "defaults": {"steps": STEPS, "seed": SEED, "guidance": guidance_of(name)},
+        "defaults": {"steps": STEPS, "seed": SEED, **_defaults(packed)},
         "latents": [inputs.channels, height, width],
         "vae": {"scaling_factor": vae.get("scaling_factor", 0.18215), "shift_factor": vae.get("shift_factor") or 0.0},
         "tokenizer": {"length": length, "pad": tokenizer.pad_token_id, "end": tokenizer.eos_token_id},
@@ -174,6 +173,15 @@ def _fill(
         path.relative_to(out).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in loaded
     }
     (out / MANIFEST).write_text(json.dumps(manifest) + "\n", encoding="utf-8")
+
+
+def _defaults(packed: Mapping[str, PackedFolder]) -> dict[str, Any]:
+    """The prompt that the page begins with, and the guidance: an embedded model knows its own world alone."""
+    hashes = {folder.config.source_sha256 for folder in packed.values()}
+    for name, embedded in MODELS.items():
+        if resolve(name).source_sha256 in hashes:
+            return {"prompt": EMBEDDED_PROMPT, "guidance": embedded.guidance}
+    return {"prompt": PROMPT, "guidance": PAPER_GUIDANCE}
 
 
 def _wrapped(graph: str, meta: nn.Module, folder: PackedFolder | None) -> tuple[nn.Module, int | None]:
