@@ -201,6 +201,15 @@ class Denoiser(Architecture):
         """Height and width of the latents that the model was made for."""
         return int(config["sample_size"])
 
+    @property
+    def compression(self) -> int:
+        """VAE latents on a side of one of its own: 2 where its channels hold patches."""
+        return 1
+
+    def prompt_tokens(self, tokens: int) -> int:
+        """Tokens that it is given for a prompt that its pipeline pads to `tokens`."""
+        return tokens
+
 
 def without_steering(config: Mapping[str, Any]) -> dict[str, Any]:
     """A transformers config with nothing in it but the model."""

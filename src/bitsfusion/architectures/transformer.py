@@ -8,8 +8,10 @@ pooled text and guidance); it gets its bits from the recipe like any other layer
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +30,11 @@ from bitsfusion.architectures.transformer_calls import (
     sd3,
     z_image,
 )
+from bitsfusion.architectures.transformer_inputs import INPUTS, Inputs
+from bitsfusion.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 _ENDS = re.compile(
@@ -77,6 +82,45 @@ class Transformer(Denoiser):
 
     def kind(self, name: str) -> str:
         return next((kind for pattern, kind in _KINDS if pattern.search(name)), "projection")
+
+    def example(
+        self, config: Mapping[str, Any], batch: int, latent: int, tokens: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Conditioning]:
+        """With pooled text and guidance where the class takes them; no token is padding."""
+        import torch
+
+        inputs, values = self._inputs(), self._values(config)
+
+        def gaussian(*shape: int) -> Tensor:
+            return torch.randn(batch, *shape, generator=generator)
+
+        tensors = {keyword: gaussian(tokens, int(values[width])) for keyword, width in inputs.texts.items()}
+        tensors |= {keyword: gaussian(int(values[width])) for keyword, width in inputs.pooled.items()}
+        if values.get("guidance_embeds"):
+            tensors["guidance"] = torch.full((batch,), 4.0)
+        channels = int(values["in_channels"]) // inputs.patch**2
+        return gaussian(channels, latent, latent), Conditioning(tensors)
+
+    def latent_size(self, config: Mapping[str, Any]) -> int:
+        return int(self._values(config).get("sample_size") or self._inputs().latent)
+
+    @property
+    def compression(self) -> int:
+        return self._inputs().compression
+
+    def prompt_tokens(self, tokens: int) -> int:
+        return tokens + self._inputs().more_tokens
+
+    def _inputs(self) -> Inputs:
+        if self.name not in INPUTS:
+            raise InputError(f"{self.name}: got a class whose inputs are not known, wanted one of {', '.join(INPUTS)}")
+        return INPUTS[self.name]
+
+    def _values(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A config with the class's own defaults where it says nothing."""
+        made = getattr(importlib.import_module(self.library), self.name).__init__
+        parameters = inspect.signature(made).parameters.values()
+        return {each.name: each.default for each in parameters} | dict(config)
 
     def units(self, model: nn.Module) -> list[nn.Module]:
         """Every block."""

@@ -21,12 +21,6 @@ from bitsfusion.pipelines.resolve import resolve
 Folder = Annotated[str, typer.Argument(help="A packed pipeline or model folder, or a hub id.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the commands."""
-    for command in (inspect, verify):
-        app.command()(command)
-
-
 def inspect(folder: Folder, json: Json = False) -> None:
     """Where every byte is, layer by layer."""
     path = _local(folder)

@@ -17,11 +17,6 @@ from bitsfusion.exporting.gguf import NAMES
 from bitsfusion.exporting.gguf_blocks import BLOCK_TYPES
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command()(export)
-
-
 def export(
     folder: Annotated[str, typer.Argument(help="A packed pipeline or model folder, or a hub id.")],
     to: Annotated[str, typer.Option(help=f"What to make: {', '.join(TARGETS)}.")],
