@@ -173,7 +173,7 @@ def _libraries() -> tuple[Any, Any]:
 
 def _as_inputs(ir: Any, graph: Any, wrapped: nn.Module) -> list[Any]:
     """Makes inputs of a graph's parameters, so that the optimizer leaves them be; constants are given their values."""
-    stored = {f"{_PREFIX}{name}" for name in wrapped.model.state_dict()}  # type: ignore[union-attr, operator]
+    stored = {f"{_PREFIX}{name}" for name in wrapped.model.state_dict()}  # type: ignore[union-attr]
     parameters = []
     for name, value in list(graph.initializers.items()):
         if name in stored:
