@@ -11,7 +11,7 @@ PYTEST_ARGS    ?=
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 MPLBACKEND=agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint docs check format bench wheel
+.PHONY: help install demo test test-min vendor lint docs check format bench wheel
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,8 @@ demo: install ## the whole method on the embedded model; writes runs/demo/report
 
 test: install ## tests, without those marked slow, gpu or network
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(PYTEST_WORKERS) $(PYTEST_ARGS)
+
+.PHONY: help install demo test test-min vendor lint docs check format bench wheel
 
 lint: install ## lint, format, types, import direction, documentation
 	$(BIN)/ruff check .

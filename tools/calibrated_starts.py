@@ -104,9 +104,9 @@ class Starts:
 
         def measure() -> None:
             known = {"model": self.config.model, "source_sha256": ours.source_sha256, "samplers": ours.counted}
-            analyze(ours.pipeline, self.config.analysis, table, ours.data, **known)
+            analyze(ours.pipeline, self.config.measured(), table, ours.data, **known)
 
-        ours.step("analyze", {"analysis": self.config.analysis, "data": self.config.data}, [table.name], measure)
+        ours.step("analyze", {"analysis": self.config.measured(), "data": self.config.data}, [table.name], measure)
         file = f"recipes/{arm.bits}.json"
 
         def work() -> None:

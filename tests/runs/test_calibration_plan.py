@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bitsfusion.architectures.registry import DENOISERS, model_layers
 from bitsfusion.calibration.moments import row_count
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.cli.main import main
+from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.runs.calibration_plan import plan_calibration
 
+from ..tiny.transformers import CONFIGS, build_transformer
 from ..tiny.unet import build_unet
 
 SETTINGS = CalibrationSettings(samples=2, steps=3, size=4)
@@ -63,10 +66,21 @@ def test_dry_run_without_calibration_is_one_line(tmp_path, capsys):
     assert "dry-run: got it without --calibrate" in capsys.readouterr().err
 
 
-def test_dry_run_of_a_transformer_is_one_line(tmp_path, capsys):
+def test_dry_run_of_a_transformer(tmp_path, capsys):
     arguments = ["init", "embedded:flow", "--recipe", "uniform:2", "--calibrate", "--dry-run"]
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as ended:
         main([*arguments, "--out", str(tmp_path / "packed")])
-    error = capsys.readouterr().err.strip()
-    assert "got a AuraFlowTransformer2DModel, wanted a UNet2DConditionModel" in error
-    assert len(error.splitlines()) == 1
+    assert ended.value.code == 0
+    layers = len(model_layers(load_pipeline("embedded:flow").transformer))
+    assert f"Calibration of {layers} layers" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_layer_of_a_transformer_is_counted(name):
+    model = build_transformer(name)
+    plan = plan_calibration({**CONFIGS[name], "_class_name": name}, 8, SETTINGS, 1e9)
+    layers = DENOISERS[name].modules(model)
+    assert plan.layers == len(layers)
+    assert plan.widest == max(layer.weight[0].numel() for layer in layers.values())
+    assert plan.bytes["weights"] == 4 * sum(parameter.numel() for parameter in model.parameters())

@@ -6,43 +6,71 @@ import pytest
 import torch
 from torch.nn import functional
 
-from bitsfusion.architectures.registry import model_layers
+from bitsfusion.architectures.registry import DENOISERS, model_layers
 from bitsfusion.errors import InputError
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.training.config import PAPER_STAGE1, PAPER_STAGE2, TrainingConfig
 from bitsfusion.training.plan import Machine, count_forward, plan_stage
 
+from ..tiny.transformers import CONFIGS, build_transformer
 from ..tiny.unet import build_unet
 
 SD15 = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
 
 
-def test_operations_are_those_of_the_layers():
+def counted(model, forward) -> int:
     """2 x inputs x outputs x places of each Linear and Conv2d, and the two products of each attention, by hooks."""
-    unet, counted = build_unet(), []
+    operations = []
 
     def count(module, inputs, output):
         if isinstance(module, torch.nn.Linear):
-            counted.append(2 * inputs[0].numel() * module.out_features)
+            operations.append(2 * inputs[0].numel() * module.out_features)
         elif isinstance(module, torch.nn.Conv2d):
-            counted.append(2 * output.numel() * module.weight[0].numel())
+            operations.append(2 * output.numel() * module.weight[0].numel())
 
-    for module in unet.modules():
+    for module in model.modules():
         module.register_forward_hook(count)
     attention = functional.scaled_dot_product_attention
 
     def watched(query, key, value, **options):
-        counted.append(4 * query.numel() * key.shape[-2])
+        operations.append(4 * query.numel() * key.shape[-2])
         return attention(query, key, value, **options)
 
     functional.scaled_dot_product_attention = watched
     try:
         with torch.no_grad():
-            unet(torch.randn(1, 4, 4, 4), torch.tensor([1]), torch.randn(1, 8, 16))
+            forward()
     finally:
         functional.scaled_dot_product_attention = attention
+    return sum(operations)
+
+
+def test_operations_are_those_of_the_layers():
+    unet = build_unet()
+    found = counted(unet, lambda: unet(torch.randn(1, 4, 4, 4), torch.tensor([1]), torch.randn(1, 8, 16)))
     config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
-    assert count_forward(config, 4, 8).flops == sum(counted)
+    assert count_forward(config, 4, 8).flops == found
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_operations_of_a_transformer_are_those_of_its_layers(name):
+    model, family = build_transformer(name), DENOISERS[name]
+    config = {**CONFIGS[name], "_class_name": name}
+    sample, conditioning = family.example(config, 1, 4, 8)
+    found = counted(model, lambda: family.predict(model, sample, torch.full((1,), 500.0), conditioning))
+    if name == "SanaTransformer2DModel":  # linear attention: two products with [width + 1, width] states
+        heads, width = CONFIGS[name]["num_attention_heads"], CONFIGS[name]["attention_head_dim"]
+        found += CONFIGS[name]["num_layers"] * heads * 4 * 16 * width * (width + 1)
+    assert count_forward(config, 4, 8).flops == found
+
+
+def test_shards_divide_what_trains():
+    config = {key: value for key, value in build_unet().config.items() if not key.startswith("_")}
+    whole, parts = (plan_stage(config, TrainingConfig(ema_decay=0.9, shard=shard), 4, 8) for shard in (False, True))
+    for part in ("weights", "gradients", "moments", "average"):
+        assert parts.bytes[part] == whole.bytes[part] // 8
+    assert parts.bytes["teacher"] == whole.bytes["teacher"] and parts.bytes["gathered blocks"] > 0
+    assert parts.bytes_per_gpu < whole.bytes_per_gpu
 
 
 def test_counts_grow_with_the_image_and_fall_with_checkpointing():

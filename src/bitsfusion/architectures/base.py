@@ -56,6 +56,11 @@ class Architecture:
         return False
 
     @property
+    def note(self) -> str | None:
+        """What packing it leaves to say, in plain words; None where there is nothing."""
+        return None
+
+    @property
     def timing(self) -> Timing | None:
         """Which modulation layers see the time step alone; None for UNets, which have projections of their own."""
         return None
@@ -200,6 +205,15 @@ class Denoiser(Architecture):
     def latent_size(self, config: Mapping[str, Any]) -> int:
         """Height and width of the latents that the model was made for."""
         return int(config["sample_size"])
+
+    @property
+    def compression(self) -> int:
+        """VAE latents on a side of one of its own: 2 where its channels hold patches."""
+        return 1
+
+    def prompt_tokens(self, tokens: int) -> int:
+        """Tokens that it is given for a prompt that its pipeline pads to `tokens`."""
+        return tokens
 
 
 def without_steering(config: Mapping[str, Any]) -> dict[str, Any]:

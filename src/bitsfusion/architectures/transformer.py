@@ -8,8 +8,10 @@ pooled text and guidance); it gets its bits from the recipe like any other layer
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,17 +30,20 @@ from bitsfusion.architectures.transformer_calls import (
     sd3,
     z_image,
 )
+from bitsfusion.architectures.transformer_inputs import INPUTS, Inputs
+from bitsfusion.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
-_ENDS = re.compile(
+ENDS = re.compile(
     r"^(x_embedder|context_embedder|time_text_embed|time_guidance_embed|time_embed|time_step_embed|time_step_proj|timestep_embedder|"
     r"t_embedder|cap_embedder|caption_projection|caption_norm|pos_embed|patch_embed|img_in|txt_in|adaln_single|"
     r"norm_out|proj_out|all_x_embedder|all_final_layer|register_tokens|guidance_embedder)(\.|$)"
 )
 _KINDS = (
-    (_ENDS, "first and last"),
+    (ENDS, "first and last"),
     (re.compile(r"(^|\.)(norm\d*(_context)?|\w*modulation\w*|\w*_mod|adaLN_modulation)(\.|$)"), "modulation"),
     (re.compile(r"\.attn2\."), "cross-attention"),
     (re.compile(r"\.(attn\d?|attention)\."), "attention"),
@@ -73,10 +78,49 @@ class Transformer(Denoiser):
         return [part for part in parts if part is not None]
 
     def role(self, name: str) -> LayerRole:
-        return LayerRole.FIRST_LAST if _ENDS.search(name) else LayerRole.QUANTIZED
+        return LayerRole.FIRST_LAST if ENDS.search(name) else LayerRole.QUANTIZED
 
     def kind(self, name: str) -> str:
-        return next((kind for pattern, kind in _KINDS if pattern.search(name)), "projection")
+        return transformer_kind(name)
+
+    def example(
+        self, config: Mapping[str, Any], batch: int, latent: int, tokens: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Conditioning]:
+        """With pooled text and guidance where the class takes them; no token is padding."""
+        import torch
+
+        inputs, values = self._inputs(), self._values(config)
+
+        def gaussian(*shape: int) -> Tensor:
+            return torch.randn(batch, *shape, generator=generator)
+
+        tensors = {keyword: gaussian(tokens, int(values[width])) for keyword, width in inputs.texts.items()}
+        tensors |= {keyword: gaussian(int(values[width])) for keyword, width in inputs.pooled.items()}
+        if values.get("guidance_embeds"):
+            tensors["guidance"] = torch.full((batch,), 4.0)
+        channels = int(values["in_channels"]) // inputs.patch**2
+        return gaussian(channels, latent, latent), Conditioning(tensors)
+
+    def latent_size(self, config: Mapping[str, Any]) -> int:
+        return int(self._values(config).get("sample_size") or self._inputs().latent)
+
+    @property
+    def compression(self) -> int:
+        return self._inputs().compression
+
+    def prompt_tokens(self, tokens: int) -> int:
+        return tokens + self._inputs().more_tokens
+
+    def _inputs(self) -> Inputs:
+        if self.name not in INPUTS:
+            raise InputError(f"{self.name}: got a class whose inputs are not known, wanted one of {', '.join(INPUTS)}")
+        return INPUTS[self.name]
+
+    def _values(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A config with the class's own defaults where it says nothing."""
+        made = getattr(importlib.import_module(self.library), self.name).__init__
+        parameters = inspect.signature(made).parameters.values()
+        return {each.name: each.default for each in parameters} | dict(config)
 
     def units(self, model: nn.Module) -> list[nn.Module]:
         """Every block."""
@@ -89,6 +133,11 @@ class Transformer(Denoiser):
     def stages(self, model: nn.Module) -> dict[str, nn.Module]:
         """Every block by its name."""
         return {f"{name}.{place}": block for name in self.blocks for place, block in enumerate(getattr(model, name))}
+
+
+def transformer_kind(name: str) -> str:
+    """What a layer of a transformer is there for, by the names that diffusers gives such layers."""
+    return next((kind for pattern, kind in _KINDS if pattern.search(name)), "projection")
 
 
 def _transformer(name: str, call: Call, *blocks: str, steps: Timing | None = None) -> Transformer:

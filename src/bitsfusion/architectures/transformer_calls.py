@@ -90,8 +90,10 @@ def z_image(model: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Co
     import torch
 
     given = conditioning.keywords()
-    masks = given["cap_mask"].bool()
-    texts = [states[mask] for states, mask in zip(given["cap_feats"], masks, strict=True)]
+    masks = given.get("cap_mask")
+    texts = list(given["cap_feats"])
+    if masks is not None:
+        texts = [states[mask] for states, mask in zip(texts, masks.bool(), strict=True)]
     images = list(noisy.unsqueeze(2).unbind(0))
     outputs = model(images, (1000 - timesteps) / 1000, texts, return_dict=False)[0]
     return -torch.stack(list(outputs)).squeeze(2)
@@ -101,15 +103,15 @@ def qwen_image(model: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning:
     """Qwen-Image: patches of 2x2 latents; texts cut to the longest of the batch."""
     height, width = noisy.shape[-2] // 2, noisy.shape[-1] // 2
     given = conditioning.keywords()
-    mask = given.pop("encoder_hidden_states_mask")
-    longest = int(mask.sum(1).max())
-    states = given.pop("encoder_hidden_states")[:, :longest]
-    mask = mask[:, :longest]
+    states, mask = given.pop("encoder_hidden_states"), given.pop("encoder_hidden_states_mask", None)
+    if mask is not None:
+        longest = int(mask.sum(1).max())
+        states, mask = states[:, :longest], mask[:, :longest]
     output: Tensor = model(
         hidden_states=to_patches(noisy),
         timestep=timesteps.to(noisy.dtype) / 1000,
         encoder_hidden_states=states,
-        encoder_hidden_states_mask=None if bool(mask.all()) else mask,
+        encoder_hidden_states_mask=None if mask is None or bool(mask.all()) else mask,
         img_shapes=[[(1, height, width)]] * len(noisy),
         **given,
         return_dict=False,

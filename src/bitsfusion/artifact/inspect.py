@@ -64,6 +64,7 @@ class Inspection:
         time_features: `basis` with rank, error and knots, `cached` with steps and samplers, `layers_8bit` or `none`;
             and how many values are stored.
         fallbacks: tensors of two and more dimensions that are kept dense, by name and bytes; none is silent.
+        note: what is to be said of the model's class, such as that it has no family of its own; None where nothing is.
         layers: in module order.
     """
 
@@ -79,6 +80,7 @@ class Inspection:
     bytes_fp16: int
     time_features: dict[str, Any]
     fallbacks: dict[str, int]
+    note: str | None
     layers: tuple[LayerInspection, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -201,6 +203,7 @@ def _inspect(folder: PackedFolder) -> Inspection:
         bytes_fp16=2 * weights + rest // 2,
         time_features={**config.time_features.model_dump(mode="json"), "values": config.feature_values},
         fallbacks=fallbacks,
+        note=folder.architecture.note,
         layers=tuple(in_order),
     )
 

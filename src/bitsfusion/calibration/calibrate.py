@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from bitsfusion.calibration.blocks import Block, find_blocks
+from bitsfusion.calibration.factor import Factored
 from bitsfusion.calibration.journal import BlockJournal
-from bitsfusion.calibration.layer import CalibratedLayer, calibrated_layer, weight_only_layer
+from bitsfusion.calibration.layer import CalibratedLayer, calibrated_layer, group_factors, weight_only_layer
 from bitsfusion.calibration.moments import MomentSum, input_rows, output_rows, row_count, with_guided
 from bitsfusion.calibration.playback import BlockInputs, Inputs, Outputs, Playback, Side
 from bitsfusion.calibration.settings import CalibrationSettings
@@ -22,6 +23,9 @@ from bitsfusion.calibration.trajectories import Call
 from bitsfusion.io.schema import named
 from bitsfusion.nn.replace import layers_of
 from bitsfusion.progress import Progress, silent
+
+ROWS = 1024
+"""Input vectors looked at together: those of a wide convolution take 94 MB."""
 
 
 @dataclass(frozen=True)
@@ -120,13 +124,17 @@ def _solve_group(
         for run, single in enumerate(given[group[0]]):
             first, input = layers[group[0]], with_guided(single, mixture)
             aimed = {name: with_guided(wanted[name][run], mixture) for name in group}
-            places = _places(row_count(first, aimed[group[0]]), limit, number, input.device)
-            outputs = [output_rows(layer, aimed[name], places) for name, layer in layers.items()]
-            total.add(input_rows(first, input, places), outputs)
-    return {
-        name: calibrated_layer(name, layers[name], moments, bits[name], settings)
-        for name, moments in total.moments().items()
-    }
+            for places in _places(row_count(first, aimed[group[0]]), limit, number, input.device):
+                outputs = [output_rows(layer, aimed[name], places) for name, layer in layers.items()]
+                total.add(input_rows(first, input, places), outputs)
+    factors: dict[int, tuple[Factored, ...]] = {}  # layers of a group share their moments
+    found = {}
+    for name, moments in total.moments().items():
+        key = id(moments.inputs)
+        if key not in factors:
+            factors[key] = group_factors(moments.inputs, settings.damping)
+        found[name] = calibrated_layer(name, layers[name], moments, factors[key], bits[name], settings)
+    return found
 
 
 def _put(student: nn.Module, block: Block, layers: Mapping[str, CalibratedLayer]) -> None:
@@ -164,12 +172,13 @@ def _watched(
     return seen
 
 
-def _places(rows: int, limit: int, call: int, device: torch.device) -> Tensor | None:
-    """`limit` of the rows' indices by chance, the same every time; None for all of them."""
-    if rows <= limit:
-        return None
-    generator = torch.Generator("cpu").manual_seed(call)
-    return torch.randperm(rows, generator=generator)[:limit].sort().values.to(device)
+def _places(rows: int, limit: int, call: int, device: torch.device) -> tuple[Tensor, ...]:
+    """`limit` of the rows' indices by chance, the same every time, or all of them; `ROWS` together."""
+    chosen = torch.arange(rows)
+    if rows > limit:
+        generator = torch.Generator("cpu").manual_seed(call)
+        chosen = torch.randperm(rows, generator=generator)[:limit].sort().values
+    return chosen.to(device).split(ROWS)
 
 
 def _carry_on(playback: Playback, index: int, student: nn.Module, inputs: Mapping[Side, Sequence[Inputs]]) -> None:

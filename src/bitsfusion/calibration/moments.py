@@ -98,12 +98,16 @@ class MomentSum:
         if not count:
             raise InputError(f"{next(iter(self._layers))}: got no activations, wanted some to calibrate with")
         inputs, mean = self._inputs.div_(count), self._input_sum.div_(count)
+        crosses, output_means, energies = (
+            self._cross.div_(count),
+            self._output_sum.div_(count),
+            self._energy.div_(count),
+        )
         centred: Tensor | None = None
         for name, layer in self._layers.items():
             part = slice(begin, begin + len(layer.weight) // len(inputs))
             begin = part.stop
-            cross, output_mean = self._cross[:, part] / count, self._output_sum[:, part] / count
-            energy = self._energy[:, part] / count
+            cross, output_mean, energy = crosses[:, part], output_means[:, part], energies[:, part]
             if layer.bias is None:
                 found[name] = Moments(inputs, cross, mean, output_mean, energy, count)
                 continue

@@ -42,12 +42,6 @@ class AnalysisMethod(str, Enum):
     PAPER = "paper"
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the commands."""
-    for command in (analyze, assign):
-        app.command()(command)
-
-
 def analyze(
     model: Model,
     out: Annotated[Path, typer.Option(help="Sensitivity file to write.")],

@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
-from bitsfusion.architectures.unet import UNET
 from bitsfusion.errors import InputError
-from bitsfusion.io.texts import read_json
 from bitsfusion.pipelines.folder import Component, Form, PipelineFolder
 from bitsfusion.pipelines.resolve import EMBEDDED, resolve
 
@@ -101,19 +99,3 @@ def _component(component: Component, dtype: torch.dtype) -> Any:
     if component.weights is None:
         return kind.from_pretrained(component.folder)
     return kind.from_pretrained(component.folder, dtype=dtype, variant=component.variant)
-
-
-def planned_unet(folder: PipelineFolder) -> dict[str, Any]:
-    """The config of a pipeline's UNet, of which memory and time are planned without weights.
-
-    Raises:
-        InputError: it has no denoiser that is known, or that is a transformer.
-    """
-    found = folder.denoiser
-    if found.class_name != UNET.name:
-        raise InputError(
-            f"{folder.path}: got a {found.class_name}, wanted a {UNET.name}: memory and hours are planned of "
-            "UNets alone; without --dry-run it runs"
-        )
-    config: dict[str, Any] = read_json(found.folder / "config.json")
-    return {key: value for key, value in config.items() if key[0] != "_"}

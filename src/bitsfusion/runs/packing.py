@@ -97,7 +97,7 @@ def init_pipeline(
         chosen = recipe_bits(recipe, layers)
         made_by = {"recipe": recipe, **({"recipe_sha256": sha256_file(Path(recipe))} if is_file(recipe) else {})}
     kept = "modulation layers keep their bits: they are calibrated with the rest" if keeps else None
-    notes = [note for note in (choice.note, kept, left_out(unet)) if note is not None]
+    notes = [note for note in (unet.architecture.note, choice.note, kept, left_out(unet)) if note is not None]
     found: dict[str, Any] = {"scale_init": method.value}
     rounded, work = None, None
     if calibration is not None:

@@ -50,10 +50,10 @@ class JacobianSettings(BaseModel):
     scale_init: ScaleInit = ScaleInit.EXACT
 
 
-class PaperSettings(BaseModel):
+class PaperOptions(BaseModel):
     """The paper's measurement (section 3.2, Appendix B): each candidate trained, then compared by its images.
 
-    The paper's K is 100 PartiPrompts; it publishes neither T nor the other training settings.
+    The paper publishes neither T nor the other training settings.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,14 +65,19 @@ class PaperSettings(BaseModel):
     """T, training steps of each candidate."""
     train_batch_size: Positive = 32
     learning_rate: float = Field(1e-5, gt=0)
-    prompts: Annotated[tuple[str, ...], Field(min_length=1)]
-    """K prompts, one image each."""
     first_image_seed: int = Field(1024, ge=0)
     """Image k has this seed plus k."""
     sampler: Sampler = Sampler.PNDM
     steps: Positive = 50
     guidance: float = 7.5
     image_batch_size: Positive = 16
+
+
+class PaperSettings(PaperOptions):
+    """The paper's measurement with its prompts; the paper's K is 100 PartiPrompts."""
+
+    prompts: Annotated[tuple[str, ...], Field(min_length=1)]
+    """K prompts, one image each."""
 
 
 Settings = NoiseErrorSettings | JacobianSettings | PaperSettings

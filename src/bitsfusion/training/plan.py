@@ -60,7 +60,10 @@ class Forward:
 
 @dataclass(frozen=True)
 class Plan:
-    """The cost of a stage on a machine. Bytes are of one GPU, everything held in full on each (DDP)."""
+    """The cost of a stage on a machine. Bytes are of one GPU.
+
+    sharded: weights, gradients, moments and averages in parts over all (FSDP2); else all in full on each (DDP).
+    """
 
     machine: Machine
     parameters: int
@@ -69,16 +72,21 @@ class Plan:
     flops_per_sample: int
     bytes: dict[str, int]
     days: float
+    sharded: bool = False
 
     @property
     def bytes_per_gpu(self) -> int:
         """All of `bytes` together."""
         return sum(self.bytes.values())
 
+    @property
+    def fits(self) -> bool:
+        """Whether they fit the GPU's memory."""
+        return self.bytes_per_gpu <= self.machine.memory_bytes
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
-        fits = self.bytes_per_gpu <= self.machine.memory_bytes
-        return {**asdict(self), "bytes_per_gpu": self.bytes_per_gpu, "fits": fits}
+        return {**asdict(self), "bytes_per_gpu": self.bytes_per_gpu, "fits": self.fits}
 
 
 def plan_stage(
@@ -107,11 +115,16 @@ def plan_stage(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = parameters if config.trained == "all" else _light(model)
     low = config.mixed_precision != "no"
+    parts = machine.gpus if config.shard else 1
+    units = denoiser_called(model_config).units(model)
+    largest = max(sum(parameter.numel() for parameter in unit.parameters()) for unit in units)
     held = {
-        "weights": 4 * parameters,
-        "gradients": 4 * trained,
-        "moments": (2 if config.use_8bit_adam else 8) * trained,
-        "average": 4 * trained if config.ema_decay else 0,
+        "weights": 4 * parameters // parts,
+        "gradients": 4 * trained // parts,
+        "moments": (2 if config.use_8bit_adam else 8) * trained // parts,
+        "average": 4 * trained // parts if config.ema_decay else 0,
+        # One block at work, the next one on its way, and the gradients of the one before.
+        "gathered blocks": 3 * 4 * largest if config.shard else 0,
         "teacher": _WIDTH[config.teacher_dtype] * parameters if config.stage == 1 else 0,
         # The backward pass needs the rounded weights; checkpointed blocks make them again, one block at a time.
         "rounded weights": 0 if config.gradient_checkpointing else (2 if low else 4) * parameters,
@@ -122,7 +135,7 @@ def plan_stage(
     rate = (machine.flops_16bit if low else machine.flops_32bit) * machine.utilisation * machine.gpus
     flops = forward.flops * passes
     days = config.max_train_steps * samples * flops / rate / 86400
-    return Plan(machine, parameters, samples, config.max_train_steps, flops, held, days)
+    return Plan(machine, parameters, samples, config.max_train_steps, flops, held, days, config.shard)
 
 
 def _light(model: nn.Module) -> int:

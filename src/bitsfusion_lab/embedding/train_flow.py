@@ -33,7 +33,7 @@ from bitsfusion_lab.embedding.grid_world import TrainedGridWorld
 SHIFT = 1.73
 WIDTH, HEADS, HEAD_SIZE = 192, 4, 48
 PIPELINE_NAME = "flow_pipeline"
-STEPS = 3500
+STEPS = 13_000
 
 
 def build_transformer(channels: int, text_width: int) -> AuraFlowTransformer2DModel:
