@@ -30,7 +30,12 @@ demo: install ## the whole method on the embedded model; writes runs/demo/report
 test: install ## tests, without those marked slow, gpu or network
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(PYTEST_WORKERS) $(PYTEST_ARGS)
 
-.PHONY: help install demo test test-min vendor lint docs check format bench wheel
+test-min: ## the embedded model and the tests of each extra, with the lowest versions allowed; in .venv-min
+	$(PYTHON) tools/check_lowest.py
+
+vendor: install ## fetch the page's third-party scripts from npm into .vendor/; the tests that need them then run
+	@mkdir -p .vendor
+	npm pack --silent --ignore-scripts --pack-destination .vendor $$($(BIN)/python -m bitsfusion.exporting.web.vendor)
 
 lint: install ## lint, format, types, import direction, documentation
 	$(BIN)/ruff check .
