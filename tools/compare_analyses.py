@@ -24,6 +24,7 @@ from bitsfusion.sensitivity.jacobian import Jacobian
 from bitsfusion.sensitivity.measure import candidates
 from bitsfusion.sensitivity.noise_error import NoiseError
 from bitsfusion.sensitivity.paper import PaperMethod
+from bitsfusion.sensitivity.passes import forward_passes
 from bitsfusion.sensitivity.settings import JacobianSettings, NoiseErrorSettings, PaperSettings
 from bitsfusion.sensitivity.table import MEASURED_BITS, SensitivityTable, read_table
 from bitsfusion.sensitivity.workers import OneProcess
@@ -47,19 +48,6 @@ def analyses(seed: int) -> dict[str, NoiseErrorSettings | JacobianSettings]:
         samples=16, guidance=7.5, seed=seed
     )
     return found
-
-
-def passes(settings: Any, number: int) -> float:
-    """Latents through the UNet for `number` candidates."""
-    pairs = 2 if settings.guidance > 1 else 1
-    if isinstance(settings, PaperSettings):
-        evaluations = settings.steps + 1  # PNDM's
-        return number * (
-            3 * settings.iterations * settings.train_batch_size + len(settings.prompts) * evaluations * pairs
-        )
-    if isinstance(settings, JacobianSettings):
-        return settings.samples * pairs * (2 + len(MEASURED_BITS))
-    return number * settings.samples * pairs
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -103,7 +91,7 @@ def main() -> None:
             found = correlate_tables(table, reference)
             ranks.setdefault(name, []).append([found[bits].spearman or 0.0 for bits in MEASURED_BITS])
     all_paper = statistics.median(of_paper) * len(every)
-    all_passes = passes(paper_settings, len(every))
+    all_passes = forward_passes(paper_settings, len(every), len(paper_settings.prompts))
     print(f"paper: {all_paper:.0f} s and {all_passes:,.0f} passes for {len(every)} candidates")
     print(f"Spearman: median, least and greatest of {options.rounds} seeds\n")
     print(
@@ -114,7 +102,7 @@ def main() -> None:
         columns = [[row[place] for row in ranks[name]] for place in range(len(MEASURED_BITS))]
         cells = [f"{statistics.median(c):.3f} ({min(c):.3f} to {max(c):.3f})" for c in columns]
         spent = statistics.median(took[name])
-        ratio = all_passes / passes(settings, len(every))
+        ratio = all_passes / forward_passes(settings, len(every))
         print(
             f"| {name} | " + " | ".join(cells) + f" | {spent:.1f} | {all_paper / spent:.0f} | {ratio:.0f} |", flush=True
         )

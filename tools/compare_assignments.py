@@ -21,10 +21,10 @@ from bitsfusion.errors import InputError
 from bitsfusion.evaluation.rungs import geneval, paired_difference
 from bitsfusion.io.texts import write_json, write_text
 from bitsfusion.recipe.assign import ETA, Strategy
-from bitsfusion.runs.config import RecipeSection, RunConfig, read_config
+from bitsfusion.runs.config import PaperAnalysis, RecipeSection, RunConfig, read_config
 from bitsfusion.runs.run import Run
 from bitsfusion.runs.summary import known_mean
-from bitsfusion.sensitivity.settings import JacobianSettings, NoiseErrorSettings, PaperSettings
+from bitsfusion.sensitivity.settings import JacobianSettings, NoiseErrorSettings
 
 ROOT = Path(__file__).parents[1]
 TARGET = 1.99
@@ -62,7 +62,7 @@ def arms(only: str, bits: list[float], etas: list[float], methods: list[str]) ->
 def config_of(arm: Arm, base: RunConfig) -> RunConfig:
     """`base` with the arm's analysis and recipe."""
     analysis: Any = {
-        "paper": base.analysis if isinstance(base.analysis, PaperSettings) else None,
+        "paper": base.analysis if isinstance(base.analysis, PaperAnalysis) else None,
         "noise_error": NoiseErrorSettings(),
         "jacobian": JacobianSettings(),
     }[arm.method]

@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from diffusers import DiffusionPipeline
 
-from bitsfusion.architectures.registry import DENOISERS
+from bitsfusion.architectures.base import Denoiser
+from bitsfusion.architectures.registry import DENOISERS, architecture_named
 from bitsfusion.artifact.inspect import inspect_folder as inspect
 from bitsfusion.artifact.verify import verify_folder as verify
 from bitsfusion.errors import InputError
@@ -106,7 +107,7 @@ def _denoiser_name(pipeline: DiffusionPipeline) -> str:
         InputError: there is none, or it is no plain full-precision one.
     """
     for name, component in pipeline.components.items():
-        if type(component).__name__ not in DENOISERS:
+        if not isinstance(architecture_named(type(component).__name__), Denoiser):
             continue
         if component.config.get("quantization_config") is not None:
             raise InputError(f"{name}: got a model that is quantized already, wanted one in full precision")

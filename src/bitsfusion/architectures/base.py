@@ -56,6 +56,11 @@ class Architecture:
         return False
 
     @property
+    def note(self) -> str | None:
+        """What packing it leaves to say, in plain words; None where there is nothing."""
+        return None
+
+    @property
     def timing(self) -> Timing | None:
         """Which modulation layers see the time step alone; None for UNets, which have projections of their own."""
         return None

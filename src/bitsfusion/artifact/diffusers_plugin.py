@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from bitsfusion.artifact.guards import guard, guard_cached
 from bitsfusion.artifact.limits import check_memory
+from bitsfusion.artifact.payload import check_others
 from bitsfusion.artifact.saving import saved_tensors
 from bitsfusion.artifact.schema import PACKED_SUFFIX, QUANT_METHOD, PackedConfig, parse_config
-from bitsfusion.artifact.tensors import check_others, decode_layers
+from bitsfusion.artifact.tensors import as_arrays, decode_layers
 from bitsfusion.errors import ArtifactError, InputError
 
 
@@ -145,7 +146,7 @@ class BitsFusionQuantizer(DiffusersQuantizer):
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         self._refuse_missing(self._expected - self._loaded)
-        check_others(self._others, self.content.others_sha256)
+        check_others(as_arrays(self._others), self.content.others_sha256)
         # diffusers would refuse `.to(dtype)`, and with it `from_pipe`. Here only floating tensors change.
         model.is_quantized = False  # type: ignore[assignment]
         guard(model)

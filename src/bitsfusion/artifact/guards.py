@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -139,33 +140,17 @@ _PACK = "wanted a model with time layers: pack it with --cover any, then dequant
 _HOOKS = (_check_load, _check_direct_load, _check_state, _check_training)
 
 
-def refuse_fusing(*args: Any, **kwargs: Any) -> None:
-    """Stands in for the model's `fuse_lora`.
-
-    Raises:
-        InputError: always.
-    """
-    raise InputError(
-        "fuse_lora: got a packed model, wanted a dense one: an adapter cannot be fused into packed bits; leave it "
-        "unfused, or call dequantize() on the model first"
-    )
-
-
-def refuse_fused_projections(*args: Any, **kwargs: Any) -> None:
-    """Stands in for the model's `fuse_qkv_projections`.
-
-    Raises:
-        InputError: always.
-    """
-    raise InputError(
-        "fuse_qkv_projections: got a packed model, wanted a dense one: fused projections are dense copies of packed "
-        f"ones; leave them apart, or {_WAY}"
-    )
+def _refuse(name: str, reason: str, *args: Any, **kwargs: Any) -> None:
+    """Stands in for a method of the model."""
+    raise InputError(f"{name}: got a packed model, wanted a dense one: {reason}, or {_WAY}")
 
 
 _REFUSED: Mapping[str, Callable[..., None]] = {
-    "fuse_lora": refuse_fusing,
-    "fuse_qkv_projections": refuse_fused_projections,
+    name: partial(_refuse, name, reason)
+    for name, reason in {
+        "fuse_lora": "an adapter cannot be fused into packed bits; leave it unfused",
+        "fuse_qkv_projections": "fused projections are dense copies of packed ones; leave them apart",
+    }.items()
 }
 
 

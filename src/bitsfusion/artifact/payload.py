@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -22,54 +21,37 @@ from bitsfusion.packing.layout import check_range
 THREADS = 4
 """Layers that are decoded at the same time; more wait for memory."""
 
-Bytes: TypeAlias = bytes | memoryview
-
 
 def buffer_hash(buffer: np.ndarray) -> str:
     """The SHA-256 of a layer's buffer in memory, in hex: it does not depend on how well zstd did."""
     return hashlib.sha256(buffer.data).hexdigest()
 
 
-def others_hash(others: Iterable[tuple[str, str, Sequence[int], Bytes]]) -> str:
+def others_hash(others: Mapping[str, np.ndarray]) -> str:
     """The SHA-256 over every tensor that is no packed layer.
 
     For each in the order of its name as UTF-8: the line "NAME DTYPE SHAPE\\n" (`torch.float32`, sizes joined by `x`),
     then the raw little-endian bytes.
-
-    Args:
-        others: name, dtype, shape and bytes of each.
     """
     digest = hashlib.sha256()
-    for name, dtype, shape, data in sorted(others, key=lambda other: other[0].encode()):
-        digest.update(f"{name} {dtype} {'x'.join(str(size) for size in shape)}\n".encode())
-        digest.update(data)
+    for name, array in sorted(others.items(), key=lambda other: other[0].encode()):
+        digest.update(f"{name} torch.{array.dtype} {'x'.join(str(size) for size in array.shape)}\n".encode())
+        digest.update(array.data)
     return digest.hexdigest()
 
 
-def check_others(arrays: Mapping[str, np.ndarray], sha256: str) -> None:
+def check_others(others: Mapping[str, np.ndarray], sha256: str) -> None:
     """Whether the tensors beside the packed layers are finite and those that were written.
 
     Raises:
         ArtifactError: names the tensor, where one alone can be blamed.
     """
-    for name, array in arrays.items():
-        check_finite(name, bool(np.isfinite(array).all()))
-    check_hash(
-        others_hash((name, f"torch.{array.dtype}", array.shape, array.data) for name, array in arrays.items()),
-        sha256,
-    )
-
-
-def check_finite(name: str, finite: bool) -> None:
-    """Raises ArtifactError with the tensor's name unless it is."""
-    if not finite:
-        raise ArtifactError(f"{name}: got NaN or infinite values, wanted finite ones")
-
-
-def check_hash(got: str, wanted: str) -> None:
-    """Raises ArtifactError unless the `others_hash` is what was written."""
-    if got != wanted:
-        raise ArtifactError(f"tensors beside the packed layers: got SHA-256 {got}, wanted {wanted}")
+    for name, array in others.items():
+        if not np.isfinite(array).all():
+            raise ArtifactError(f"{name}: got NaN or infinite values, wanted finite ones")
+    got = others_hash(others)
+    if got != sha256:
+        raise ArtifactError(f"tensors beside the packed layers: got SHA-256 {got}, wanted {sha256}")
 
 
 def encode_layer(buffer: np.ndarray, out_channels: int) -> bytes:
@@ -84,12 +66,6 @@ def encode_layer(buffer: np.ndarray, out_channels: int) -> bytes:
     scales = SCALE_BYTES * out_channels
     frame = compress(buffer[:scales].reshape(out_channels, SCALE_BYTES).T.tobytes())
     return struct.pack("<I", len(frame)) + frame + compress(buffer[scales:].data)
-
-
-def check_payload(name: str, dtype: str, shape: Sequence[int]) -> None:
-    """Raises ArtifactError unless a layer's tensor on disk is one of bytes."""
-    if dtype != "uint8" or len(shape) != 1:
-        raise ArtifactError(f"{name}: got {dtype} {list(shape)}, wanted one-dimensional uint8")
 
 
 def scale_frame_bytes(payload: np.ndarray) -> int:
@@ -112,7 +88,8 @@ def decode_layer(name: str, payload: np.ndarray, entry: PackedEntry, buffer: np.
     Raises:
         ArtifactError: names the layer and what is wrong: type, size, zstd frame, scales, range or hash.
     """
-    check_payload(name, str(payload.dtype), payload.shape)
+    if payload.dtype != np.uint8 or payload.ndim != 1:
+        raise ArtifactError(f"{name}: got {payload.dtype} {list(payload.shape)}, wanted one-dimensional uint8")
     if buffer is None:
         buffer = np.empty(entry.size.bytes_in_memory, dtype=np.uint8)
     try:

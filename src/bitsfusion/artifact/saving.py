@@ -7,8 +7,9 @@ from collections.abc import Mapping, Set
 import torch
 from torch import Tensor
 
+from bitsfusion.artifact.payload import buffer_hash, others_hash
 from bitsfusion.artifact.schema import PACKED_SUFFIX, PackedConfig
-from bitsfusion.artifact.tensors import buffer_hash, encode_layer, others_hash
+from bitsfusion.artifact.tensors import as_array, as_arrays, encode_layer
 from bitsfusion.errors import InputError
 
 
@@ -39,14 +40,14 @@ def saved_tensors(
         if name in content.layers and key != name:
             entry = content.layers[name]
             saved[key] = encode_layer(tensor, entry.shape[0])
-            same = buffer_hash(tensor) == entry.sha256
+            same = buffer_hash(as_array(key, tensor)) == entry.sha256
         else:
             saved[key] = others[key]
             same = _is_cast_of(tensor.cpu(), saved[key])
         if not same:
             raise InputError(f"{key}: got other values than were loaded, wanted those: pack the changed model anew")
     # In float32 what is computed with may be the very tensor that is kept: then only the hash tells.
-    if others_hash(saved) != content.others_sha256:
+    if others_hash(as_arrays({key: saved[key] for key in others})) != content.others_sha256:
         raise InputError("biases, norms: got other values than were loaded, wanted those: pack the changed model")
     return saved
 

@@ -17,10 +17,11 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from bitsfusion.artifact.guards import guard
+from bitsfusion.artifact.payload import check_others
 from bitsfusion.artifact.reader import open_tensors
 from bitsfusion.artifact.saving import saved_tensors
 from bitsfusion.artifact.schema import PACKED_SUFFIX, QUANT_METHOD, PackedConfig, parse_config
-from bitsfusion.artifact.tensors import check_others, decode_layers
+from bitsfusion.artifact.tensors import as_arrays, decode_layers
 from bitsfusion.artifact.verify import check_stored
 from bitsfusion.errors import ArtifactError, InputError
 
@@ -100,7 +101,7 @@ class BitsFusionTextQuantizer(HfQuantizer):
             check_stored(expected, tensors)
             others = {name for name in expected if not name.endswith(PACKED_SUFFIX)}
             self._others = {name: torch.from_numpy(tensors.tensor(name).copy()) for name in others}
-        check_others(self._others, self.content.others_sha256)
+        check_others(as_arrays(self._others), self.content.others_sha256)
         for module in model.modules():  # nothing is missing: only rotary tables are for transformers to compute
             module._is_hf_initialized = not _is_rotary(module)  # type: ignore[assignment]
         for name in self.content.layers:

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 
 from bitsfusion.architectures.registry import denoiser_of
 from bitsfusion.artifact.hashes import write_hashes
 from bitsfusion.artifact.parts import Features, ModelParts, parts_of_model
+from bitsfusion.artifact.payload import buffer_hash, check_scales, others_hash
 from bitsfusion.artifact.schema import (
     CONFIG_FILE,
     PACKED_SUFFIX,
@@ -26,7 +27,7 @@ from bitsfusion.artifact.schema import (
     TimeFeaturesEntry,
 )
 from bitsfusion.artifact.target import check_target
-from bitsfusion.artifact.tensors import buffer_hash, check_scales, encode_layer, others_hash
+from bitsfusion.artifact.tensors import as_array, as_arrays, encode_layer
 from bitsfusion.artifact.weight_file import write_weights
 from bitsfusion.diffusion.time_features import Cover, SamplerSteps, TimeBasis, choose_features
 from bitsfusion.errors import ArtifactError, InputError
@@ -182,7 +183,7 @@ def _write(
         layers=layers,
         removed=dict(parts.removed),
         time_features=features,
-        others_sha256=others_hash(others),
+        others_sha256=others_hash(as_arrays(others)),
         source_sha256=source_sha256,
         provenance=dict(provenance or {}),
     )
@@ -228,11 +229,12 @@ def _packed_layers(parts: ModelParts) -> Iterator[tuple[str, PackedEntry, Tensor
     def work(layer: tuple[str, tuple[int, ...]]) -> tuple[str, PackedEntry, Tensor]:
         name, shape = layer
         bits, buffer = parts.layer(name)
+        array = as_array(name, buffer)
         try:
-            check_scales(buffer[: SCALE_BYTES * shape[0]].view(torch.float32), bits)
+            check_scales(array[: SCALE_BYTES * shape[0]].view(np.float32), bits)
         except ArtifactError as error:
             raise InputError(f"{name}: {error}") from None
-        entry = PackedEntry(bits=bits, shape=shape, sha256=buffer_hash(buffer))
+        entry = PackedEntry(bits=bits, shape=shape, sha256=buffer_hash(array))
         return name, entry, encode_layer(buffer, shape[0])
 
     return ahead(work, parts.kept.items(), _THREADS)

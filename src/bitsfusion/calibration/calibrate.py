@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from bitsfusion.calibration.blocks import Block, find_blocks
+from bitsfusion.calibration.factor import Factored
 from bitsfusion.calibration.journal import BlockJournal
-from bitsfusion.calibration.layer import CalibratedLayer, calibrated_layer, weight_only_layer
-from bitsfusion.calibration.moments import MomentSum, input_rows, output_rows, row_count, with_guided
+from bitsfusion.calibration.layer import CalibratedLayer, calibrated_layer, group_factors, weight_only_layer
+from bitsfusion.calibration.moments import MomentSum
 from bitsfusion.calibration.playback import BlockInputs, Inputs, Outputs, Playback, Side
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.calibration.trajectories import Call
@@ -109,24 +110,22 @@ def _solve_group(
     original = model.get_submodule(block.name)
     inner = {name: name[len(block.name) :].lstrip(".") for name in group}
     layers: dict[str, Any] = {name: model.get_submodule(name) for name in group}
-    total = MomentSum(layers)
-    limit = -(-settings.rows // len(inputs[Side.ORIGINAL]))
+    total = MomentSum(layers, settings, len(calls))
     for number, (call, before, after) in enumerate(
         zip(calls, inputs[Side.ORIGINAL], inputs[Side.STUDENT], strict=True)
     ):
-        wanted = _watched(original, before, inner, block.repeated, outputs=True)
-        given = _watched(student, after, inner, block.repeated, outputs=False)
-        mixture = call.guided if settings.guided_rows else None
-        for run, single in enumerate(given[group[0]]):
-            first, input = layers[group[0]], with_guided(single, mixture)
-            aimed = {name: with_guided(wanted[name][run], mixture) for name in group}
-            places = _places(row_count(first, aimed[group[0]]), limit, number, input.device)
-            outputs = [output_rows(layer, aimed[name], places) for name, layer in layers.items()]
-            total.add(input_rows(first, input, places), outputs)
-    return {
-        name: calibrated_layer(name, layers[name], moments, bits[name], settings)
-        for name, moments in total.moments().items()
-    }
+        wanted = watched(original, before, inner, block.repeated, outputs=True)
+        given = watched(student, after, inner, block.repeated, outputs=False)
+        for run, input in enumerate(given[group[0]]):
+            total.add_run(number, call.guided, input, [wanted[name][run] for name in group])
+    factors: dict[int, tuple[Factored, ...]] = {}  # layers of a group share their moments
+    found = {}
+    for name, moments in total.moments().items():
+        key = id(moments.inputs)
+        if key not in factors:
+            factors[key] = group_factors(moments.inputs, settings.damping)
+        found[name] = calibrated_layer(name, layers[name], moments, factors[key], bits[name], settings)
+    return found
 
 
 def _put(student: nn.Module, block: Block, layers: Mapping[str, CalibratedLayer]) -> None:
@@ -142,7 +141,7 @@ class _Enough(Exception):
     """Every layer that is watched has run."""
 
 
-def _watched(
+def watched(
     module: nn.Module, inputs: Inputs, names: Mapping[str, str], repeated: frozenset[str], outputs: bool
 ) -> dict[str, list[Tensor]]:
     """The inputs or outputs of some layers of a block, one for each time they run; nothing runs after the last."""
@@ -162,14 +161,6 @@ def _watched(
         with suppress(_Enough):
             inputs.run(module)
     return seen
-
-
-def _places(rows: int, limit: int, call: int, device: torch.device) -> Tensor | None:
-    """`limit` of the rows' indices by chance, the same every time; None for all of them."""
-    if rows <= limit:
-        return None
-    generator = torch.Generator("cpu").manual_seed(call)
-    return torch.randperm(rows, generator=generator)[:limit].sort().values.to(device)
 
 
 def _carry_on(playback: Playback, index: int, student: nn.Module, inputs: Mapping[Side, Sequence[Inputs]]) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from bitsfusion.calibration.biases import corrected_bias
-from bitsfusion.calibration.codes import codes_by_columns, damped, descended
+from bitsfusion.calibration.codes import codes_by_columns, descended
+from bitsfusion.calibration.factor import Factored, factored, solved
 from bitsfusion.calibration.moments import Moments
-from bitsfusion.calibration.scales import output_error, refitted_scale, scale_by_output
+from bitsfusion.calibration.scales import scale_by_output
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.nn.rounded import RoundedLayer
 from bitsfusion.nn.scale import layer_scale
@@ -38,32 +40,38 @@ def weight_only_layer(name: str, layer: nn.Linear | nn.Conv2d, bits: int) -> Cal
 
 
 def calibrated_layer(
-    name: str, layer: nn.Linear | nn.Conv2d, moments: Moments, bits: int, settings: CalibrationSettings
+    name: str,
+    layer: nn.Linear | nn.Conv2d,
+    moments: Moments,
+    factors: Sequence[Factored],
+    bits: int,
+    settings: CalibrationSettings,
 ) -> CalibratedLayer:
     """Codes, scales and bias of least squared output error that the methods here find.
 
+    Args:
+        factors: of the moments' inputs, one a group: see `group_factors`.
+
     Raises:
-        InputError: names the layer; weights that are not finite, or moments that cannot be used.
+        InputError: names the layer; weights that are not finite.
     """
     weight = layer.weight.detach().float()
     start = layer_scale(name, weight, bits, ScaleInit.EXACT)
-    groups = len(moments.inputs)
+    groups = len(factors)
     rows = weight.flatten(1).unflatten(0, (groups, -1))
     codes, scales, biases, lost = [], [], [], 0.0
-    for group in range(groups):
-        part_codes, part_scale = _solved(
-            rows[group].to(moments.inputs.dtype),
-            moments.inputs[group],
-            moments.cross[group],
-            start.unflatten(0, (groups, -1))[group],
-            bits,
-            settings,
-        )
-        rounded = dequantize(part_codes, part_scale)
-        codes.append(part_codes.to(torch.int16))
-        scales.append(part_scale)
+    for group, factor in enumerate(factors):
+        cross = moments.cross[group]
+        target = target_weights(rows[group], cross, factor)
+        scale = scale_by_output(target, factor, start.unflatten(0, (groups, -1))[group], bits)
+        found = codes_by_columns(target, factor, scale, bits)
+        found, scale, through = descended(found, target, factor.moments, scale, bits, settings.sweeps)
+        rounded = dequantize(found, scale)
+        codes.append(found.to(_code_dtype(bits)))
+        scales.append(scale)
         biases.append(corrected_bias(rounded, moments.input_mean[group], moments.output_mean[group]))
-        lost += float(squared_error(rounded, moments, group).sum())
+        damped = (found * through).sum(1) * scale.double().square().to(found.dtype)
+        lost += float(_squared_error(rounded.to(found.dtype), moments.energy[group], cross, damped, factor).sum())
     energy = float(moments.energy.sum())
     return CalibratedLayer(
         bits,
@@ -74,42 +82,34 @@ def calibrated_layer(
     )
 
 
-def target_weights(weight: Tensor, moments: Tensor, cross: Tensor, ridge: Tensor) -> Tensor:
+def _code_dtype(bits: int) -> torch.dtype:
+    """8 bits have levels up to 128 on both sides."""
+    return torch.int8 if bits < 8 else torch.int16
+
+
+def group_factors(inputs: Tensor, damping: float) -> tuple[Factored, ...]:
+    """The damped and factored moments [g, n, n] of each group; the diagonals are changed in place."""
+    return tuple(factored(group, damping) for group in inputs)
+
+
+def target_weights(weight: Tensor, cross: Tensor, factor: Factored) -> Tensor:
     """T of least E|y - T x|^2 + ridge |T - W|^2: T = (E[y x^T] + ridge W) (E[x x^T] + ridge I)^-1.
 
     Args:
         weight: W, [out, n].
-        moments: [n, n], ridge not counted in.
         cross: [out, n].
-        ridge: scalar.
+        factor: of E[x x^T] + ridge I.
+
+    Returns:
+        [out, n] in the moments' dtype.
 
     Source: the asymmetric calibration of GPTAQ (arXiv 2504.02692) as one linear solve, ours.
     """
-    matrix = moments.clone()
-    matrix.diagonal().add_(ridge)
-    right = cross + ridge * weight
-    lower, failed = torch.linalg.cholesky_ex(matrix)
-    if bool(failed):
-        return torch.linalg.lstsq(matrix, right.t()).solution.t()
-    return torch.cholesky_solve(right.t(), lower).t()
+    right = cross + factor.ridge * weight.to(cross.dtype)
+    return solved(right[:, factor.order], factor.lower)[:, factor.order.argsort()]
 
 
-def squared_error(weight: Tensor, moments: Moments, group: int) -> Tensor:
-    """E|y - Q x|^2 of each channel of one group, the bias being right: [out / g], not below 0."""
-    rounded = weight.to(moments.inputs.dtype)
-    explained = 2 * (rounded * moments.cross[group]).sum(1) - output_error(rounded, moments.inputs[group])
-    return (moments.energy[group] - explained).clamp(min=0)
-
-
-def _solved(
-    weight: Tensor, moments: Tensor, cross: Tensor, start: Tensor, bits: int, settings: CalibrationSettings
-) -> tuple[Tensor, Tensor]:
-    """Codes and scale of one group."""
-    ridged = damped(moments, settings.damping)
-    target = target_weights(weight, moments, cross, (ridged.diagonal() - moments.diagonal()).mean())
-    scale = scale_by_output(target, ridged, start, bits)
-    codes = codes_by_columns(target, ridged, scale, bits)
-    for _ in range(settings.sweeps):
-        scale = refitted_scale(codes, target, ridged, scale)
-        codes = descended(codes, target, ridged, scale, bits)
-    return codes, refitted_scale(codes, target, ridged, scale)
+def _squared_error(weight: Tensor, energy: Tensor, cross: Tensor, damped: Tensor, factor: Factored) -> Tensor:
+    """E|y - Q x|^2 of each channel of one group, the bias being right: [out / g], not below 0; `damped` is Q H Q."""
+    through = damped - factor.ridge * weight.square().sum(1)
+    return (energy - 2 * (weight * cross).sum(1) + through).clamp(min=0)

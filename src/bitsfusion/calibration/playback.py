@@ -17,7 +17,7 @@ from bitsfusion.calibration.trajectories import Call
 from bitsfusion.calibration.trees import Tree, is_spread, load_tree, map_tensors, save_tree, tensors_of
 from bitsfusion.diffusion.denoise import denoise_as
 
-MEMORY_BYTES = 2 << 30
+MEMORY_BYTES = 1 << 29
 """Bytes of blocks' outputs, or of one block's inputs, that are held in memory."""
 
 

@@ -21,12 +21,6 @@ from bitsfusion.pipelines.resolve import resolve
 Folder = Annotated[str, typer.Argument(help="A packed pipeline or model folder, or a hub id.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the commands."""
-    for command in (inspect, verify):
-        app.command()(command)
-
-
 def inspect(folder: Folder, json: Json = False) -> None:
     """Where every byte is, layer by layer."""
     path = _local(folder)
@@ -111,6 +105,8 @@ def _print_inspection(inspection: Inspection) -> None:
     print(f"time features               {_time_features(inspection.time_features)}")
     kept = ", ".join(inspection.fallbacks) or "none"
     print(f"layers kept dense           {kept}")
+    if inspection.note is not None:
+        print(f"note: {inspection.note}")
 
 
 def verify(folder: Folder, json: Json = False) -> None:

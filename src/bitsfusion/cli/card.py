@@ -24,11 +24,6 @@ from bitsfusion.report.card import (
 from bitsfusion.report.hub import push_to_hub as upload
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command()(card)
-
-
 def card(
     folder: Annotated[Path, typer.Argument(help="A packed pipeline folder.")],
     license: Annotated[

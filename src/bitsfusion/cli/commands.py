@@ -18,7 +18,7 @@ from bitsfusion.cli.interruption import Interrupted
 from bitsfusion.errors import InputError
 
 GROUP = "bitsfusion.commands"
-"""Entry points of other packages: the name of a command and the module whose `register(app)` adds it."""
+"""Entry points of other packages: the name of a command and the module with the function of that name."""
 
 QUANTIZE, SERVE, MEASURE, SHARE = "Quantize", "Serve", "Measure", "Share"
 LABORATORY, PLUG_INS = "Laboratory", "Plug-ins"
@@ -29,7 +29,7 @@ class Place:
     """Where a command is found.
 
     Fields:
-        module: the module whose `register(app)` adds it, as a function of the command's name.
+        module: the module with the function of the command's name.
         panel: the heading it stands under in the help.
     """
 
@@ -99,9 +99,8 @@ def load_command(name: str) -> TyperCommand:
         InputError: a library that the command needs is not installed.
     """
     place = places()[name]
-    app = typer.Typer(pretty_exceptions_enable=False)
     try:
-        importlib.import_module(place.module).register(app)
+        function = getattr(importlib.import_module(place.module), _function(name))
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("", "bitsfusion", "bitsfusion_lab"):
             raise
@@ -109,8 +108,14 @@ def load_command(name: str) -> TyperCommand:
     for library in ("diffusers", "transformers"):
         if library in sys.modules:
             importlib.import_module(f"{library}.utils.logging").disable_progress_bar()
-    command: TyperCommand = typer.main.get_group(app).commands[name]  # type: ignore[assignment]
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(name)(function)
+    command: TyperCommand = typer.main.get_command(app)  # type: ignore[assignment]
     return command
+
+
+def _function(command: str) -> str:
+    return command.replace("-", "_")
 
 
 def summary(name: str, module: str) -> str:
@@ -119,6 +124,6 @@ def summary(name: str, module: str) -> str:
     loader: Any = None if spec is None else spec.loader
     source = loader.get_source(module) if hasattr(loader, "get_source") else None
     for node in () if source is None else ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef) and node.name.replace("_", "-") == name:
+        if isinstance(node, ast.FunctionDef) and node.name == _function(name):
             return (ast.get_docstring(node) or "").split("\n\n")[0]
     return ""

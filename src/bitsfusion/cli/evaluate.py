@@ -52,11 +52,6 @@ NAMES = [metric.value for metric in Metric]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command()(evaluate)
-
-
 def evaluate(
     model: Annotated[
         str, typer.Argument(help='A packed or diffusers folder, a hub id, "embedded", or a folder of pictures.')

@@ -17,11 +17,6 @@ from bitsfusion.exporting.gguf import NAMES
 from bitsfusion.exporting.gguf_blocks import BLOCK_TYPES
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command()(export)
-
-
 def export(
     folder: Annotated[str, typer.Argument(help="A packed pipeline or model folder, or a hub id.")],
     to: Annotated[str, typer.Option(help=f"What to make: {', '.join(TARGETS)}.")],
@@ -36,6 +31,10 @@ def export(
     names: Annotated[
         str | None, typer.Option(help=f"Of a GGUF file: whose names, {' or '.join(NAMES)}.  [default: {NAMES[0]}]")
     ] = None,
+    vendor: Annotated[
+        Path | None,
+        typer.Option(help="Of a page: a folder with the archives that `npm pack` gives.  [default: call npm]"),
+    ] = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -48,6 +47,7 @@ def export(
             dtype=dtype,
             types=types,
             names=names,
+            vendor=vendor,
             progress=lambda done, total: progress.update("export", done, total),
         )
     if json:

@@ -15,11 +15,6 @@ from bitsfusion.embedded import guidance_of
 from bitsfusion.evaluation.drawing import generate_to_folder
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command()(generate)
-
-
 def generate(
     folder: Annotated[str, typer.Argument(help="A packed folder, or any diffusers pipeline.")],
     prompts: Annotated[list[str], typer.Argument(help="One image each.")],

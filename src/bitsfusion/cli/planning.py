@@ -12,11 +12,6 @@ from bitsfusion.runs.plan import DEFAULT_BITS, ComponentPlan, PackedPlan, Pipeli
 from bitsfusion.runs.plan import plan as plan_model
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command()(plan)
-
-
 def plan(
     model: Model,
     bits: Annotated[float, typer.Option(help="Average bits of the UNet or transformer (Appendix H).")] = DEFAULT_BITS,

@@ -33,12 +33,6 @@ Until = Annotated[str, typer.Option(help=f"Stop after this step: {', '.join(STEP
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and what training costs, and stop.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the commands."""
-    app.command()(demo)
-    app.command()(run)
-
-
 def demo(
     out: Annotated[Path, typer.Option(help="Run folder; the same command continues it.")] = Path("runs/demo"),
     until: Until = STEPS[-1],

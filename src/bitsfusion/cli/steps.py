@@ -11,7 +11,6 @@ import typer
 from bitsfusion.artifact.inspect import folder_sizes
 from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.calibration.settings import CalibrationSettings
-from bitsfusion.cli import analysis
 from bitsfusion.cli.console import print_json, print_table, progress_bars
 from bitsfusion.cli.options import Covered, Device, Json, Model, Quiet, time_cover
 from bitsfusion.devices import AUTO
@@ -54,13 +53,6 @@ Config = Annotated[
 Without = Annotated[list[str], typer.Option(help="A component to leave out, such as safety_checker; repeat for more.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the commands."""
-    analysis.register(app)
-    for command in (init, pack):
-        app.command()(command)
-
-
 def init(
     model: Model,
     out: Annotated[Path, typer.Option(help="Packed folder to write.")],
@@ -84,7 +76,7 @@ def init(
     calibrate: Annotated[
         bool,
         typer.Option(
-            "--calibrate", help="Codes, scales and biases by what the UNet computes, not by its weights alone: minutes."
+            "--calibrate", help="Codes, scales and biases by what the models compute, not by weights alone: minutes."
         ),
     ] = False,
     calibration_prompts: Annotated[

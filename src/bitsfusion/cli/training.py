@@ -23,12 +23,6 @@ from bitsfusion.training.plan import MACHINES
 from bitsfusion.training.ranks import Ranks
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the commands."""
-    for command in (train, timesteps):
-        app.command()(command)
-
-
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file of a stage or of a whole run; see configs/.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write; by default runs/ and the config's name.")] = None,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from bitsfusion.cli.console import print_json, print_table
 from bitsfusion.runs.config import RunConfig
-from bitsfusion.runs.stage import StageConfig, plan_training
+from bitsfusion.runs.stage import StageConfig, plan_analysis, plan_training
 from bitsfusion.training.plan import Machine, Plan
 
 
@@ -26,14 +26,24 @@ PlannedGpus = Annotated[int | None, typer.Option(min=1, help="How many.  [defaul
 
 
 def print_planned(config: StageConfig | RunConfig, machine: Machine, gpus: int | None, json: bool) -> None:
-    """The resolved config, and memory and days of each stage on `gpus` of `machine`."""
-    plans = plan_training(config, replace(machine, gpus=gpus or machine.gpus))
+    """The resolved config, memory and days of each stage on `gpus` of `machine`, and days of a run's analysis."""
+    machine = replace(machine, gpus=gpus or machine.gpus)
+    plans = plan_training(config, machine)
+    analysis = plan_analysis(config, machine) if isinstance(config, RunConfig) else None
     if json:
-        named = {name: plan.to_dict() for name, plan in plans.items()}
-        print_json({"config": config.model_dump(mode="json"), "plan": named})
-    else:
-        print_json(config.model_dump(mode="json"))
-        _print_plans(plans)
+        printed: dict[str, Any] = {
+            "config": config.model_dump(mode="json"),
+            "plan": {name: plan.to_dict() for name, plan in plans.items()},
+        }
+        print_json(printed | ({"analysis": asdict(analysis)} if analysis else {}))
+        return
+    print_json(config.model_dump(mode="json"))
+    _print_plans(plans)
+    if analysis:
+        print(
+            f"Analysis ({analysis.method}): {analysis.candidates} candidates, {analysis.passes:,} latents through the "
+            f"model in float32, {analysis.days:.2f} days ({24 * analysis.days:.1f} hours) of one {machine.name}"
+        )
 
 
 def _print_plans(plans: dict[str, Plan]) -> None:

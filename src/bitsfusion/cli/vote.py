@@ -23,11 +23,6 @@ if TYPE_CHECKING:
     from bitsfusion.vote.server import VoteServer
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command()(vote)
-
-
 def vote(
     a: Annotated[Path | None, typer.Argument(help="Folder of images, as `bitsfusion generate` writes it.")] = None,
     b: Annotated[Path | None, typer.Argument(help="Another model's images of the same prompts.")] = None,

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitsfusion.artifact.payload import check_others
 from bitsfusion.artifact.reader import PackedFolder, Tensors
 from bitsfusion.artifact.schema import TIME_TENSORS, PackedEntry
 from bitsfusion.artifact.skeleton import empty_model, make_packed
-from bitsfusion.artifact.tensors import check_others
 from bitsfusion.artifact.verify import check_stored
 from bitsfusion.diffusion.time_features import TimeFeatureRows
 from bitsfusion.diffusion.time_features.fitted_layers import TimeLayers, fitted_time_layers
@@ -59,8 +59,9 @@ class PackedWeights:
         """Checks names, shapes and the values beside the layers; raises ArtifactError."""
         self._folder, self._tensors = folder, tensors
         check_stored(folder.expected(), tensors)
-        stored = {name: torch.from_numpy(tensors.tensor(name)) for name in tensors.names if not _is_packed(name)}
-        check_others(stored, folder.config.others_sha256)
+        arrays = {name: tensors.tensor(name) for name in tensors.names if not _is_packed(name)}
+        check_others(arrays, folder.config.others_sha256)
+        stored = {name: torch.from_numpy(array) for name, array in arrays.items()}
         self.dense: Any = empty_model(folder.model_config)
         self.others: Mapping[str, Tensor] = {
             name: tensor for name, tensor in stored.items() if name not in TIME_TENSORS

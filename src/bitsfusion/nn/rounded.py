@@ -19,7 +19,7 @@ class RoundedLayer:
 
     Fields:
         bits: 1 to 8.
-        codes: int16 of the weight's shape.
+        codes: integers of the weight's shape.
         scale: [out] float32.
         bias: [out] float32; None for a layer without one.
     """

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bitsfusion.architectures.base import Architecture, Denoiser
-from bitsfusion.architectures.registry import ARCHITECTURES, DENOISER_COMPONENTS, DENOISERS, class_name
+from bitsfusion.architectures.registry import DENOISER_COMPONENTS, DENOISERS, architecture_named, class_name
 from bitsfusion.errors import InputError
 from bitsfusion.io.hashes import sha256_file, sha256_folder, sha256_json
 from bitsfusion.io.texts import read_json
@@ -74,7 +74,7 @@ class Component:
     @property
     def architecture(self) -> Architecture | None:
         """What is packed of it; None where its class is none that is packed."""
-        return ARCHITECTURES.get(self.class_name)
+        return architecture_named(self.class_name)
 
     @functools.cached_property
     def hashes(self) -> Mapping[str, str]:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bitsfusion.calibration.calibrate import Calibration, calibrate
-from bitsfusion.calibration.prompts import PROMPTS
+from bitsfusion.calibration.components import calibrate_component, component_calls
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.calibration.trajectories import trajectories
 from bitsfusion.devices import AUTO, placed, resolve
 from bitsfusion.diffusion.denoise import pipeline_denoiser
-from bitsfusion.embedded import embedded_model
-from bitsfusion.evaluation.prompts import file_prompts
 from bitsfusion.io.hashes import sha256_json
 from bitsfusion.pipelines.load import check_draws_from_text
 from bitsfusion.progress import ProgressSink
+from bitsfusion.runs.prompts import prompts_of
 
 CALIBRATED = "calibrated"
 """What `scale_init` is called where scales and codes come from a calibration."""
-
-_WORLD_PROMPTS = 8  # of each task
 
 
 @dataclass(frozen=True)
@@ -45,12 +43,7 @@ class CalibrationJob:
         Raises:
             InputError: the file cannot be read or has none.
         """
-        if self.prompts is not None:
-            return file_prompts(self.prompts, 0).texts
-        if known := embedded_model(model):  # every task alike, however few are taken
-            prompts = known.world.prompt_set("validation", _WORLD_PROMPTS)
-            return tuple(prompt.text for first in range(_WORLD_PROMPTS) for prompt in prompts[first::_WORLD_PROMPTS])
-        return PROMPTS
+        return prompts_of(model, self.prompts)
 
     def provenance(self, model: str) -> dict[str, Any]:
         """Plain JSON: what the result depends on beside the model and its bits."""
@@ -62,10 +55,37 @@ class CalibrationJob:
         work = sha256_json([source_sha256, dict(bits), self.provenance(model)])
         return out.parent / f".{out.name}.calibration-{work[:16]}"
 
+    def run_others(
+        self,
+        pipeline: Any,
+        model: str,
+        bits: Mapping[str, Mapping[str, int]],
+        progress: ProgressSink,
+        folder: Path | None = None,
+    ) -> dict[str, Calibration]:
+        """Calibrates text encoders and VAE of a loaded pipeline, each by itself, the denoiser being the original.
+
+        Args:
+            bits: by component, then by layer.
+            folder: as `run`; each component has one of its own in it.
+        """
+        device, made = resolve(self.device), {}
+        with placed(pipeline, device):
+            with progress.timed("pictures"):
+                calls = component_calls(pipeline, list(bits), self.texts(model), self.settings)
+            for name, of_component in bits.items():
+                own = None if folder is None else folder / f"{name}-{sha256_json(dict(of_component))[:16]}"
+                with progress.timed(f"calibrate {name}") as tell:
+                    component = pipeline.components[name].eval()
+                    made[name] = calibrate_component(component, of_component, calls[name], self.settings, tell, own)
+        return made
+
     def run(
         self, pipeline: Any, model: str, bits: Mapping[str, int], progress: ProgressSink, folder: Path | None = None
     ) -> Calibration:
-        """Calibrates the UNet of a loaded pipeline on the device; the pipeline is as before afterwards.
+        """Calibrates the denoiser of a loaded pipeline on the device; the pipeline is as before afterwards.
+
+        Once the trajectories are drawn, nothing but the denoiser is held: its other components are free to go.
 
         Args:
             folder: see `folder`; None keeps nothing on disk.
@@ -76,8 +96,11 @@ class CalibrationJob:
         check_draws_from_text(pipeline)
         texts = self.texts(model)
         unet = pipeline_denoiser(pipeline).eval()
-        with placed(pipeline, resolve(self.device)):
-            with progress.timed("trajectories") as tell:
+        device = resolve(self.device)
+        with placed(unet, device):
+            with placed(pipeline, device), progress.timed("trajectories") as tell:
                 calls = trajectories(pipeline, unet, texts, self.settings, tell)
+            del pipeline
+            gc.collect()  # a pipeline may hold itself
             with progress.timed("calibrate") as tell:
                 return calibrate(unet, bits, calls, self.settings, tell, folder)

@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bitsfusion.architectures.registry import denoiser_called
 from bitsfusion.calibration.blocks import MAX_LAYERS
-from bitsfusion.calibration.moments import DOUBLE_UP_TO
+from bitsfusion.calibration.moments import DOUBLE_UP_TO, ROWS
 from bitsfusion.calibration.playback import MEMORY_BYTES
+from bitsfusion.calibration.scales import FACTORS, STRONGEST
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.devices import resolve
 from bitsfusion.diffusion.denoise import denoise
@@ -22,7 +23,8 @@ from bitsfusion.pipelines.planned import planned_denoiser
 from bitsfusion.runs.calibration import CalibrationJob
 from bitsfusion.training.plan import count_forward
 
-_MATRICES = 5  # of n x n at the same time, at worst: moments, damped, in their columns' order, inverse and its factor
+_MATRICES = 2  # of n x n at the same time: the moments and their factor
+_WEIGHTS = 6  # of the size of a layer's weights at the same time: targets, levels, errors and products
 _RATE_SIZE = 1536
 
 
@@ -34,7 +36,7 @@ class CalibrationPlan:
         layers: that are solved.
         widest: the most inputs of one output; its second moments are the largest matrix.
         forward_flops: of sampling, and of the blocks' runs on both sides.
-        moment_flops, solving_flops: of gathering second moments; of targets, factors, codes and sweeps.
+        moment_flops, solving_flops: of gathering second moments; of factors, targets, codes and sweeps.
         bytes: by part, at the worst moment.
         flops_per_second: of float32 matrix products, as measured or given.
         hours: all operations at that rate.
@@ -96,15 +98,19 @@ def plan_calibration(
         rows = min(layer.rows * latents * 3 / 2, settings.rows)
         n, out, weight = float(layer.columns), float(layer.outputs), 2.0 if layer.columns <= DOUBLE_UP_TO else 1.0
         moments += weight * layer.groups * 2 * rows * n * (n + out / layer.groups)
-        factors = n**3 * (1 / 3 + 1 / 3 + 2 / 3 + 1 / 3)  # for the targets; for the inverse's factor
-        products = out / layer.groups * n**2 * (2 + 2 + 2 * 5 + (2 + 4) * settings.sweeps + 4)
-        solving += weight * layer.groups * (factors + products)
+        products = 2 + 1 + 2 * 2 + 2 * settings.sweeps  # targets, columns, targets' and levels' moments, descent
+        search = 2 * len(FACTORS) * min(n, STRONGEST) ** 2
+        solving += weight * layer.groups * (n**3 / 3 + out / layer.groups * (products * n**2 + search))
     widest = max(layers, key=lambda layer: layer.columns)
     width = 8 if widest.columns <= DOUBLE_UP_TO else 4
+    sizes = [layer.columns * layer.outputs for layer in layers]
     held = {
         "weights": 4 * parameters,
+        "levels found": parameters,
+        "copy of a block": 4 * max(sum(sizes[place : place + MAX_LAYERS]) for place in range(len(sizes))),
         "activations kept": MEMORY_BYTES * 2,
-        "matrices": width * _MATRICES * widest.columns**2 + 4 * width * widest.columns * widest.outputs,
+        "matrices": width * _MATRICES * widest.columns**2,
+        "rows": width * _WEIGHTS * widest.columns * widest.outputs + 2 * 4 * ROWS * widest.columns,
     }
     hours = (forward + moments + solving) / flops_per_second / 3600
     return CalibrationPlan(

@@ -18,7 +18,16 @@ from bitsfusion.io.schema import parse
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.load import EMBEDDED
 from bitsfusion.recipe.assign import Strategy
-from bitsfusion.sensitivity.settings import NoiseErrorSettings, Settings
+from bitsfusion.runs.prompts import prompts_of
+from bitsfusion.sensitivity.settings import (
+    CalibratedSettings,
+    FirstOrderOptions,
+    JacobianSettings,
+    NoiseErrorSettings,
+    PaperOptions,
+    PaperSettings,
+    Settings,
+)
 from bitsfusion.training.config import TrainingConfig
 
 
@@ -129,12 +138,57 @@ def with_own_defaults(values: Any, guided: tuple[str, ...] = ()) -> Any:
     return filled
 
 
+class PaperAnalysis(PaperOptions):
+    """The paper's measurement as a run's config asks for it."""
+
+    prompts: Annotated[tuple[str, ...], Field(min_length=1)] | Path | None = None
+    """The prompts, or a file of them; null: the package's own, an embedded model's world's."""
+    images: int | None = Field(None, ge=1)
+    """K, images for each candidate, their prompts evenly spaced; null: one for each prompt."""
+
+    def settings(self, model: str) -> PaperSettings:
+        """What is measured on `model`.
+
+        Raises:
+            InputError: the file cannot be read, or there are fewer prompts than images.
+        """
+        texts = self._texts(model)
+        images = self.images or len(texts)
+        if len(texts) < images:
+            raise InputError(f"analysis.prompts: got {len(texts)}, wanted {images} or more (analysis.images)")
+        chosen = tuple(texts[place * len(texts) // images] for place in range(images))
+        return PaperSettings(**self.model_dump(exclude={"prompts", "images"}), prompts=chosen)
+
+    def number(self, model: str) -> int:
+        """K; reads the prompts only where `images` does not say it."""
+        return self.images or len(self._texts(model))
+
+    def _texts(self, model: str) -> tuple[str, ...]:
+        return self.prompts if isinstance(self.prompts, tuple) else prompts_of(model, self.prompts)
+
+
+class CalibratedAnalysis(FirstOrderOptions):
+    """Errors after each layer's calibration, by the config's own `calibration` and `calibration_prompts`."""
+
+    method: Literal["calibrated"]
+
+
+Analysis: TypeAlias = NoiseErrorSettings | JacobianSettings | CalibratedAnalysis | PaperAnalysis
+
+
 class RecipeSection(_Section):
     """How bits are assigned (section 3.3)."""
 
     target_bits: float = Field(1.99, gt=0)
     strategy: Strategy = Strategy.OPTIMAL
     eta: float = Field(0.3, ge=0)
+    fill_up: bool = True
+    """With strategy paper: spend what the threshold leaves of the budget; false: Alg. 1 as published."""
+
+    def deciding(self) -> dict[str, Any]:
+        """What the recipe follows from, as JSON."""
+        usual = {"fill_up"} if self.fill_up else set()  # so that older runs need no new recipe
+        return self.model_dump(mode="json", exclude=usual)
 
 
 SamplerName: TypeAlias = Annotated[str, AfterValidator(sampler_name)]
@@ -188,7 +242,7 @@ class RunConfig(_Section):
     device: str = Field(AUTO, pattern=NAME_PATTERN)
     """Where all of it computes: auto, cpu, cuda, cuda:1, mps; see `devices.resolve`."""
     data: Annotated[DataSource, Field(discriminator="kind")] = WorldSource()
-    analysis: Annotated[Settings, Field(discriminator="method")] = NoiseErrorSettings()
+    analysis: Annotated[Analysis, Field(discriminator="method")] = NoiseErrorSettings()
     recipe: RecipeSection = RecipeSection()
     scale_init: ScaleInit | Literal["calibrated"] = ScaleInit.EXACT
     """How the student starts; calibrated: codes, scales and biases by what the model computes (docs/calibration.md)."""
@@ -227,6 +281,19 @@ class RunConfig(_Section):
         if embedded_model(self.model) is None and evaluation.prompts is None:
             raise ValueError("evaluation.prompts: got none, wanted a file of prompts for this model")
         return self
+
+    def measured(self) -> Settings:
+        """What the analysis measures, its prompts read.
+
+        Raises:
+            InputError: see `PaperAnalysis.settings`.
+        """
+        if isinstance(self.analysis, PaperAnalysis):
+            return self.analysis.settings(self.model)
+        if isinstance(self.analysis, CalibratedAnalysis):
+            texts = prompts_of(self.model, self.calibration_prompts)
+            return CalibratedSettings(**self.analysis.model_dump(), prompts=texts, calibration=self.calibration)
+        return self.analysis
 
     @property
     def scorer(self) -> str | None:

@@ -66,8 +66,7 @@ class Run:
 
     def analyze(self) -> None:
         """Section 3.2: sensitivity.json."""
-        ours, settings = self.workspace, self.config.analysis
-
+        ours, settings = self.workspace, self.config.measured()
         inputs = {"analysis": settings, "data": self.config.data, "serve": self.config.serve.deciding()}
         ours.step("analyze", inputs, [SENSITIVITY], lambda: ours.analyze(settings, ours.scorer))
 
@@ -77,11 +76,13 @@ class Run:
 
         def work() -> None:
             table = read_table(self.path / SENSITIVITY)
-            recipe = assign(table, section.target_bits, section.strategy, eta=section.eta)
+            recipe = assign(table, section.target_bits, section.strategy, eta=section.eta, fill_up=section.fill_up)
             check_fits(recipe, model_layers(self.workspace.denoiser))
             write_recipe(self.path / "recipe.json", recipe)
 
-        self.workspace.step("assign", {"recipe": section, "made": self._made("analyze")}, ["recipe.json"], work)
+        self.workspace.step(
+            "assign", {"recipe": section.deciding(), "made": self._made("analyze")}, ["recipe.json"], work
+        )
 
     def init(self) -> None:
         """Section 4.1: the student before training, scales from the weights alone, or calibrated."""

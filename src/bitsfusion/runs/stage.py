@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +13,8 @@ import yaml
 from diffusers import DiffusionPipeline, ModelMixin
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from bitsfusion.architectures.registry import model_layers
+from bitsfusion.architectures.layers import LayerRole
+from bitsfusion.architectures.registry import denoiser_called, model_layers
 from bitsfusion.devices import resolve
 from bitsfusion.errors import InputError
 from bitsfusion.io.schema import parse
@@ -25,12 +26,14 @@ from bitsfusion.pipelines.load import whole_pipeline
 from bitsfusion.pipelines.planned import planned_denoiser
 from bitsfusion.progress import SILENT, ProgressSink
 from bitsfusion.recipe.named import recipe_bits
-from bitsfusion.runs.config import DataSource, RunConfig, WorldSource, with_own_defaults
+from bitsfusion.runs.config import DataSource, PaperAnalysis, RunConfig, WorldSource, with_own_defaults
 from bitsfusion.runs.sources import training_data
+from bitsfusion.sensitivity.passes import forward_passes
+from bitsfusion.sensitivity.table import MEASURED_BITS
 from bitsfusion.training.checkpoint import STUDENT_INFO, find_checkpoint, load_student
 from bitsfusion.training.config import TrainingConfig
 from bitsfusion.training.loop import TrainingResult, train
-from bitsfusion.training.plan import Machine, Plan, plan_stage
+from bitsfusion.training.plan import Machine, Plan, count_forward, plan_stage
 from bitsfusion.training.ranks import Ranks
 
 
@@ -153,12 +156,48 @@ def train_stage(config: StageConfig, out: Path, progress: ProgressSink = SILENT)
 
 def plan_training(config: StageConfig | RunConfig, machine: Machine | None = None) -> dict[str, Plan]:
     """What each stage will cost, by its name; reads the model's configs, no weights and no data."""
-    model = planned_denoiser(config.model)
-    size = model.latent_size
-    if not isinstance(config.data, WorldSource):
-        size = config.data.resolution // model.pixels
+    model, size, tokens = _shapes(config)
     stages = [config.training] if isinstance(config, StageConfig) else [config.stage1, config.stage2]
-    return {f"stage {stage.stage}": plan_stage(model.config, stage, size, model.tokens, machine) for stage in stages}
+    return {f"stage {stage.stage}": plan_stage(model, stage, size, tokens, machine) for stage in stages}
+
+
+@dataclass(frozen=True)
+class AnalysisPlan:
+    """The cost of a run's analysis, which one process does.
+
+    Fields:
+        candidates: layers times bit widths.
+        passes: latents through the denoiser in all; see `sensitivity.passes`.
+        flops: operations of all of them.
+        days: on one GPU.
+    """
+
+    method: str
+    candidates: int
+    passes: int
+    flops: int
+    days: float
+
+
+def plan_analysis(config: RunConfig, machine: Machine | None = None) -> AnalysisPlan:
+    """What the analysis will cost; reads the model's configs, no weights and no data."""
+    machine = machine or Machine()
+    model, size, tokens = _shapes(config)
+    settings = config.analysis
+    images = settings.number(config.model) if isinstance(settings, PaperAnalysis) else 0
+    layers = model_layers(denoiser_called(model).build(model)).values()
+    candidates = len(MEASURED_BITS) * sum(layer.role is LayerRole.QUANTIZED for layer in layers)
+    passes = forward_passes(settings, candidates, images)
+    flops = passes * count_forward(model, size, tokens).flops
+    days = flops / (machine.flops_32bit * machine.utilisation) / 86400  # it computes in float32
+    return AnalysisPlan(settings.method, candidates, passes, flops, days)
+
+
+def _shapes(config: StageConfig | RunConfig) -> tuple[Mapping[str, Any], int, int]:
+    """The denoiser's config, height and width of the latents, and tokens of a prompt."""
+    model = planned_denoiser(config.model)
+    size = model.latent_size if isinstance(config.data, WorldSource) else config.data.resolution // model.pixels
+    return model.config, size, model.tokens
 
 
 def _load(model: str) -> _Parts:

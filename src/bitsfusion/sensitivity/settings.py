@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.diffusion.samplers import Sampler
 from bitsfusion.numerics import ScaleInit
 
@@ -32,28 +33,42 @@ class NoiseErrorSettings(BaseModel):
     """Keep what runs before a layer instead of computing it again: the same numbers, sooner, for more memory."""
 
 
-class JacobianSettings(BaseModel):
-    """The cheapest measurement: the noise error to first order, of all candidates at once.
+class FirstOrderOptions(BaseModel):
+    """The cheapest measurements: the noise error to first order, of all candidates at once.
 
-    Differs from the paper, which trains each candidate and compares images (`PaperSettings`).
+    They differ from the paper, which trains each candidate and compares images (`PaperSettings`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Literal["jacobian"] = "jacobian"
     seed: int = Field(0, ge=0)
     samples: Positive = 64
     """Noisy latents, their time steps spread evenly over the noise schedule; one random direction each."""
     batch_size: Positive = 16
     guidance: float = 7.5
     """Above 1 the error is that of the guided noise, as a sampler with this guidance sees it."""
+
+
+class JacobianSettings(FirstOrderOptions):
+    """Of layers rounded by their weights alone."""
+
+    method: Literal["jacobian"] = "jacobian"
     scale_init: ScaleInit = ScaleInit.EXACT
 
 
-class PaperSettings(BaseModel):
+class CalibratedSettings(FirstOrderOptions):
+    """Of layers calibrated each by itself: what is left where a calibration follows (`calibration.alone`)."""
+
+    method: Literal["calibrated"] = "calibrated"
+    prompts: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Of the calibration's trajectories."""
+    calibration: CalibrationSettings = CalibrationSettings()
+
+
+class PaperOptions(BaseModel):
     """The paper's measurement (section 3.2, Appendix B): each candidate trained, then compared by its images.
 
-    The paper's K is 100 PartiPrompts; it publishes neither T nor the other training settings.
+    The paper publishes neither T nor the other training settings.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,8 +80,6 @@ class PaperSettings(BaseModel):
     """T, training steps of each candidate."""
     train_batch_size: Positive = 32
     learning_rate: float = Field(1e-5, gt=0)
-    prompts: Annotated[tuple[str, ...], Field(min_length=1)]
-    """K prompts, one image each."""
     first_image_seed: int = Field(1024, ge=0)
     """Image k has this seed plus k."""
     sampler: Sampler = Sampler.PNDM
@@ -75,4 +88,11 @@ class PaperSettings(BaseModel):
     image_batch_size: Positive = 16
 
 
-Settings = NoiseErrorSettings | JacobianSettings | PaperSettings
+class PaperSettings(PaperOptions):
+    """The paper's measurement with its prompts; the paper's K is 100 PartiPrompts."""
+
+    prompts: Annotated[tuple[str, ...], Field(min_length=1)]
+    """K prompts, one image each."""
+
+
+Settings = NoiseErrorSettings | JacobianSettings | CalibratedSettings | PaperSettings

@@ -21,11 +21,6 @@ from bitsfusion_lab.bench.subject import find_subject
 MEMORY_SHARE = 0.8
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command()(bench)
-
-
 def bench(
     folder: Annotated[Path, typer.Argument(help="A packed pipeline or model folder.")],
     against: Annotated[str, typer.Option(help='The dense model: a folder, a hub id, or "embedded".')],

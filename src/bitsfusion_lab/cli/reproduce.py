@@ -21,11 +21,6 @@ from bitsfusion_lab.reproduction.table import make_table, table_path
 from bitsfusion_lab.reproduction.tables import TABLES, chosen_tables
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command()(reproduce)
-
-
 def reproduce(
     table: Annotated[str, typer.Option(help=f"{', '.join(map(str, TABLES))} or all; several with commas.")] = "4",
     out: Annotated[Path, typer.Option(help="Folder; the same command continues it.")] = Path("runs/reproduce"),
