@@ -107,7 +107,6 @@ class Study:
         values: dict[str, Any] = {
             "model": MODEL,
             "device": "cpu",
-            "analysis": JacobianSettings(samples=settings.analysis_samples),
             "data": {"kind": "world", "world": "grid", "pool": settings.pool},
             "calibration": {"samples": settings.calibration_samples},
             "serve": {"cover": "any"},
@@ -126,6 +125,10 @@ class Study:
     def close(self) -> None:
         """Lets other processes use the folder."""
         self.workspace.folder.close()
+
+    @property
+    def _analysis(self) -> JacobianSettings:
+        return JacobianSettings(samples=self.settings.analysis_samples, guidance=self.config.evaluation.guidance)
 
     @property
     def model(self) -> Any:
@@ -212,12 +215,12 @@ class Study:
         file = self.path / "recipe.json"
 
         def measure() -> None:
-            ours.analyze(self.config.analysis)
+            ours.analyze(self._analysis)
 
         def work() -> None:
             write_recipe(file, assign(read_table(table), self.settings.bits, Strategy.OPTIMAL))
 
-        ours.step("analyze", {"analysis": self.config.analysis, "data": self.config.data}, [table.name], measure)
+        ours.step("analyze", {"analysis": self._analysis, "data": self.config.data}, [table.name], measure)
         ours.step("recipe", {"bits": self.settings.bits, "made": self._made("analyze")}, [file.name], work)
         return dict(read_recipe(file).bits)
 
