@@ -11,7 +11,7 @@ PYTEST_ARGS    ?=
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 MPLBACKEND=agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test vendor lint docs check format bench wheel
+.PHONY: help install demo test test-min vendor lint docs check format bench wheel
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ demo: install ## the whole method on the embedded model; writes runs/demo/report
 
 test: install ## tests, without those marked slow, gpu or network
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(PYTEST_WORKERS) $(PYTEST_ARGS)
+
+test-min: ## the embedded model and the tests of each extra, with the lowest versions allowed; in .venv-min
+	$(PYTHON) tools/check_lowest.py
 
 vendor: install ## fetch the page's third-party scripts from npm into .vendor/; the tests that need them then run
 	@mkdir -p .vendor

@@ -9,7 +9,7 @@ from bitsfusion.data.batches import TrainingData
 from bitsfusion.sensitivity.jacobian import Jacobian
 from bitsfusion.sensitivity.noise_error import NoiseError
 from bitsfusion.sensitivity.paper import ImageDistance, PaperMethod, TextImageScorer
-from bitsfusion.sensitivity.settings import JacobianSettings, NoiseErrorSettings, PaperSettings, Settings
+from bitsfusion.sensitivity.settings import FirstOrderOptions, NoiseErrorSettings, PaperSettings, Settings
 from bitsfusion.sensitivity.workers import Method, OneProcess, Workers
 
 
@@ -34,6 +34,6 @@ def one_process(
     lpips: ImageDistance | None = None,
 ) -> Workers:
     """Measures in this process."""
-    if isinstance(settings, JacobianSettings):
+    if isinstance(settings, FirstOrderOptions):
         return Jacobian(pipeline, settings, data)
     return OneProcess(functools.partial(build_method, pipeline, settings, data, scorer, lpips))
