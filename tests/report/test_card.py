@@ -17,10 +17,12 @@ import yaml
 from PIL import Image
 
 from bitsfusion.artifact.inspect import Inspection, inspect_folder
+from bitsfusion.artifact.reader import open_folder
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.diffusion.samplers import SamplerSteps
 from bitsfusion.errors import BitsFusionError, InputError
-from bitsfusion.pipelines.load import EMBEDDED
+from bitsfusion.io.hashes import sha256_file
+from bitsfusion.pipelines.load import EMBEDDED, load_pipeline
 from bitsfusion.report.card import hub_id, known_license, write_card
 from bitsfusion.report.charts import layer_chart
 from bitsfusion.report.data import layer_rows
@@ -126,11 +128,41 @@ def test_a_card_says_what_is_there(folder, inspection):
     assert f"{file.stat().st_size / 1e6:.2f} MB, {times:.1f} times smaller" in text
     assert "| two\\_blue \\*squares\\* | 1025 |" in text
     assert "- recipe: uniform:2\n" in text and "ddim with 3 steps" in text
-    pictures = re.findall(r"\((card/[^)]+)\)", text)
+    pictures = re.findall(r"\((card/[^)]+png)\)", text)
     assert pictures == ["card/sample-00.png", "card/sample-01.png", "card/bits.png"]
     for name in pictures:
         with Image.open(folder / name) as image:
             image.load()
+
+
+def test_a_card_makes_the_folder_again(folder, capsys, monkeypatch):
+    """Its command, with the recipe beside it, gives the same bytes; the hashes are those of the files."""
+    text = write_card(folder, license="mit").read_text()
+    monkeypatch.chdir(folder)
+    (command,) = re.findall(r"^bitsfusion init .*$", text, re.MULTILINE)
+    assert command == ("bitsfusion init MODEL --recipe card/recipe.json --scale-init exact --cover ddim:3 --out tiny")
+    words = command.replace("MODEL", EMBEDDED).replace("--out tiny", f"--out {folder.parent / 'again'}").split()[1:]
+    assert run(*words, "--quiet") == 0
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    again, first = (path / weights for path in (folder.parent / "again", folder))
+    assert again.read_bytes() == first.read_bytes()
+    assert f"| {first.stat().st_size:,} | `{sha256_file(first)}` |" in text
+    assert text.count("safetensors | ") == len(list(folder.rglob("*.safetensors")))
+
+
+def test_true_bits_of_the_whole_pipeline(folder):
+    """Files of every component with weights, over all that the original's components hold but time layers' biases."""
+    text = write_card(folder, license="mit").read_text()
+    ((bits, count),) = re.findall(r": ([\d.]+) bits for each of its ([\d,]+) parameters", text)
+    pipeline: Any = load_pipeline(EMBEDDED)
+    models = {name: getattr(pipeline, name) for name in ("unet", "vae", "text_encoder")}
+    wanted = sum(value.numel() for model in models.values() for value in model.parameters())
+    removed = open_folder(folder).config.removed
+    wanted -= sum(shape[0] for shape in removed.values())
+    assert removed
+    assert int(count.replace(",", "")) == wanted
+    size = sum(file.stat().st_size for name in models for file in (folder / name).iterdir())
+    assert float(bits) == pytest.approx(8 * size / wanted, abs=0.005)
 
 
 def test_the_code_of_a_card_runs(folder, monkeypatch):
@@ -171,7 +203,7 @@ def test_a_card_leaves_the_folder_whole(folder):
     run.close()
     assert write_card(packed, license="mit", prompts=PROMPTS[:1]).read_text() == first
     write_card(packed, license="mit")
-    assert [path.name for path in (packed / "card").iterdir()] == ["bits.png"]
+    assert sorted(path.name for path in (packed / "card").iterdir()) == ["bits.png", "recipe.json"]
 
 
 def test_scores_of_a_run(folder, inspection):

@@ -76,7 +76,7 @@ def init(
     calibrate: Annotated[
         bool,
         typer.Option(
-            "--calibrate", help="Codes, scales and biases by what the UNet computes, not by its weights alone: minutes."
+            "--calibrate", help="Codes, scales and biases by what the models compute, not by weights alone: minutes."
         ),
     ] = False,
     calibration_prompts: Annotated[
