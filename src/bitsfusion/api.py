@@ -60,7 +60,7 @@ def quantize(
         pipeline: a diffusers pipeline in full precision, without adapters.
         bits: average bits a weight (Appendix H), spread by the errors of the weights with the least in all; not
             looked at where there is a recipe.
-        recipe: a recipe, its file, a published one such as `sd15`, or `uniform:N`.
+        recipe: a recipe, its file, `sd15`, `sdxl`, or `uniform:N`.
         calibration: codes, scales and biases by what the denoiser computes, much nearer to the original and minutes
             slower; None rounds the weights alone.
 
