@@ -57,7 +57,7 @@ def init(
     model: Model,
     out: Annotated[Path, typer.Option(help="Packed folder to write.")],
     recipe: Annotated[
-        str | None, typer.Option(help="Recipe file, the published recipe sd15, or uniform:N for N bits everywhere.")
+        str | None, typer.Option(help="Recipe file, sd15 (published), sdxl, or uniform:N for N bits everywhere.")
     ] = None,
     bits: Annotated[
         float | None, typer.Option(help="Instead of a recipe: average bits, spread by the weights' own errors.")

@@ -56,7 +56,7 @@ def init_pipeline(
         model: as `pipelines.resolve.resolve` takes it. Of a component alone, or a trainer's checkpoint of one, a packed
             model folder is made; with `config`, the whole pipeline.
         out: the packed folder to write.
-        recipe: a recipe file, a published recipe, or uniform:N; see `recipe_bits`.
+        recipe: a recipe file, `sd15`, `sdxl`, or uniform:N; see `recipe_bits`.
         bits: instead of a recipe, the average bits of one by `weight_error_table`, time features counted.
         method: how scales are found.
         samplers: see `Cover`.
