@@ -23,6 +23,7 @@ from bitsfusion.architectures.shapes import (
     size,
     sizes,
 )
+from bitsfusion.errors import InputError
 
 _ENDS = re.compile(r"^((encoder|decoder)\.conv_(in|out)(\.conv)?|(post_)?quant_conv)$")
 
@@ -93,6 +94,21 @@ class Autoencoder(Architecture):
         if values["use_post_quant_conv"]:
             found.conv("post_quant_conv", latents, latents, 1)
         return found.found
+
+
+_LEVELS = ("block_out_channels", "encoder_block_out_channels", "dim_mult")  # KL, deep compression, Qwen-Image
+
+
+def pixels_per_latent(name: str, config: Mapping[str, Any]) -> int:
+    """Pixels on a side of a latent as a denoiser is given it, of the VAE of class `name`.
+
+    Raises:
+        InputError: a class whose config does not say.
+    """
+    levels = next((config[key] for key in _LEVELS if key in config), None)
+    if levels is None:
+        raise InputError(f"vae: got a {name}, whose size of latents is not known")
+    return int(2 ** (len(levels) - 1)) * (2 if name == "AutoencoderKLFlux2" else 1)  # whose channels hold patches
 
 
 def _middle(found: Tensors, part: str, width: int, groups: int, attention: bool) -> None:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-
-from bitsfusion.errors import InputError
-
-_PER_CALL = 32  # images through the VAE at once
 
 
 @dataclass(frozen=True)
@@ -62,32 +58,3 @@ class TrainingData(Protocol):
         `world_size` x `size` samples: a sample follows from its step and its place in the step's whole batch.
         """
         ...
-
-
-@torch.no_grad()
-def encode_images(vae: Any, pixels: Tensor) -> Tensor:
-    """Latents of images: the mean of the VAE's posterior, shifted and scaled as the denoiser expects it.
-
-    Differs from diffusers' train_text_to_image.py, which samples the posterior: the mean can be computed
-    once and kept.
-
-    Args:
-        vae: an AutoencoderKL.
-        pixels: [n, 3, height, width] float32 in [-1, 1], on any device.
-
-    Returns:
-        [n, c, h, w] float32 on the CPU.
-
-    Raises:
-        InputError: another class, whose latents a denoiser is given in another form (FLUX.2, Sana, Qwen-Image).
-    """
-    if "AutoencoderKL" not in [kind.__name__ for kind in type(vae).__mro__]:
-        raise InputError(f"vae: got a {type(vae).__name__}, wanted an AutoencoderKL: images are encoded with no other")
-    parameter = next(vae.parameters())
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-    parts = [
-        vae.encode(part.to(parameter.device, parameter.dtype)).latent_dist.mode().float().cpu()
-        for part in pixels.split(_PER_CALL)
-    ]
-    latents: Tensor = (torch.cat(parts) - shift) * vae.config.scaling_factor
-    return latents

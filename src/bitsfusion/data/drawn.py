@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bitsfusion.data.batches import Batch, encode_images
+from bitsfusion.data.batches import Batch
+from bitsfusion.data.latents import encode_images
 from bitsfusion.diffusion.conditioning import Conditioner
 from bitsfusion.embedded.quick import QUICK
 from bitsfusion.embedded.world import Split, World

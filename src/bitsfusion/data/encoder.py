@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitsfusion.data.batches import encode_images
+from bitsfusion.data.latents import encode_images, latent_scale, latent_shape
 from bitsfusion.data.pixels import to_model_range
 from bitsfusion.diffusion.conditioning import Conditioner
-from bitsfusion.errors import InputError
 
 LATENT_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _PIXELS_AT_ONCE = 4 * 512 * 512
@@ -23,7 +22,7 @@ class Encoder:
     """Latents and prompt rows of captioned images.
 
     Args:
-        vae: an AutoencoderKL on the device that encodes.
+        vae: on the device that encodes; see `encode_images`.
         conditioner: of the pipeline's prompts.
         resolution: of the square images in pixels.
         dtype: of the stored latents, a name in `LATENT_DTYPES`.
@@ -33,15 +32,11 @@ class Encoder:
     """
 
     def __init__(self, vae: Any, conditioner: Conditioner, resolution: int, dtype: str) -> None:
-        stride = 2 ** (len(vae.config.block_out_channels) - 1)
-        if resolution < stride or resolution % stride:
-            raise InputError(f"resolution: got {resolution}, wanted a multiple of {stride} pixels, the VAE's stride")
+        self._latent_shape = latent_shape(vae, resolution)
         self.resolution = resolution
         self.at_once = max(1, min(32, _PIXELS_AT_ONCE // resolution**2))
         """Images through the VAE at once; does not depend on the device, so that the bits of a chunk do not either."""
         self.conditioner, self._vae, self._dtype = conditioner, vae, LATENT_DTYPES[dtype]
-        side = resolution // stride
-        self._latent_shape = (int(vae.config.latent_channels), side, side)
 
     def key(self) -> dict[str, Any]:
         """What stored latents and rows depend on: the VAE's encoder, the conditioner, the resolution and the dtype."""
@@ -64,8 +59,7 @@ class Encoder:
 def _vae_sha256(vae: Any) -> str:
     """A hash of the weights that encode, whatever device they are on, and of the latents' scale."""
     digest = hashlib.sha256()
-    scale = [vae.config.scaling_factor, getattr(vae.config, "shift_factor", None)]
-    digest.update(json.dumps([type(vae).__name__, scale]).encode())
+    digest.update(json.dumps([type(vae).__name__, latent_scale(vae)]).encode())
     for name, tensor in sorted(vae.state_dict().items()):
         if name.startswith(("encoder.", "quant_conv.")):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
