@@ -63,7 +63,7 @@ class Inspection:
         bytes_fp16: what all weights and other parameters would take in 16 bits.
         time_features: `basis` with rank, error and knots, `cached` with steps and samplers, `layers_8bit` or `none`;
             and how many values are stored.
-        fallbacks: tensors of two and more dimensions that are kept dense, by name and bytes; none is silent.
+        fallbacks: tensors with more than one dimension above 1 that are kept dense, by name and bytes; none is silent.
         note: what is to be said of the model's class, such as that it has no family of its own; None where nothing is.
         layers: in module order.
     """
@@ -179,7 +179,7 @@ def _inspect(folder: PackedFolder) -> Inspection:
         for name, tensor in tensors.stored.items():
             if not name.endswith(PACKED_SUFFIX):
                 others[name] = tensor.nbytes
-                if len(tensor.shape) > 1 and name not in TIME_TENSORS:
+                if sum(size > 1 for size in tensor.shape) > 1 and name not in TIME_TENSORS:
                     fallbacks[name] = tensor.nbytes
     size = sum(file.stat().st_size for file in folder.weight_files())
     in_order = [layers[name.removesuffix(PACKED_SUFFIX)] for name in expected if name.endswith(PACKED_SUFFIX)]
