@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,22 @@ DENOISERS: Mapping[str, Denoiser] = {name: made for name, made in ARCHITECTURES.
 
 DENOISER_COMPONENTS = tuple(dict.fromkeys(made.component for made in DENOISERS.values()))
 """What pipelines call them: unet, transformer."""
+
+
+DENOISER_KINDS = f"a {UNET.name} or an image transformer of diffusers"
+"""What is packed as a denoiser, in words."""
+
+_PURPOSES = (
+    (re.compile(r"ControlNet|Adapter"), "which steers another model"),
+    (re.compile(r"3D(Condition)?Model|SpatioTemporal|Video|MotionModel"), "which makes videos"),
+    (re.compile(r"1DModel|Audio|Music"), "which makes sound"),
+)
+
+
+def described(name: str) -> str:
+    """A class that is not packed as a denoiser, with what it is for where its name tells."""
+    purpose = next((words for pattern, words in _PURPOSES if pattern.search(name)), None)
+    return name if purpose is None else f"{name}, {purpose}"
 
 
 def architecture_named(name: str) -> Architecture | None:
@@ -58,7 +75,7 @@ def denoiser_of(model: nn.Module) -> Denoiser:
     """
     found = architecture_of(model)
     if not isinstance(found, Denoiser):
-        raise InputError(f"model: got a {type(model).__name__}, wanted one of {', '.join(DENOISERS)}")
+        raise InputError(f"model: got a {type(model).__name__}, wanted {DENOISER_KINDS}")
     return found
 
 
