@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from bitsfusion.data import caching
+from bitsfusion.data.batches import encode_images
 from bitsfusion.data.cached import cached_data
 from bitsfusion.data.image_folder import ImageFolder
 from bitsfusion.data.latent_cache import Claims
-from bitsfusion.data.latents import encode_images
 from bitsfusion.data.pixels import decode_image, to_model_range
 from bitsfusion.data.records import Record
 from bitsfusion.diffusion.conditioning.clip import ClipConditioner

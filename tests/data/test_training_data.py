@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from bitsfusion.data.batches import encode_images
 from bitsfusion.data.drawn import DrawnData
-from bitsfusion.data.latents import encode_images
 from bitsfusion.embedded.quick import QUICK
 
 

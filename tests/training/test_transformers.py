@@ -6,13 +6,10 @@ import copy
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny
 
 from bitsfusion.architectures.registry import layers_to_assign
 from bitsfusion.data.batches import Batch
-from bitsfusion.data.latents import encode_images, latent_shape
 from bitsfusion.diffusion.conditioning import conditioner_of
-from bitsfusion.errors import InputError
 from bitsfusion.evaluation.noise import time_step_curve
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.sensitivity.jacobian import Jacobian
@@ -73,36 +70,3 @@ def test_layers_are_measured_and_the_curve_is_drawn(name):
     student = copy.deepcopy(model)
     fake_quantize_model(student, dict.fromkeys(names, 1))
     assert all(error > 0 for _, error in time_step_curve(student, pipeline, data, points=2, each=2))
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["Flux2Transformer2DModel", "SanaTransformer2DModel", "QwenImageTransformer2DModel", "FluxTransformer2DModel"],
-)
-def test_pictures_are_encoded_as_the_pipeline_decodes(name):
-    """What a pipeline makes of our latents, when it only decodes, is what its VAE makes of its own."""
-    pipeline = build_transformer_pipeline(name)
-    vae, pixels = pipeline.vae, torch.randn(2, 3, 16, 16).clamp(-1, 1)
-    if name == "Flux2Transformer2DModel":
-        vae.bn.running_mean.normal_()
-        vae.bn.running_var.uniform_(0.5, 2)
-    latents = encode_images(vae, pixels)
-    assert latents.shape[1:] == latent_shape(vae, 16)
-    with torch.no_grad():
-        if name == "SanaTransformer2DModel":
-            wanted, own = vae.encode(pixels).latent, latents / vae.config.scaling_factor
-        elif name == "QwenImageTransformer2DModel":
-            wanted = vae.encode(pixels[:, :, None]).latent_dist.mode()[:, :, 0]
-            own = latents * torch.tensor(vae.config.latents_std).view(1, -1, 1, 1)
-            own = own + torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1)
-        elif name == "Flux2Transformer2DModel":
-            wanted, own = pipeline._encode_vae_image(pixels, None), latents
-        else:
-            wanted = vae.encode(pixels).latent_dist.mode()
-            own = latents / vae.config.scaling_factor + vae.config.shift_factor
-    assert torch.allclose(own, wanted, atol=1e-5)
-
-
-def test_images_of_other_vaes_are_one_line():
-    with pytest.raises(InputError, match="got a AutoencoderTiny, wanted one of AutoencoderKL"):
-        encode_images(AutoencoderTiny(), torch.zeros(1, 3, 16, 16))

@@ -9,9 +9,9 @@ from typing import Any
 
 from bitsfusion.architectures import shapes
 from bitsfusion.architectures.base import Architecture
+from bitsfusion.architectures.latents import DEEP_COMPRESSION, FLUX2, KL, QWEN_IMAGE, Latents
 from bitsfusion.architectures.layers import LayerRole
 from bitsfusion.architectures.shapes import Shapes, Tensors
-from bitsfusion.errors import InputError
 
 _ENDS = re.compile(r"^((encoder|decoder)\.conv_(in|out)(\.conv)?|(post_)?quant_conv)$")
 
@@ -43,7 +43,13 @@ _KNOWN: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Autoencoder(Architecture):
-    """First and last convolutions and the two small ones at the latents are kept at 8 bits, as in the UNet."""
+    """First and last convolutions and the two small ones at the latents are kept at 8 bits, as in the UNet.
+
+    Fields:
+        latents: what it makes of images.
+    """
+
+    latents: Latents
 
     def role(self, name: str) -> LayerRole:
         return LayerRole.FIRST_LAST if _ENDS.search(name) else LayerRole.QUANTIZED
@@ -84,21 +90,6 @@ class Autoencoder(Architecture):
         return found.found
 
 
-_LEVELS = ("block_out_channels", "encoder_block_out_channels", "dim_mult")  # KL, deep compression, Qwen-Image
-
-
-def pixels_per_latent(name: str, config: Mapping[str, Any]) -> int:
-    """Pixels on a side of a latent as a denoiser is given it, of the VAE of class `name`.
-
-    Raises:
-        InputError: a class whose config does not say.
-    """
-    levels = next((config[key] for key in _LEVELS if key in config), None)
-    if levels is None:
-        raise InputError(f"vae: got a {name}, whose size of latents is not known")
-    return int(2 ** (len(levels) - 1)) * (2 if name == "AutoencoderKLFlux2" else 1)  # whose channels hold patches
-
-
 def _middle(found: Tensors, part: str, width: int, groups: int, attention: bool) -> None:
     name = f"{part}.mid_block"
     if attention:
@@ -109,13 +100,13 @@ def _middle(found: Tensors, part: str, width: int, groups: int, attention: bool)
         found.resnet(f"{name}.resnets.{place}", width, width, groups)
 
 
-def _autoencoder(name: str, *layers: str) -> Autoencoder:
-    return Autoencoder(name, "VAE", "diffusers", "vae", ("Linear", "Conv2d", *layers))
+def _autoencoder(name: str, latents: Latents, *layers: str) -> Autoencoder:
+    return Autoencoder(name, "VAE", "diffusers", "vae", ("Linear", "Conv2d", *layers), latents)
 
 
 VAES = (
-    _autoencoder("AutoencoderKL"),
-    _autoencoder("AutoencoderKLFlux2"),
-    _autoencoder("AutoencoderDC"),
-    _autoencoder("AutoencoderKLQwenImage", "Conv3d"),
+    _autoencoder("AutoencoderKL", KL),
+    _autoencoder("AutoencoderKLFlux2", FLUX2),
+    _autoencoder("AutoencoderDC", DEEP_COMPRESSION),
+    _autoencoder("AutoencoderKLQwenImage", QWEN_IMAGE, "Conv3d"),
 )

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from bitsfusion.architectures.registry import latents_of
+
+_PER_CALL = 32  # images through the VAE at once
 
 
 @dataclass(frozen=True)
@@ -58,3 +62,25 @@ class TrainingData(Protocol):
         `world_size` x `size` samples: a sample follows from its step and its place in the step's whole batch.
         """
         ...
+
+
+@torch.no_grad()
+def encode_images(vae: Any, pixels: Tensor) -> Tensor:
+    """Latents of images: the mean of the VAE's posterior, shifted and scaled as the denoiser expects it.
+
+    Differs from diffusers' train_text_to_image.py, which samples the posterior: the mean can be computed
+    once and kept.
+
+    Args:
+        vae: of a known class.
+        pixels: [n, 3, height, width] float32 in [-1, 1], on any device.
+
+    Returns:
+        [n, c, h, w] float32 on the CPU.
+
+    Raises:
+        InputError: a class that is not known.
+    """
+    latents, parameter = latents_of(vae), next(vae.parameters())
+    parts = [latents.encode(vae, part.to(parameter.device, parameter.dtype)) for part in pixels.split(_PER_CALL)]
+    return torch.cat([part.cpu() for part in parts])

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bitsfusion.data.batches import Batch
-from bitsfusion.data.latents import encode_images
+from bitsfusion.data.batches import Batch, encode_images
 from bitsfusion.diffusion.conditioning import Conditioner
 from bitsfusion.embedded.quick import QUICK
 from bitsfusion.embedded.world import Split, World
@@ -21,7 +20,7 @@ class DrawnData:
     """Scenes of a drawn world with captions of one split; see `TrainingData`.
 
     Args:
-        vae: the pipeline's AutoencoderKL; each distinct scene goes through it once, here.
+        vae: the pipeline's; each distinct scene goes through it once, here.
         conditioner: of the pipeline's prompts.
         seed: of the pool and of the order.
         pool: how many captioned scenes there are.

@@ -10,7 +10,7 @@ from typing import Any
 
 from bitsfusion.architectures.registry import denoiser_called
 from bitsfusion.architectures.unet import UNET
-from bitsfusion.architectures.vae import pixels_per_latent
+from bitsfusion.architectures.vae import Autoencoder
 from bitsfusion.errors import InputError
 from bitsfusion.io.texts import read_json
 from bitsfusion.pipelines.folder import Form, PipelineFolder
@@ -92,4 +92,6 @@ def _pixels(pipeline: PipelineFolder) -> int:
     vae = pipeline.component("vae")
     if vae is None:
         raise InputError(f"{pipeline.path}: got no vae, wanted a pipeline of latents")
-    return pixels_per_latent(vae.class_name, read_json(vae.folder / "config.json"))
+    if not isinstance(vae.architecture, Autoencoder):
+        raise InputError(f"{vae.folder}: got a {vae.class_name}, whose size of latents is not known")
+    return vae.architecture.latents.stride(read_json(vae.folder / "config.json"))
