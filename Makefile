@@ -11,7 +11,7 @@ PYTEST_ARGS    ?=
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 MPLBACKEND=agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test vendor lint docs check format bench wheel
+.PHONY: help install demo test test-min vendor lint docs page check format bench wheel
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ demo: install ## the whole method on the embedded model; writes runs/demo/report
 test: install ## tests, without those marked slow, gpu or network
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(PYTEST_WORKERS) $(PYTEST_ARGS)
 
+test-min: ## the embedded model and the tests of each extra, with the lowest versions allowed; in .venv-min
+	$(PYTHON) tools/check_lowest.py
+
 vendor: install ## fetch the page's third-party scripts from npm into .vendor/; the tests that need them then run
 	@mkdir -p .vendor
 	npm pack --silent --ignore-scripts --pack-destination .vendor $$($(BIN)/python -m bitsfusion.exporting.web.vendor)
@@ -43,6 +46,12 @@ lint: install ## lint, format, types, import direction, documentation
 
 docs: install ## the documentation site, into site/; a broken link or reference is an error
 	NO_MKDOCS_2_WARNING=1 HF_HUB_OFFLINE=1 $(BIN)/mkdocs build --quiet
+
+page: install ## site/draw: the embedded model, packed whole, as a page that draws in the browser; calls npm
+	rm -rf site/draw site/packed
+	$(BIN)/bitsfusion init embedded --bits 1.99 --whole --out site/packed
+	$(BIN)/bitsfusion export site/packed --to web --out site/draw
+	rm -r site/packed
 
 check: lint test ## lint, then test: what CI runs
 

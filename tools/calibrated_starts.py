@@ -5,10 +5,11 @@
         --steps 0 40 80 160 400 --seeds 0 1 2
     python tools/calibrated_starts.py --out runs/grid --model embedded:grid --bits 2.5 2.2 1.99 1.8
 
-Recipes are made by the Jacobian analysis and the optimal strategy; uniform:N is N bits in every layer that a recipe
-names. Each number of steps is a training of its own, its learning rate decaying to zero. Every step is done once: after
-a kill the same command continues, and another command in the same folder shares what is there. OUT/starts.md has all
-models that this command asked for. Settings are chosen with --split validation and reported on test prompts.
+Recipes are made by the Jacobian analysis (or --analyses calibrated) and the optimal strategy; uniform:N is N bits in
+every layer that a recipe names. Each number of steps is a training of its own, its learning rate decaying to zero.
+Every step is done once: after a kill the same command continues, and another command in the same folder shares what is
+there. OUT/starts.md has all models that this command asked for. Settings are chosen with --split validation and
+reported on test prompts.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from calibration_parts import NOTHING, PARTS, settings_without, without
 
 from bitsfusion.architectures.registry import model_layers
 from bitsfusion.evaluation.estimates import Verdict, estimate, verdicts
@@ -36,10 +38,11 @@ from bitsfusion.recipe.named import recipe_bits
 from bitsfusion.recipe.schema import read_recipe, write_recipe
 from bitsfusion.runs.calibration import CalibrationJob
 from bitsfusion.runs.config import RunConfig
+from bitsfusion.runs.prompts import prompts_of
 from bitsfusion.runs.scoring import Scoring
 from bitsfusion.runs.workspace import Workspace
 from bitsfusion.sensitivity.measure import analyze
-from bitsfusion.sensitivity.settings import JacobianSettings
+from bitsfusion.sensitivity.settings import CalibratedSettings, JacobianSettings
 from bitsfusion.sensitivity.table import read_table
 from bitsfusion.training.checkpoint import identity, load_student, save_student
 from bitsfusion.training.config import TrainingConfig
@@ -56,11 +59,15 @@ class Arm:
     start: str
     steps: int
     seed: int | None
+    analysis: str = "jacobian"
+    without: str = NOTHING
 
     @property
     def start_name(self) -> str:
         """The folder of what training starts from."""
-        return f"{self.bits.replace(':', '')}-{self.start}"
+        by = "" if self.analysis == "jacobian" else f"-by-{self.analysis}"
+        less = "" if self.without == NOTHING else f"-without-{self.without.replace(', ', '-').replace(' ', '-')}"
+        return f"{self.bits.replace(':', '')}{by}-{self.start}{less}"
 
     @property
     def method(self) -> str:
@@ -79,12 +86,14 @@ class Starts:
     def __init__(self, options: argparse.Namespace) -> None:
         values: dict[str, Any] = {
             "model": options.model,
-            "analysis": JacobianSettings(),
             "data": {"kind": "world", "world": "grid" if options.model.endswith("grid") else "quick", "pool": 4096},
             "calibration": json.loads(options.calibration),
             "evaluation": {"per_task": options.per_task, "split": options.split, "batch_size": 50},
         }
         self.config = parse(RunConfig, values, "options")
+        texts, calibration = prompts_of(options.model), self.config.calibration
+        alone = CalibratedSettings(guidance=calibration.guidance, prompts=texts, calibration=calibration)
+        self.analyses = {"jacobian": JacobianSettings(), "calibrated": alone}
         self.workspace = Workspace(self.config, options.out)
         self.scoring, self.path = Scoring(self.workspace), options.out
         self.trained = options.trained
@@ -100,34 +109,42 @@ class Starts:
         ours, layers = self.workspace, model_layers(self.workspace.denoiser)
         if arm.bits.startswith("uniform:"):
             return recipe_bits(arm.bits, layers), {"recipe": arm.bits}
-        table, name = self.path / "sensitivity.json", f"recipe-{arm.bits}"
+        by = "" if arm.analysis == "jacobian" else f"-{arm.analysis}"
+        table, name, file = (
+            self.path / f"sensitivity{by}.json",
+            f"recipe-{arm.bits}{by}",
+            f"recipes/{arm.bits}{by}.json",
+        )
+        settings = self.analyses[arm.analysis]
 
         def measure() -> None:
             known = {"model": self.config.model, "source_sha256": ours.source_sha256, "samplers": ours.counted}
-            analyze(ours.pipeline, self.config.measured(), table, ours.data, **known)
+            analyze(ours.pipeline, settings, table, ours.data, **known)
 
-        ours.step("analyze", {"analysis": self.config.measured(), "data": self.config.data}, [table.name], measure)
-        file = f"recipes/{arm.bits}.json"
+        ours.step(f"analyze{by}", {"analysis": settings, "data": self.config.data}, [table.name], measure)
 
         def work() -> None:
             write_recipe(self.path / file, assign(read_table(table), float(arm.bits), Strategy.OPTIMAL))
 
-        ours.step(name, {"bits": arm.bits, "made": self.made("analyze")}, [file], work)
+        ours.step(name, {"bits": arm.bits, "made": self.made(f"analyze{by}")}, [file], work)
         return dict(read_recipe(self.path / file).bits), {"made": self.made(name)}
 
     def start(self, arm: Arm) -> str:
         """The untrained student; returns the step that made it."""
         bits, follows = self.bits(arm)
-        job = CalibrationJob(None, self.config.calibration)
+        job = CalibrationJob(None, settings_without(arm.without, self.config.calibration))
         calibrated = arm.start == CALIBRATED
         made_by = job.provenance(self.config.model) if calibrated else {"scale_init": arm.start}
+        made_by |= {} if arm.without == NOTHING else {"without": arm.without}
         name, folder = f"start-{arm.start_name}{self.suffix}", f"starts/{arm.start_name}{self.suffix}"
 
         def work() -> None:
             student = copy.deepcopy(self.workspace.denoiser)
             if calibrated:
                 ours = self.workspace
-                put_rounded(student, job.run(ours.pipeline, self.config.model, bits, ours.progress).layers)
+                with without(arm.without):
+                    found = job.run(ours.pipeline, self.config.model, bits, ours.progress)
+                put_rounded(student, found.layers)
             else:
                 fake_quantize_model(student, bits, ScaleInit(arm.start))
             save_student(self.path / folder, student, identity(student, made_by, "", 1))
@@ -194,11 +211,13 @@ class Starts:
 def arms_of(options: argparse.Namespace) -> list[Arm]:
     """All of them, seed after seed, so that every kind is there early; the untrained ones once."""
     found = [
-        Arm(bits, start, steps, seed if steps else None)
+        Arm(bits, start, steps, seed if steps else None, analysis, part)
         for seed in options.seeds
         for bits in options.bits
         for steps in options.steps
         for start in options.starts
+        for analysis in options.analyses
+        for part in options.without
     ]
     return list(dict.fromkeys(found))
 
@@ -253,6 +272,8 @@ def main() -> None:
     parser.add_argument("--starts", nargs="+", choices=(CALIBRATED, "exact", "minmax"), default=[CALIBRATED])
     parser.add_argument("--steps", type=int, nargs="+", default=[0], help="of Stage I")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of training")
+    parser.add_argument("--analyses", nargs="+", choices=("jacobian", "calibrated"), default=["jacobian"])
+    parser.add_argument("--without", nargs="+", choices=PARTS, default=[NOTHING], help="parts of the calibration")
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--trained", choices=("all", "light"), default="all", help="light: no weights")
     parser.add_argument("--batch-size", type=int, default=64)

@@ -6,14 +6,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 from bitsfusion.cli.main import main
 
 from ..tiny.kinds import KINDS, TEXT_TO_IMAGE
+from ..tiny.pictures import captioned as captioned_pictures
 
 TRAINED = ("sd1", "sd2", "sdxl", "refiner", "lcm")
 """The kinds whose denoiser is given a text and no image: they are measured and trained."""
@@ -28,14 +27,7 @@ def run(*arguments: object) -> int:
 
 @pytest.fixture(scope="module")
 def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("captioned")
-    noise = np.random.default_rng(0)
-    lines = []
-    for name in ("0.png", "1.png", "2.png", "3.png"):
-        Image.fromarray(noise.integers(0, 256, (20, 16, 3), dtype=np.uint8)).save(folder / name)
-        lines.append(json.dumps({"file_name": name, "text": "red circle"}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder
+    return captioned_pictures(tmp_path_factory.mktemp("captioned"))
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageCausalConv3d
 from torch import nn
 
 from bitsfusion.errors import InputError
@@ -13,6 +14,7 @@ from bitsfusion.kernels.cpu.library import Missing
 from bitsfusion.nn.fake_quantized import FakeQuantizedConv2d, FakeQuantizedLayer, FakeQuantizedLinear
 from bitsfusion.nn.packed import (
     PackedConv2d,
+    PackedConv3d,
     PackedEmbedding,
     PackedLayer,
     PackedLinear,
@@ -71,6 +73,25 @@ def test_compiled_in_one_graph(kind: str, dtype: torch.dtype) -> None:
     needs_grad = value.clone().requires_grad_()
     compiled(needs_grad).sum().backward()
     assert needs_grad.grad is not None and bool(needs_grad.grad.abs().sum() > 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_causal_convolution_keeps_its_class_and_its_padding(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = QwenImageCausalConv3d(3, 5, 3, padding=1)
+    weight = layer.weight.detach()
+    scale = initial_scale(weight, 2, ScaleInit.EXACT)
+    codes = quantize(weight, scale, 2)
+    packed = copy.deepcopy(packed_layer(layer, 2, packed_buffer(codes, scale, 2)).to(dtype))
+    assert isinstance(packed, PackedConv3d) and isinstance(packed, QwenImageCausalConv3d)
+    layer.weight.data = dequantize(codes, scale)
+    frames, before = torch.randn(2, 3, 2, 6, 6).to(dtype), torch.randn(2, 3, 1, 6, 6).to(dtype)
+    dense = dense_layer(packed)
+    assert type(dense) is QwenImageCausalConv3d
+    with torch.no_grad():
+        for given in ((frames,), (frames, before)):
+            wanted = layer.to(dtype)(*given)
+            assert torch.equal(packed(*given), wanted) and torch.equal(dense(*given), wanted)
 
 
 def embedding(bits: int) -> tuple[PackedEmbedding, torch.Tensor]:

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import base64
 import json
 import re
 import shutil
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +14,12 @@ import yaml
 from PIL import Image
 
 from bitsfusion.artifact.inspect import Inspection, inspect_folder
+from bitsfusion.artifact.reader import open_folder
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.diffusion.samplers import SamplerSteps
 from bitsfusion.errors import BitsFusionError, InputError
-from bitsfusion.pipelines.load import EMBEDDED
+from bitsfusion.io.hashes import sha256_file
+from bitsfusion.pipelines.load import EMBEDDED, load_pipeline
 from bitsfusion.report.card import hub_id, known_license, write_card
 from bitsfusion.report.charts import layer_chart
 from bitsfusion.report.data import layer_rows
@@ -29,6 +28,7 @@ from bitsfusion.runs.folder import RunFolder
 from bitsfusion.runs.packing import init_pipeline
 
 from ..command import refusal, run
+from ..hub import Hub, serve_hub
 
 PROMPTS = ("a red circle", "two_blue *squares*")
 
@@ -126,11 +126,41 @@ def test_a_card_says_what_is_there(folder, inspection):
     assert f"{file.stat().st_size / 1e6:.2f} MB, {times:.1f} times smaller" in text
     assert "| two\\_blue \\*squares\\* | 1025 |" in text
     assert "- recipe: uniform:2\n" in text and "ddim with 3 steps" in text
-    pictures = re.findall(r"\((card/[^)]+)\)", text)
+    pictures = re.findall(r"\((card/[^)]+png)\)", text)
     assert pictures == ["card/sample-00.png", "card/sample-01.png", "card/bits.png"]
     for name in pictures:
         with Image.open(folder / name) as image:
             image.load()
+
+
+def test_a_card_makes_the_folder_again(folder, capsys, monkeypatch):
+    """Its command, with the recipe beside it, gives the same bytes; the hashes are those of the files."""
+    text = write_card(folder, license="mit").read_text()
+    monkeypatch.chdir(folder)
+    (command,) = re.findall(r"^bitsfusion init .*$", text, re.MULTILINE)
+    assert command == ("bitsfusion init MODEL --recipe card/recipe.json --scale-init exact --cover ddim:3 --out tiny")
+    words = command.replace("MODEL", EMBEDDED).replace("--out tiny", f"--out {folder.parent / 'again'}").split()[1:]
+    assert run(*words, "--quiet") == 0
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    again, first = (path / weights for path in (folder.parent / "again", folder))
+    assert again.read_bytes() == first.read_bytes()
+    assert f"| {first.stat().st_size:,} | `{sha256_file(first)}` |" in text
+    assert text.count("safetensors | ") == len(list(folder.rglob("*.safetensors")))
+
+
+def test_true_bits_of_the_whole_pipeline(folder):
+    """Files of every component with weights, over all that the original's components hold but time layers' biases."""
+    text = write_card(folder, license="mit").read_text()
+    ((bits, count),) = re.findall(r": ([\d.]+) bits for each of its ([\d,]+) parameters", text)
+    pipeline: Any = load_pipeline(EMBEDDED)
+    models = {name: getattr(pipeline, name) for name in ("unet", "vae", "text_encoder")}
+    wanted = sum(value.numel() for model in models.values() for value in model.parameters())
+    removed = open_folder(folder).config.removed
+    wanted -= sum(shape[0] for shape in removed.values())
+    assert removed
+    assert int(count.replace(",", "")) == wanted
+    size = sum(file.stat().st_size for name in models for file in (folder / name).iterdir())
+    assert float(bits) == pytest.approx(8 * size / wanted, abs=0.005)
 
 
 def test_the_code_of_a_card_runs(folder, monkeypatch):
@@ -171,7 +201,7 @@ def test_a_card_leaves_the_folder_whole(folder):
     run.close()
     assert write_card(packed, license="mit", prompts=PROMPTS[:1]).read_text() == first
     write_card(packed, license="mit")
-    assert [path.name for path in (packed / "card").iterdir()] == ["bits.png"]
+    assert sorted(path.name for path in (packed / "card").iterdir()) == ["bits.png", "recipe.json"]
 
 
 def test_scores_of_a_run(folder, inspection):
@@ -280,75 +310,12 @@ def test_the_command(folder, inspection, capsys):
     assert "## Scores" in text and text.count("card/sample-") == 6
 
 
-class Hub(ThreadingHTTPServer):
-    """The few calls of the hub's API that an upload makes; keeps what was committed."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), HubCalls)
-        self.created: list[dict[str, Any]] = []
-        self.files: dict[str, bytes] = {}
-        self.tokens: set[str | None] = set()
-        self.refuse = False
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class HubCalls(BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_GET(self) -> None:
-        self._answer(
-            404 if self.server.refuse else 200, {"id": "me/tiny", "siblings": [], "sha": "0" * 40, "modelId": "me/tiny"}
-        )
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.server.tokens.add(self.headers.get("Authorization"))
-        if self.server.refuse:
-            self._answer(403, {"error": "no right to write here"})
-        elif self.path == "/api/repos/create":
-            self.server.created.append(json.loads(body))
-            self._answer(200, {"url": f"{self.server.url}/me/tiny"})
-        elif self.path == "/api/validate-yaml":
-            self._answer(200, {"errors": [], "warnings": []})
-        elif self.path.endswith("/preupload/main"):
-            files = [{"path": f["path"], "uploadMode": "regular"} for f in json.loads(body)["files"]]
-            self._answer(200, {"files": [file | {"shouldIgnore": False, "oid": None} for file in files]})
-        elif self.path.endswith("/commit/main"):
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            self._answer(200, {"commitUrl": f"{self.server.url}/me/tiny/commit/{'1' * 40}", "commitOid": "1" * 40})
-        else:
-            self._answer(404, {"error": f"no {self.path}"})
-
-    def _answer(self, status: int, value: dict[str, Any]) -> None:
-        data = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing."""
-
-
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "hf_some_token")
-    server = Hub()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serve_hub() as server:
+        yield server
 
 
 def test_a_push_uploads_every_file_as_it_is(folder, hub):

@@ -219,7 +219,9 @@ def test_a_pipeline_of_an_unknown_denoiser(tmp_path):
     save_file({"weight": torch.zeros(1)}, tmp_path / "transformer" / "diffusion_pytorch_model.safetensors")
     index = {"_class_name": "WanPipeline", "transformer": ["diffusers", "WanTransformer3DModel"]}
     write_json(tmp_path / "model_index.json", index)
-    with pytest.raises(InputError, match="got a WanPipeline whose transformer is a WanTransformer3DModel, wanted"):
+    with pytest.raises(
+        InputError, match="got a WanPipeline whose transformer is a WanTransformer3DModel, which makes videos, wanted"
+    ):
         init_pipeline(str(tmp_path), tmp_path / "out", recipe="uniform:2")
 
 

@@ -10,11 +10,14 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bitsfusion.architectures.registry import layers_to_assign
+from bitsfusion.calibration.alone import calibrated_alone
+from bitsfusion.calibration.settings import CalibrationSettings
+from bitsfusion.calibration.trajectories import trajectories
 from bitsfusion.errors import InputError
 from bitsfusion.numerics import ScaleInit, dequantize, initial_scale, quantize
 from bitsfusion.sensitivity.jacobian import Jacobian
 from bitsfusion.sensitivity.measure import analyze
-from bitsfusion.sensitivity.settings import JacobianSettings
+from bitsfusion.sensitivity.settings import CalibratedSettings, JacobianSettings
 
 from ..tiny.pipeline import build_one_block_pipeline
 from .random_data import RandomData
@@ -55,6 +58,33 @@ def test_is_an_unbiased_estimate_of_the_squared_directional_derivative(pipeline,
             # Of 800 draws: five standard errors, for draws up to twice as spread as normal ones of one size.
             wanted = exact(pipeline, method.inputs, layer, bits)
             assert got[layer, bits] == pytest.approx(wanted, rel=5 * (2 * 2 / 800) ** 0.5), (layer, bits)
+
+
+def test_after_a_calibration_it_is_what_is_left_of_weights_and_biases(pipeline):
+    calibration = CalibrationSettings(samples=4, steps=2, size=8)
+    draws = {"samples": 800, "batch_size": 200, "guidance": 4.0}
+    settings = CalibratedSettings(**draws, prompts=("a", "b"), calibration=calibration)
+    method, before = Jacobian(pipeline, settings, RandomData()), copy.deepcopy(pipeline.unet.state_dict())
+    got = method.errors(LAYERS)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pipeline.unet.state_dict().items())
+    plain = Jacobian(pipeline, JacobianSettings(**draws), RandomData()).errors(LAYERS)
+    unet, both = pipeline.unet, method.inputs.both()
+    text = both.conditioning.tensors["encoder_hidden_states"]
+    calls = trajectories(pipeline, unet, settings.prompts, calibration)
+    for layer in LAYERS:
+        made = calibrated_alone(unet, [layer], (1,), calls, calibration)[layer, 1]
+        kinds = {"weight": made.weight, **({} if made.bias is None else {"bias": made.bias})}
+        own = {f"{layer}.{kind}": unet.get_parameter(f"{layer}.{kind}").detach() for kind in kinds}
+        change = {f"{layer}.{kind}": value - own[f"{layer}.{kind}"] for kind, value in kinds.items()}
+
+        def answer(values):
+            output = functional_call(unet, values, (both.noisy, both.timesteps, text)).sample
+            return method.inputs.combine(output)
+
+        with sdpa_kernel(SDPBackend.MATH):
+            wanted = float(jvp(answer, (own,), (change,))[1].detach().square().mean())
+        assert got[layer, 1] == pytest.approx(wanted, rel=5 * (2 * 2 / 800) ** 0.5), layer
+    assert sum(got[layer, 2] for layer in LAYERS) < sum(plain[layer, 2] for layer in LAYERS)
 
 
 def test_does_not_depend_on_which_layers_are_asked_for(pipeline):

@@ -38,6 +38,15 @@ _KL = dict(
 AUTOENCODERS: dict[str, dict[str, Any]] = {
     "AutoencoderKL": dict(_KL, use_quant_conv=False, use_post_quant_conv=False),
     "AutoencoderKLFlux2": _KL,
+    "AutoencoderKLQwenImage": dict(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2],
+        num_res_blocks=1,
+        temperal_downsample=[True],
+        latents_mean=[0.1] * 4,
+        latents_std=[0.5] * 4,
+    ),
     "AutoencoderDC": dict(
         latent_channels=4,
         attention_head_dim=8,

@@ -56,6 +56,11 @@ class Architecture:
         return False
 
     @property
+    def note(self) -> str | None:
+        """What packing it leaves to say, in plain words; None where there is nothing."""
+        return None
+
+    @property
     def timing(self) -> Timing | None:
         """Which modulation layers see the time step alone; None for UNets, which have projections of their own."""
         return None
@@ -204,6 +209,10 @@ class Denoiser(Architecture):
     @property
     def compression(self) -> int:
         """VAE latents on a side of one of its own: 2 where its channels hold patches."""
+        return 1
+
+    def patch(self, config: Mapping[str, Any]) -> int:
+        """Latents on a side of one of its tokens."""
         return 1
 
     def prompt_tokens(self, tokens: int) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bitsfusion.architectures.base import Architecture, Denoiser
+from bitsfusion.architectures.generic import generic_transformer
 from bitsfusion.architectures.layers import LayerInfo, LayerRole
 from bitsfusion.architectures.text import TEXT_ENCODERS
 from bitsfusion.architectures.transformer import TRANSFORMERS
@@ -17,13 +19,37 @@ if TYPE_CHECKING:
     from torch import nn
 
 ARCHITECTURES: Mapping[str, Architecture] = {made.name: made for made in (UNET, *TRANSFORMERS, *VAES, *TEXT_ENCODERS)}
-"""By class name: the only classes that a reader builds."""
+"""By class name: those with a family of their own."""
 
 DENOISERS: Mapping[str, Denoiser] = {name: made for name, made in ARCHITECTURES.items() if isinstance(made, Denoiser)}
 """Those that a pipeline calls once a step."""
 
 DENOISER_COMPONENTS = tuple(dict.fromkeys(made.component for made in DENOISERS.values()))
 """What pipelines call them: unet, transformer."""
+
+
+DENOISER_KINDS = f"a {UNET.name} or an image transformer of diffusers"
+"""What is packed as a denoiser, in words."""
+
+_PURPOSES = (
+    (re.compile(r"ControlNet|Adapter"), "which steers another model"),
+    (re.compile(r"3D(Condition)?Model|SpatioTemporal|Video|MotionModel"), "which makes videos"),
+    (re.compile(r"1DModel|Audio|Music"), "which makes sound"),
+)
+
+
+def described(name: str) -> str:
+    """A class that is not packed as a denoiser, with what it is for where its name tells."""
+    purpose = next((words for pattern, words in _PURPOSES if pattern.search(name)), None)
+    return name if purpose is None else f"{name}, {purpose}"
+
+
+def architecture_named(name: str) -> Architecture | None:
+    """The family of a class; the generic one for an image transformer of diffusers that has none of its own.
+
+    Readers build no class for which this is None.
+    """
+    return ARCHITECTURES.get(name) or generic_transformer(name)
 
 
 def class_name(config: Mapping[str, Any]) -> Any:
@@ -37,8 +63,8 @@ def class_name(config: Mapping[str, Any]) -> Any:
 def architecture_of(model: nn.Module) -> Architecture | None:
     """The family of a model in memory, a subclass's or a wrapped one's included; None if it is not known."""
     model = getattr(model, "module", model)  # as DistributedDataParallel wraps it
-    names = (kind.__name__ for kind in type(model).__mro__)
-    return next((ARCHITECTURES[name] for name in names if name in ARCHITECTURES), None)
+    found = (architecture_named(kind.__name__) for kind in type(model).__mro__)
+    return next((each for each in found if each is not None), None)
 
 
 def denoiser_of(model: nn.Module) -> Denoiser:
@@ -49,7 +75,7 @@ def denoiser_of(model: nn.Module) -> Denoiser:
     """
     found = architecture_of(model)
     if not isinstance(found, Denoiser):
-        raise InputError(f"model: got a {type(model).__name__}, wanted one of {', '.join(DENOISERS)}")
+        raise InputError(f"model: got a {type(model).__name__}, wanted {DENOISER_KINDS}")
     return found
 
 
@@ -60,9 +86,10 @@ def denoiser_called(config: Mapping[str, Any]) -> Denoiser:
         InputError: no denoiser that is known.
     """
     name = config.get("_class_name", UNET.name)
-    if name not in DENOISERS:
+    found = architecture_named(str(name))
+    if not isinstance(found, Denoiser):
         raise InputError(f"config.json: got _class_name {name!r}, wanted one of {', '.join(DENOISERS)}")
-    return DENOISERS[name]
+    return found
 
 
 def packed_modules(model: nn.Module, architecture: Architecture) -> dict[str, Any]:
@@ -84,12 +111,19 @@ def model_layers(model: nn.Module, architecture: Architecture | None = None) -> 
 
 def layer_kind(name: str, model_class: str = UNET.name) -> str:
     """What a layer is there for, in words: shortcut, cross-attention, feed-forward and so on."""
-    return ARCHITECTURES[model_class].kind(name)
+    return _named(model_class).kind(name)
 
 
 def layer_role(name: str, model_class: str = UNET.name) -> LayerRole:
     """The part that the layer of this name plays in a model of a class."""
-    return ARCHITECTURES[model_class].role(name)
+    return _named(model_class).role(name)
+
+
+def _named(model_class: str) -> Architecture:
+    found = architecture_named(model_class)
+    if found is None:
+        raise InputError(f"model class: got {model_class!r}, wanted one of {', '.join(ARCHITECTURES)}")
+    return found
 
 
 def layers_to_assign(model: nn.Module) -> dict[str, LayerInfo]:

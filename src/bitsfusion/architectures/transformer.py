@@ -37,13 +37,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-_ENDS = re.compile(
+ENDS = re.compile(
     r"^(x_embedder|context_embedder|time_text_embed|time_guidance_embed|time_embed|time_step_embed|time_step_proj|timestep_embedder|"
     r"t_embedder|cap_embedder|caption_projection|caption_norm|pos_embed|patch_embed|img_in|txt_in|adaln_single|"
     r"norm_out|proj_out|all_x_embedder|all_final_layer|register_tokens|guidance_embedder)(\.|$)"
 )
 _KINDS = (
-    (_ENDS, "first and last"),
+    (ENDS, "first and last"),
     (re.compile(r"(^|\.)(norm\d*(_context)?|\w*modulation\w*|\w*_mod|adaLN_modulation)(\.|$)"), "modulation"),
     (re.compile(r"\.attn2\."), "cross-attention"),
     (re.compile(r"\.(attn\d?|attention)\."), "attention"),
@@ -78,10 +78,10 @@ class Transformer(Denoiser):
         return [part for part in parts if part is not None]
 
     def role(self, name: str) -> LayerRole:
-        return LayerRole.FIRST_LAST if _ENDS.search(name) else LayerRole.QUANTIZED
+        return LayerRole.FIRST_LAST if ENDS.search(name) else LayerRole.QUANTIZED
 
     def kind(self, name: str) -> str:
-        return next((kind for pattern, kind in _KINDS if pattern.search(name)), "projection")
+        return transformer_kind(name)
 
     def example(
         self, config: Mapping[str, Any], batch: int, latent: int, tokens: int, generator: torch.Generator | None = None
@@ -108,6 +108,11 @@ class Transformer(Denoiser):
     def compression(self) -> int:
         return self._inputs().compression
 
+    def patch(self, config: Mapping[str, Any]) -> int:
+        values = self._values(config)
+        own = values.get("patch_size") or values.get("all_patch_size") or 1
+        return max(self._inputs().patch, own if isinstance(own, int) else own[0])  # either counts them, or both
+
     def prompt_tokens(self, tokens: int) -> int:
         return tokens + self._inputs().more_tokens
 
@@ -133,6 +138,11 @@ class Transformer(Denoiser):
     def stages(self, model: nn.Module) -> dict[str, nn.Module]:
         """Every block by its name."""
         return {f"{name}.{place}": block for name in self.blocks for place, block in enumerate(getattr(model, name))}
+
+
+def transformer_kind(name: str) -> str:
+    """What a layer of a transformer is there for, by the names that diffusers gives such layers."""
+    return next((kind for pattern, kind in _KINDS if pattern.search(name)), "projection")
 
 
 def _transformer(name: str, call: Call, *blocks: str, steps: Timing | None = None) -> Transformer:

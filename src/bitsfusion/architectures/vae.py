@@ -1,4 +1,4 @@
-"""diffusers' autoencoders: AutoencoderKL and FLUX.2's, and the deep-compression one of Sana."""
+"""diffusers' autoencoders: AutoencoderKL and FLUX.2's, Sana's deep-compression one, and Qwen-Image's of one frame."""
 
 from __future__ import annotations
 
@@ -105,7 +105,13 @@ def _middle(found: Tensors, part: str, width: int, groups: int, attention: bool)
         found.resnet(f"{name}.resnets.{place}", width, width, groups)
 
 
-VAES = tuple(
-    Autoencoder(name, "VAE", "diffusers", "vae", ("Linear", "Conv2d"))
-    for name in ("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderDC")
+def _autoencoder(name: str, *layers: str) -> Autoencoder:
+    return Autoencoder(name, "VAE", "diffusers", "vae", ("Linear", "Conv2d", *layers))
+
+
+VAES = (
+    _autoencoder("AutoencoderKL"),
+    _autoencoder("AutoencoderKLFlux2"),
+    _autoencoder("AutoencoderDC"),
+    _autoencoder("AutoencoderKLQwenImage", "Conv3d"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from bitsfusion.artifact.verify import check_stored
 from bitsfusion.numerics.levels import level_count
 from bitsfusion.packing.accounting import FileBytes
 from bitsfusion.packing.entropy import counted_entropy, level_counts
+from bitsfusion.pipelines.completeness import read_shapes
 from bitsfusion.pipelines.weight_files import is_weights
 
 
@@ -61,7 +63,8 @@ class Inspection:
         bytes_fp16: what all weights and other parameters would take in 16 bits.
         time_features: `basis` with rank, error and knots, `cached` with steps and samplers, `layers_8bit` or `none`;
             and how many values are stored.
-        fallbacks: tensors of two and more dimensions that are kept dense, by name and bytes; none is silent.
+        fallbacks: tensors with more than one dimension above 1 that are kept dense, by name and bytes; none is silent.
+        note: what is to be said of the model's class, such as that it has no family of its own; None where nothing is.
         layers: in module order.
     """
 
@@ -77,6 +80,7 @@ class Inspection:
     bytes_fp16: int
     time_features: dict[str, Any]
     fallbacks: dict[str, int]
+    note: str | None
     layers: tuple[LayerInspection, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,12 +111,15 @@ class ComponentSize:
         bytes_on_disk: all its files.
         packed: where the bytes are; None for what is as it was: a dense model, or no model at all.
         weights: whether there are weights among its files.
+        parameters: of a model, of a packed one as `bytes_fp16` counts them (biases of removed layers are not known);
+            None where there are weights in files other than safetensors.
     """
 
     name: str
     bytes_on_disk: int
     packed: Inspection | None
     weights: bool
+    parameters: int | None
 
     @property
     def form(self) -> str:
@@ -144,8 +151,17 @@ def inspect_pipeline(path: Path | str) -> tuple[ComponentSize, ...]:
             with component_named(part.name):
                 inspection = _inspect(packed[part.name])
         weights = any(is_weights(file.name) for file in _files(part))
-        sizes.append(ComponentSize(part.name, bytes_of[part.name], inspection, weights))
+        parameters = _parameters(part) if inspection is None else inspection.bytes_fp16 // 2
+        sizes.append(ComponentSize(part.name, bytes_of[part.name], inspection, weights, parameters))
     return tuple(sizes)
+
+
+def _parameters(part: Path) -> int | None:
+    """Values in the safetensors files of a dense component; None where there are weights in other files."""
+    weights = [file for file in _files(part) if is_weights(file.name) and not file.name.endswith(".json")]
+    if any(file.suffix != ".safetensors" for file in weights):
+        return None
+    return sum(math.prod(shape) for file in weights for shape, _ in read_shapes(file).values())
 
 
 def _inspect(folder: PackedFolder) -> Inspection:
@@ -163,7 +179,7 @@ def _inspect(folder: PackedFolder) -> Inspection:
         for name, tensor in tensors.stored.items():
             if not name.endswith(PACKED_SUFFIX):
                 others[name] = tensor.nbytes
-                if len(tensor.shape) > 1 and name not in TIME_TENSORS:
+                if sum(size > 1 for size in tensor.shape) > 1 and name not in TIME_TENSORS:
                     fallbacks[name] = tensor.nbytes
     size = sum(file.stat().st_size for file in folder.weight_files())
     in_order = [layers[name.removesuffix(PACKED_SUFFIX)] for name in expected if name.endswith(PACKED_SUFFIX)]
@@ -187,6 +203,7 @@ def _inspect(folder: PackedFolder) -> Inspection:
         bytes_fp16=2 * weights + rest // 2,
         time_features={**config.time_features.model_dump(mode="json"), "values": config.feature_values},
         fallbacks=fallbacks,
+        note=folder.architecture.note,
         layers=tuple(in_order),
     )
 

@@ -34,7 +34,7 @@ Size = Annotated[int, Field(strict=True, ge=1, lt=1 << 31)]
 Natural = Annotated[int, Field(strict=True, ge=0, lt=1 << 31)]
 Integer = Annotated[int, Field(strict=True, gt=-(1 << 31), lt=1 << 31)]
 Fraction = Annotated[float, Field(strict=True, gt=-(1 << 31), lt=1 << 31)]
-Shape = Annotated[tuple[Size, ...], Field(min_length=2, max_length=4)]
+Shape = Annotated[tuple[Size, ...], Field(min_length=2, max_length=5)]
 
 
 class _Frozen(BaseModel):

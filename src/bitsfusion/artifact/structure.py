@@ -12,7 +12,7 @@ from typing import Any
 
 from bitsfusion.architectures.base import Architecture, without_steering
 from bitsfusion.architectures.layers import LayerRole
-from bitsfusion.architectures.registry import ARCHITECTURES, class_name
+from bitsfusion.architectures.registry import ARCHITECTURES, architecture_named, class_name
 from bitsfusion.artifact.container import StoredTensor
 from bitsfusion.artifact.limits import MODEL_MODULES, check_model_config, shown
 from bitsfusion.artifact.schema import PACKED_SUFFIX, ROWS_TENSOR, TIME_TENSORS, PackedConfig, TimeBasisEntry
@@ -44,10 +44,11 @@ def named_architecture(model_config: Mapping[str, Any]) -> Architecture:
         ArtifactError: no class that is packed: a reader builds no other.
     """
     name = class_name(model_config)
-    if not isinstance(name, str) or name not in ARCHITECTURES:
+    found = architecture_named(name) if isinstance(name, str) else None
+    if found is None:
         wanted = " or ".join(ARCHITECTURES)
         raise ArtifactError(f"config.json: got _class_name {shown(repr(name), 80)}, wanted {wanted}")
-    return ARCHITECTURES[name]
+    return found
 
 
 def plain_config(model_config: Mapping[str, Any]) -> dict[str, Any]:

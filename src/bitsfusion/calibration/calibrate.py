@@ -16,16 +16,13 @@ from bitsfusion.calibration.blocks import Block, find_blocks
 from bitsfusion.calibration.factor import Factored
 from bitsfusion.calibration.journal import BlockJournal
 from bitsfusion.calibration.layer import CalibratedLayer, calibrated_layer, group_factors, weight_only_layer
-from bitsfusion.calibration.moments import MomentSum, input_rows, output_rows, row_count, with_guided
+from bitsfusion.calibration.moments import MomentSum
 from bitsfusion.calibration.playback import BlockInputs, Inputs, Outputs, Playback, Side
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.calibration.trajectories import Call
 from bitsfusion.io.schema import named
 from bitsfusion.nn.replace import layers_of
 from bitsfusion.progress import Progress, silent
-
-ROWS = 1024
-"""Input vectors looked at together: those of a wide convolution take 94 MB."""
 
 
 @dataclass(frozen=True)
@@ -113,20 +110,14 @@ def _solve_group(
     original = model.get_submodule(block.name)
     inner = {name: name[len(block.name) :].lstrip(".") for name in group}
     layers: dict[str, Any] = {name: model.get_submodule(name) for name in group}
-    total = MomentSum(layers)
-    limit = -(-settings.rows // len(inputs[Side.ORIGINAL]))
+    total = MomentSum(layers, settings, len(calls))
     for number, (call, before, after) in enumerate(
         zip(calls, inputs[Side.ORIGINAL], inputs[Side.STUDENT], strict=True)
     ):
-        wanted = _watched(original, before, inner, block.repeated, outputs=True)
-        given = _watched(student, after, inner, block.repeated, outputs=False)
-        mixture = call.guided if settings.guided_rows else None
-        for run, single in enumerate(given[group[0]]):
-            first, input = layers[group[0]], with_guided(single, mixture)
-            aimed = {name: with_guided(wanted[name][run], mixture) for name in group}
-            for places in _places(row_count(first, aimed[group[0]]), limit, number, input.device):
-                outputs = [output_rows(layer, aimed[name], places) for name, layer in layers.items()]
-                total.add(input_rows(first, input, places), outputs)
+        wanted = watched(original, before, inner, block.repeated, outputs=True)
+        given = watched(student, after, inner, block.repeated, outputs=False)
+        for run, input in enumerate(given[group[0]]):
+            total.add_run(number, call.guided, input, [wanted[name][run] for name in group])
     factors: dict[int, tuple[Factored, ...]] = {}  # layers of a group share their moments
     found = {}
     for name, moments in total.moments().items():
@@ -150,7 +141,7 @@ class _Enough(Exception):
     """Every layer that is watched has run."""
 
 
-def _watched(
+def watched(
     module: nn.Module, inputs: Inputs, names: Mapping[str, str], repeated: frozenset[str], outputs: bool
 ) -> dict[str, list[Tensor]]:
     """The inputs or outputs of some layers of a block, one for each time they run; nothing runs after the last."""
@@ -170,15 +161,6 @@ def _watched(
         with suppress(_Enough):
             inputs.run(module)
     return seen
-
-
-def _places(rows: int, limit: int, call: int, device: torch.device) -> tuple[Tensor, ...]:
-    """`limit` of the rows' indices by chance, the same every time, or all of them; `ROWS` together."""
-    chosen = torch.arange(rows)
-    if rows > limit:
-        generator = torch.Generator("cpu").manual_seed(call)
-        chosen = torch.randperm(rows, generator=generator)[:limit].sort().values
-    return chosen.to(device).split(ROWS)
 
 
 def _carry_on(playback: Playback, index: int, student: nn.Module, inputs: Mapping[Side, Sequence[Inputs]]) -> None:

@@ -9,12 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.errors import InputError
 
 _ROUNDING = 1e-6  # of an output's energy, below which its variance is the rounding of float32
 
 DOUBLE_UP_TO = 4096
 """Columns up to which moments are summed in float64; above, memory and time count more."""
+
+ROWS = 1024
+"""Input vectors looked at together: those of a wide convolution take 94 MB."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,15 @@ class MomentSum:
 
     Args:
         layers: by name: any number of Linear layers of one width, or one Conv2d.
+        settings: how many rows, and whether guidance's mixtures are among them.
+        calls: of the model, over which the rows are spread evenly.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Linear | nn.Conv2d]) -> None:
+    def __init__(
+        self, layers: Mapping[str, nn.Linear | nn.Conv2d], settings: CalibrationSettings | None = None, calls: int = 1
+    ) -> None:
+        settings = settings or CalibrationSettings()
+        self._limit, self._guided = -(-settings.rows // calls), settings.guided_rows
         self._layers = layers
         first = next(iter(layers.values()))
         groups = first.groups if isinstance(first, nn.Conv2d) else 1
@@ -58,6 +68,27 @@ class MomentSum:
         self._output_sum = torch.zeros(groups, outputs, dtype=dtype, device=device)
         self._energy = torch.zeros(groups, outputs, dtype=dtype, device=device)
         self._count = 0
+
+    def add_run(
+        self, call: int, mixture: tuple[float, float] | None, inputs: Tensor, outputs: Sequence[Tensor]
+    ) -> None:
+        """Adds some rows of one run of the layers.
+
+        Args:
+            call: its number; the same rows are chosen every time.
+            mixture: see `Call.guided`.
+            inputs: what the layers were called with.
+            outputs: what each should give, its bias counted in.
+
+        Raises:
+            InputError: see `add`.
+        """
+        mixture = mixture if self._guided else None
+        first = next(iter(self._layers.values()))
+        inputs, aimed = with_guided(inputs, mixture), [with_guided(output, mixture) for output in outputs]
+        for places in _places(row_count(first, aimed[0]), self._limit, call, inputs.device):
+            rows = [output_rows(layer, y, places) for layer, y in zip(self._layers.values(), aimed, strict=True)]
+            self.add(input_rows(first, inputs, places), rows)
 
     def add(self, inputs: Tensor, outputs: Sequence[Tensor]) -> None:
         """Adds rows.
@@ -119,6 +150,15 @@ class MomentSum:
             energy = torch.where(varying > _ROUNDING * energy, varying, 0.0)
             found[name] = Moments(centred, cross, mean, output_mean, energy, count)
         return found
+
+
+def _places(rows: int, limit: int, call: int, device: torch.device) -> tuple[Tensor, ...]:
+    """`limit` of the rows' indices by chance, the same every time, or all of them; `ROWS` together."""
+    chosen = torch.arange(rows)
+    if rows > limit:
+        generator = torch.Generator("cpu").manual_seed(call)
+        chosen = torch.randperm(rows, generator=generator)[:limit].sort().values
+    return chosen.to(device).split(ROWS)
 
 
 def with_guided(tensor: Tensor, mixture: tuple[float, float] | None) -> Tensor:

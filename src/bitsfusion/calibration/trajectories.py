@@ -71,13 +71,8 @@ def trajectories(
     Raises:
         InputError: no prompts.
     """
-    if not prompts:
-        raise InputError("calibration prompts: got none, wanted at least one")
-    texts = [prompts[index % len(prompts)] for index in range(settings.samples)]
-    shape = _latent_shape(pipeline, denoiser, settings)
-    batch_size = settings.batch_size or max(1, min(_BATCH, _BATCH_VALUES // math.prod(shape)))
-    starts = range(0, len(texts), batch_size)
-    total = len(starts) * settings.steps
+    _, batch_size = _batches(pipeline, denoiser, settings)
+    total = -(-settings.samples // batch_size) * settings.steps
     calls: list[Call] = []
     predicted: list[Tensor] = []
 
@@ -90,19 +85,45 @@ def trajectories(
         if calls and predicted:
             calls[-1] = replace(calls[-1], guided=_mixture(predicted.pop(), used))
 
-    before = getattr(pipeline, "_progress_bar_config", None)
-    pipeline.set_progress_bar_config(disable=True)
     handle = denoiser.register_forward_hook(keep, with_kwargs=True)
     try:
-        for start in starts:
-            batch = texts[start : start + batch_size]
-            seed = settings.seed + start
-            with _watched_steps(pipeline.scheduler, stepped):
-                _draw(pipeline, batch, range(seed, seed + len(batch)), shape, settings)
+        with _watched_steps(pipeline.scheduler, stepped):
+            draw(pipeline, denoiser, prompts, settings)
     finally:
         handle.remove()
-        pipeline.set_progress_bar_config(**(before or {}))
     return calls
+
+
+@torch.no_grad()
+def draw(
+    pipeline: Any, denoiser: nn.Module, prompts: Sequence[str], settings: CalibrationSettings, decoded: bool = False
+) -> None:
+    """Draws the calibration's pictures, for those who watch; arguments as `trajectories`.
+
+    Args:
+        decoded: run the VAE, too.
+
+    Raises:
+        InputError: no prompts.
+    """
+    if not prompts:
+        raise InputError("calibration prompts: got none, wanted at least one")
+    texts = [prompts[index % len(prompts)] for index in range(settings.samples)]
+    shape, batch_size = _batches(pipeline, denoiser, settings)
+    before = getattr(pipeline, "_progress_bar_config", None)
+    pipeline.set_progress_bar_config(disable=True)
+    try:
+        for start in range(0, len(texts), batch_size):
+            batch, seed = texts[start : start + batch_size], settings.seed + start
+            _draw(pipeline, batch, range(seed, seed + len(batch)), shape, settings, decoded)
+    finally:
+        pipeline.set_progress_bar_config(**(before or {}))
+
+
+def _batches(pipeline: Any, denoiser: nn.Module, settings: CalibrationSettings) -> tuple[tuple[int, int, int], int]:
+    """The latents' shape, and how many are drawn together."""
+    shape = _latent_shape(pipeline, denoiser, settings)
+    return shape, settings.batch_size or max(1, min(_BATCH, _BATCH_VALUES // math.prod(shape)))
 
 
 @contextmanager
@@ -146,13 +167,18 @@ def _latent_shape(pipeline: Any, denoiser: Any, settings: CalibrationSettings) -
 
 
 def _draw(
-    pipeline: Any, prompts: list[str], seeds: range, shape: tuple[int, ...], settings: CalibrationSettings
+    pipeline: Any,
+    prompts: list[str],
+    seeds: range,
+    shape: tuple[int, ...],
+    settings: CalibrationSettings,
+    decoded: bool,
 ) -> None:
     denoiser = pipeline_denoiser(pipeline)
     options = {
         "prompt": prompts,
         "num_inference_steps": settings.steps,
-        "output_type": "latent",
+        "output_type": "pt" if decoded else "latent",
         **call_options(pipeline, seeds, settings.guidance),
     }
     sides = dict(zip(("height", "width"), (side * pipeline.vae_scale_factor for side in shape[-2:]), strict=True))

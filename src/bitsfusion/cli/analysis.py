@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.cli.console import print_json, progress_bars
 from bitsfusion.cli.interruption import resumable
 from bitsfusion.cli.options import Covered, Device, Json, Model, Quiet, time_cover
@@ -24,11 +25,18 @@ from bitsfusion.recipe.assign import assign as assign_bits
 from bitsfusion.recipe.schema import write_recipe
 from bitsfusion.runs.analysis import AnalysisJob
 from bitsfusion.runs.config import FolderSource, WorldSource, own_data
+from bitsfusion.runs.prompts import prompts_of
 from bitsfusion.sensitivity.entropy import level_entropies
 from bitsfusion.sensitivity.measure import Counted
 from bitsfusion.sensitivity.plan import Plan
 from bitsfusion.sensitivity.report import write_report
-from bitsfusion.sensitivity.settings import JacobianSettings, NoiseErrorSettings, PaperSettings, Settings
+from bitsfusion.sensitivity.settings import (
+    CalibratedSettings,
+    JacobianSettings,
+    NoiseErrorSettings,
+    PaperSettings,
+    Settings,
+)
 from bitsfusion.sensitivity.table import read_table
 
 DEFAULT_BITS = 1.99
@@ -38,6 +46,7 @@ class AnalysisMethod(str, Enum):
     """The ways to measure, cheapest first."""
 
     JACOBIAN = "jacobian"
+    CALIBRATED = "calibrated"
     NOISE_ERROR = "noise_error"
     PAPER = "paper"
 
@@ -47,7 +56,10 @@ def analyze(
     out: Annotated[Path, typer.Option(help="Sensitivity file to write.")],
     method: Annotated[
         AnalysisMethod,
-        typer.Option(help="jacobian (seconds), noise_error (minutes), paper (trains and draws with each candidate)."),
+        typer.Option(
+            help="jacobian (seconds), calibrated (what a calibration leaves), noise_error (minutes), paper (trains and "
+            "draws with each candidate)."
+        ),
     ] = AnalysisMethod.JACOBIAN,
     data: Annotated[
         Path | None, typer.Option(help="Imagefolder of captioned images; the embedded model needs none.")
@@ -56,7 +68,9 @@ def analyze(
     samples: Annotated[int, typer.Option(min=1, help="Noisy latents of the cheaper methods.")] = 64,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="Prompts of the paper's method: .txt, .jsonl or .tsv; K are taken, evenly spaced."),
+        typer.Option(
+            help="Prompts of the methods paper (K are taken, evenly spaced) and calibrated: .txt, .jsonl or .tsv."
+        ),
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="K, images for each candidate of the paper's method.")] = 100,
     iterations: Annotated[
@@ -104,6 +118,12 @@ def analyze(
         )
     elif method is AnalysisMethod.JACOBIAN:
         settings = JacobianSettings(seed=seed, samples=samples, guidance=guidance_of(model))
+    elif method is AnalysisMethod.CALIBRATED:
+        guidance = guidance_of(model)
+        calibration = CalibrationSettings(guidance=guidance)
+        settings = CalibratedSettings(
+            seed=seed, samples=samples, guidance=guidance, prompts=prompts_of(model, prompts), calibration=calibration
+        )
     else:
         settings = NoiseErrorSettings(seed=seed, samples=samples)
     job = AnalysisJob(

@@ -105,6 +105,8 @@ def _print_inspection(inspection: Inspection) -> None:
     print(f"time features               {_time_features(inspection.time_features)}")
     kept = ", ".join(inspection.fallbacks) or "none"
     print(f"layers kept dense           {kept}")
+    if inspection.note is not None:
+        print(f"note: {inspection.note}")
 
 
 def verify(folder: Folder, json: Json = False) -> None:

@@ -31,6 +31,10 @@ def export(
     names: Annotated[
         str | None, typer.Option(help=f"Of a GGUF file: whose names, {' or '.join(NAMES)}.  [default: {NAMES[0]}]")
     ] = None,
+    vendor: Annotated[
+        Path | None,
+        typer.Option(help="Of a page: a folder with the archives that `npm pack` gives.  [default: call npm]"),
+    ] = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -43,6 +47,7 @@ def export(
             dtype=dtype,
             types=types,
             names=names,
+            vendor=vendor,
             progress=lambda done, total: progress.update("export", done, total),
         )
     if json:

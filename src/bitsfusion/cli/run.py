@@ -47,6 +47,8 @@ def demo(
     named = {model.world_name: name for name, model in reversed(list(MODELS.items()))}
     config = parse(RunConfig, {**values, "model": named[world.value]}, "demo.yaml")
     execute(on_device(config, device), out, until, quiet, json)
+    if until == STEPS[-1] and not json:
+        print(f"a page that draws with it: bitsfusion export {out / 'packed'} --to web --out {out / 'web'}")
 
 
 def run(

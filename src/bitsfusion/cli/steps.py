@@ -57,7 +57,7 @@ def init(
     model: Model,
     out: Annotated[Path, typer.Option(help="Packed folder to write.")],
     recipe: Annotated[
-        str | None, typer.Option(help="Recipe file, the published recipe sd15, or uniform:N for N bits everywhere.")
+        str | None, typer.Option(help="Recipe file, sd15 (published), sdxl, or uniform:N for N bits everywhere.")
     ] = None,
     bits: Annotated[
         float | None, typer.Option(help="Instead of a recipe: average bits, spread by the weights' own errors.")
@@ -76,7 +76,7 @@ def init(
     calibrate: Annotated[
         bool,
         typer.Option(
-            "--calibrate", help="Codes, scales and biases by what the UNet computes, not by its weights alone: minutes."
+            "--calibrate", help="Codes, scales and biases by what the models compute, not by weights alone: minutes."
         ),
     ] = False,
     calibration_prompts: Annotated[

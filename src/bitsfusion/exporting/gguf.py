@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from bitsfusion.architectures.original import Layout, Source, original_layout
-from bitsfusion.architectures.registry import DENOISER_COMPONENTS
 from bitsfusion.architectures.unet import UNET
-from bitsfusion.artifact.reader import PackedFolder, open_components
+from bitsfusion.artifact.reader import PackedFolder
 from bitsfusion.errors import InputError
 from bitsfusion.exporting.exported import Exported, Progress, Tally, check_choice, written
 from bitsfusion.exporting.gguf_blocks import BLOCK_TYPES, BlockType, Levels
+from bitsfusion.exporting.original import packed_denoiser
 from bitsfusion.exporting.weights import PackedWeights, open_weights
 from bitsfusion.io.atomic import atomic_path
 from bitsfusion.pipelines.resolve import resolve
@@ -64,10 +64,14 @@ def export_gguf(
     check_choice("names", names, dict.fromkeys(NAMES))
     if out.exists():
         raise InputError(f"out: got {out}, which is there, wanted a new file")
-    folder = _denoiser(resolve(model).path)
+    folder = packed_denoiser(resolve(model).path)
     tally, notes = Tally(), list[str]()
     with open_weights(folder) as weights, atomic_path(out) as temporary:
-        tensors = _tensors(weights, folder, notes, progress)
+        tensors = _tensors(weights, progress, len(folder.config.layers))
+        fitted = weights.time_layers(torch.float16)
+        if fitted is not None:
+            notes.append(f"{weights.time_note} (relative error {fitted.error:.1e})")
+            tensors |= fitted.tensors
         layout = original_layout(folder.architecture.name, folder.model_config, tensors)
         if names == "diffusers":
             layout = Layout(layout.architecture, "", {name: Source((name,)) for name in tensors})
@@ -76,7 +80,8 @@ def export_gguf(
         is_unet = folder.architecture.name == UNET.name
         for name, source in layout.tensors.items():
             parts = [tensors.pop(part) for part in source.names]
-            shape, kind, data = _stored(_joined(parts, source.swapped), chosen, is_unet, tally, _fitted(source, notes))
+            new = fitted is not None and not fitted.tensors.keys().isdisjoint(source.names)
+            shape, kind, data = _stored(_joined(parts, source.swapped), chosen, is_unet, tally, new)
             if len(shape) == 2 and kind in BLOCK_TYPES:
                 writer.add_tensor(name, data, raw_dtype=library.GGMLQuantizationType[kind.upper()])
             else:
@@ -110,20 +115,9 @@ def _chosen(types: str | None) -> tuple[BlockType, ...]:
     return tuple(kind for name, kind in BLOCK_TYPES.items() if name in asked)
 
 
-def _denoiser(path: Path) -> PackedFolder:
-    found = open_components(path)
-    for name in ("", *DENOISER_COMPONENTS):
-        if name in found:
-            return found[name]
-    raise InputError(f"{path}: got no packed denoiser, wanted a packed {' or '.join(DENOISER_COMPONENTS)}")
-
-
-def _tensors(
-    weights: PackedWeights, folder: PackedFolder, notes: list[str], progress: Progress | None
-) -> dict[str, _Rows | Tensor]:
-    """Every tensor of the dense model, packed ones as integers (int16 in memory)."""
+def _tensors(weights: PackedWeights, progress: Progress | None, total: int) -> dict[str, _Rows | Tensor]:
+    """Every tensor of the dense model but fitted ones, packed ones as integers (int16 in memory)."""
     made: dict[str, _Rows | Tensor] = {}
-    total = len(folder.config.layers)
     for done, layer in enumerate(weights.layers(), 1):
         levels = layer.levels
         if levels.ndim == 2:
@@ -132,17 +126,7 @@ def _tensors(
             made[f"{layer.name}.weight"] = layer.weight
         if progress is not None:
             progress(done, total)
-    made |= weights.others
-    fitted = weights.time_layers(torch.float16)
-    if fitted is not None:
-        notes.append(f"{weights.time_note} (relative error {fitted.error:.1e})")
-        made |= fitted.tensors
-    return made
-
-
-def _fitted(source: Source, notes: Sequence[str]) -> bool:
-    """Whether a tensor is of time layers that were fitted: those are no longer the packed model's."""
-    return bool(notes) and any("time_emb" in name for name in source.names)
+    return made | dict(weights.others)
 
 
 def _joined(parts: Sequence[_Rows | Tensor], swapped: bool) -> _Rows | Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -163,6 +164,50 @@ class PackedConv2d(_Packed, nn.Conv2d):  # type: ignore[override]
         return self.padding if plain and isinstance(self.padding, tuple) else None
 
 
+class PackedConv3d(_Packed, nn.Conv3d):  # type: ignore[override]
+    """A 3-d convolution on packed bits. Buffer: packed uint8; parameter: bias [out] or None; no weight parameter.
+
+    An instance is of its dense layer's class besides and computes by that one's forward: those of video autoencoders
+    pad in time, and the autoencoders count them by class.
+
+    Fields:
+        dense_kind: the dense layer's class.
+    """
+
+    dense_kind: type[nn.Conv3d]
+
+    def __new__(cls, layer: nn.Conv3d | None = None, *args: Any, **kwargs: Any) -> Any:
+        kind: Any = type(layer)
+        return super().__new__(cls if layer is None else _packed_kind(kind))
+
+    def __init__(self, layer: nn.Conv3d, bits: int, packed: Tensor | None = None) -> None:
+        """Takes over `layer`'s attributes and bias; `packed` (see `packed_buffer`) is on meta where not given."""
+        _prepare(self, layer, _own_attributes(layer), bits, packed)
+
+    def dense(self) -> nn.Conv3d:
+        """The ordinary layer with the unpacked weight in `compute_dtype` and the same bias."""
+        made = self.dense_kind.__new__(self.dense_kind)
+        nn.Module.__init__(made)
+        for name in _own_attributes(self):
+            if name not in _PACKED_ATTRIBUTES:
+                setattr(made, name, getattr(self, name))
+        made.weight = nn.Parameter(self.unpack_weight(self.compute_dtype))
+        made.bias = self.bias
+        return made.train(self.training)
+
+
+@functools.cache
+def _packed_kind(kind: type[nn.Conv3d]) -> type[PackedConv3d]:
+    """The class of packed layers that stand for layers of `kind`."""
+    return type(f"Packed{kind.__name__}", (PackedConv3d, kind), {"dense_kind": kind, "__doc__": PackedConv3d.__doc__})
+
+
+def _own_attributes(layer: nn.Module) -> tuple[str, ...]:
+    """What a layer holds beside what every module does: its geometry."""
+    return tuple(name for name in vars(layer) if name not in vars(nn.Module()))
+
+
+_PACKED_ATTRIBUTES = ("bits", "weight_shape", "compute_dtype")
 _CONV_GEOMETRY = (
     "in_channels",
     "out_channels",
@@ -228,18 +273,21 @@ _EMBEDDING_GEOMETRY = (
     "sparse",
 )
 
-PackedLayer: TypeAlias = PackedLinear | PackedConv2d | PackedEmbedding
-PACKED_LAYERS = (PackedLinear, PackedConv2d, PackedEmbedding)
+PackedLayer: TypeAlias = PackedLinear | PackedConv2d | PackedConv3d | PackedEmbedding
+PACKED_LAYERS = (PackedLinear, PackedConv2d, PackedConv3d, PackedEmbedding)
+DenseLayer: TypeAlias = nn.Linear | nn.Conv2d | nn.Conv3d | nn.Embedding
 
 
-def packed_layer(layer: nn.Linear | nn.Conv2d | nn.Embedding, bits: int, packed: Tensor | None = None) -> PackedLayer:
+def packed_layer(layer: DenseLayer, bits: int, packed: Tensor | None = None) -> PackedLayer:
     """The packed form of a dense layer; with `packed` None an empty one on meta for a loader to fill."""
     if isinstance(layer, nn.Embedding):
         return PackedEmbedding(layer, bits, packed)
+    if isinstance(layer, nn.Conv3d):
+        return PackedConv3d(layer, bits, packed)
     return PackedLinear(layer, bits, packed) if isinstance(layer, nn.Linear) else PackedConv2d(layer, bits, packed)
 
 
-def dense_layer(layer: PackedLayer) -> nn.Linear | nn.Conv2d | nn.Embedding:
+def dense_layer(layer: PackedLayer) -> DenseLayer:
     """The ordinary layer with the unpacked weight in `compute_dtype` and the same bias."""
     if isinstance(layer, PackedEmbedding):
         weight = layer.unpack_weight(layer.compute_dtype)
@@ -248,6 +296,8 @@ def dense_layer(layer: PackedLayer) -> nn.Linear | nn.Conv2d | nn.Embedding:
         if isinstance(embedding, ScaledEmbedding) and layer.scalar_embed_scale is not None:
             embedding.scalar_embed_scale = layer.scalar_embed_scale
         return embedding
+    if isinstance(layer, PackedConv3d):
+        return layer.dense()
     if isinstance(layer, PackedLinear):
         made: nn.Linear | nn.Conv2d = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     else:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from bitsfusion.artifact.hashes import read_hashes
 from bitsfusion.artifact.inspect import ComponentSize, Inspection, inspect_folder, inspect_pipeline
 from bitsfusion.artifact.reader import open_folder
 from bitsfusion.devices import AUTO, resolve
@@ -21,12 +22,16 @@ from bitsfusion.errors import InputError
 from bitsfusion.evaluation.drawing import Sampling, draw
 from bitsfusion.evaluation.prompts import PromptSet, world_prompts
 from bitsfusion.io.atomic import atomic_folder
+from bitsfusion.io.hashes import sha256_file
 from bitsfusion.io.texts import read_json, write_text
 from bitsfusion.metrics.generation import write_png
 from bitsfusion.pipelines.card_files import CARD, PICTURES, README
 from bitsfusion.pipelines.folder import read_folder
 from bitsfusion.pipelines.load import load_pipeline
+from bitsfusion.pipelines.weight_files import is_weights
 from bitsfusion.progress import Progress, silent
+from bitsfusion.recipe.schema import write_recipe
+from bitsfusion.report.card_origin import packed_command, packed_recipe
 from bitsfusion.report.charts import layer_chart
 from bitsfusion.report.data import layer_rows
 from bitsfusion.report.numbers import size
@@ -38,6 +43,9 @@ HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 STEPS = 50  # the paper's
 FEW_STEPS = 4  # of consistency models
 BITS_PICTURE = f"{PICTURES}/bits.png"
+RECIPE = f"{PICTURES}/recipe.json"
+MODEL = "MODEL"
+"""Stands in a command for an original without a public name."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,15 @@ class Sample:
     prompt: str
     seed: int
     file: str
+
+
+@dataclass(frozen=True)
+class HashedFile:
+    """A file of weights, and its SHA-256 in hex."""
+
+    name: str
+    bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -70,7 +87,9 @@ class Card:
         base_model: the original's hub id; None where it has none.
         license: of the hub's identifiers. parts: of the pipeline's folder.
         component, noun: the denoiser's name in the pipeline, and what such a model is called.
-        provenance: what it says about its making. command: that made it. config: the file that it took.
+        provenance: what it says about its making. command: that made it. config: the file that it took. recipe: the
+            file of the bits of each layer.
+        files: every file of weights.
     """
 
     name: str
@@ -86,6 +105,8 @@ class Card:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
     config: str = ""
+    recipe: str = ""
+    files: Sequence[HashedFile] = ()
 
     def text(self) -> str:
         """The whole README.md: the hub's YAML header, with the scores as evaluation results, and Markdown."""
@@ -122,8 +143,17 @@ class Card:
             (f"{self.noun} on disk", f"{size(disk)}, {dense / disk:.1f} times smaller than {size(dense)} in FP16"),
             (f"{self.noun} in memory", f"{size(memory)}, {dense / memory:.1f} times smaller"),
             *((f"{part.name} on disk", f"{size(part.bytes_on_disk)}, {part.form}") for part in others),
-            ("the whole pipeline on disk", size(sum(part.bytes_on_disk for part in self.parts))),
+            ("the whole pipeline on disk", size(sum(part.bytes_on_disk for part in self.parts)) + self._true_bits()),
         ]
+
+    def _true_bits(self) -> str:
+        """Of every component with weights, over all that they hold, where that is known."""
+        models = [part for part in self.parts if part.weights]
+        if any(part.parameters is None for part in models):
+            return ""
+        count = sum(part.parameters or 0 for part in models)
+        true = 8 * sum(part.bytes_on_disk for part in models) / count
+        return f": {true:.2f} bits for each of its {count:,} parameters"
 
 
 def write_card(
@@ -149,7 +179,7 @@ def write_card(
         base_model: the original's hub id.
         scores: a run's summary.json or the scores.json of `bitsfusion evaluate`.
         prompts: of the samples, drawn by this very folder with seeds from `seed` on.
-        command: that made the folder.
+        command: that made the folder; unless given, what the folder says of its making.
         device: where the samples are drawn, see `devices.resolve`.
 
     Raises:
@@ -159,6 +189,7 @@ def write_card(
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{folder}: wanted a packed pipeline folder, got none with model_index.json")
     denoiser, inspection = read_folder(folder).denoiser, inspect_folder(folder)
+    packed = open_folder(folder).config
     table = None if scores is None else read_scores(scores, inspection)
     sampler, steps = _sampling(folder, inspection.time_features)
     with atomic_folder(folder / PICTURES) as pictures:
@@ -170,6 +201,9 @@ def write_card(
         if of_run:
             shutil.copyfile(config, pictures / config.name)
             command = command or f"bitsfusion run {PICTURES}/{config.name} --out RUN"
+        recipe = packed_recipe(packed, base_model or MODEL)
+        if recipe is not None:
+            write_recipe(pictures / Path(RECIPE).name, recipe)
     card = Card(
         name=name or folder.resolve().name,
         base_model=base_model,
@@ -181,9 +215,11 @@ def write_card(
         noun=denoiser.architecture.noun if denoiser.architecture else denoiser.class_name,
         scores=table,
         samples=samples,
-        provenance=open_folder(folder).config.provenance,
-        command=command,
+        provenance=packed.provenance,
+        command=command or packed_command(folder, base_model or MODEL, None if recipe is None else RECIPE),
         config=f"{PICTURES}/{config.name}" if of_run else "",
+        recipe="" if recipe is None else RECIPE,
+        files=_hashed(folder),
     )
     write_text(folder / README, card.text())
     return folder / README
@@ -252,6 +288,16 @@ def _scheduler(folder: Path, sampler: str) -> tuple[str | None, dict[str, Any]]:
     }
     own = config.get("_class_name") == type(wanted).__name__ and not options
     return None if own else type(wanted).__name__, options
+
+
+def _hashed(folder: Path) -> list[HashedFile]:
+    """Files of weights in order of name; hashes as they were written beside them, where they were."""
+    known = read_hashes(folder) or {}
+    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.*") if is_weights(file.name))
+    return [
+        HashedFile(name, (folder / name).stat().st_size, known.get(name) or sha256_file(folder / name))
+        for name in names
+    ]
 
 
 def _same_run(scores: Path, config: Path) -> bool:

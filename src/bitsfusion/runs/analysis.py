@@ -18,7 +18,7 @@ from bitsfusion.runs.sources import training_data
 from bitsfusion.sensitivity.measure import Counted, analyze, candidates, empty_table, rows_done
 from bitsfusion.sensitivity.plan import Plan, plan
 from bitsfusion.sensitivity.ray_workers import RayWorkers
-from bitsfusion.sensitivity.settings import JacobianSettings, Settings
+from bitsfusion.sensitivity.settings import FirstOrderOptions, Settings
 from bitsfusion.sensitivity.table import SensitivityTable
 from bitsfusion.sensitivity.workers import Method, build_method
 
@@ -56,15 +56,15 @@ class AnalysisJob:
     def method(self) -> Method:
         """The measurement of single candidates, with a model of its own: what a worker builds."""
         settings = self.settings
-        if isinstance(settings, JacobianSettings):
-            raise InputError("workers: got the jacobian method, which measures all layers at once, wanted no workers")
+        if isinstance(settings, FirstOrderOptions):
+            raise _all_at_once(settings)
         pipeline, data = self.load()
         return build_method(pipeline, settings, data, self.scorer())
 
     def workers(self, count: int, address: str | None = None, cpus: int | None = None) -> RayWorkers:
         """`count` processes that measure; each has an accelerator of its own where `device` is one."""
-        if isinstance(self.settings, JacobianSettings):
-            raise InputError("workers: got the jacobian method, which measures all layers at once, wanted no workers")
+        if isinstance(self.settings, FirstOrderOptions):
+            raise _all_at_once(self.settings)
         gpus = 0 if resolve(self.device).type == "cpu" else 1
         model = str(Path(self.model).resolve()) if Path(self.model).exists() else self.model
         job = replace(self, model=model, device=self.device.partition(":")[0])  # Ray shows a worker its own alone
@@ -104,3 +104,9 @@ class AnalysisJob:
             clip_scorer=self.clip is not None,
         )
         return plan(pipeline, self.settings, data, candidates(table), rows_done(out, table))
+
+
+def _all_at_once(settings: Any) -> InputError:
+    return InputError(
+        f"workers: got the {settings.method} method, which measures all layers at once, wanted no workers"
+    )

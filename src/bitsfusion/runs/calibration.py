@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bitsfusion.calibration.calibrate import Calibration, calibrate
+from bitsfusion.calibration.components import calibrate_component, component_calls
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.calibration.trajectories import trajectories
 from bitsfusion.devices import AUTO, placed, resolve
@@ -53,6 +54,31 @@ class CalibrationJob:
         """Where what is done is kept while `out` is being made: a hidden folder beside it, one for each such work."""
         work = sha256_json([source_sha256, dict(bits), self.provenance(model)])
         return out.parent / f".{out.name}.calibration-{work[:16]}"
+
+    def run_others(
+        self,
+        pipeline: Any,
+        model: str,
+        bits: Mapping[str, Mapping[str, int]],
+        progress: ProgressSink,
+        folder: Path | None = None,
+    ) -> dict[str, Calibration]:
+        """Calibrates text encoders and VAE of a loaded pipeline, each by itself, the denoiser being the original.
+
+        Args:
+            bits: by component, then by layer.
+            folder: as `run`; each component has one of its own in it.
+        """
+        device, made = resolve(self.device), {}
+        with placed(pipeline, device):
+            with progress.timed("pictures"):
+                calls = component_calls(pipeline, list(bits), self.texts(model), self.settings)
+            for name, of_component in bits.items():
+                own = None if folder is None else folder / f"{name}-{sha256_json(dict(of_component))[:16]}"
+                with progress.timed(f"calibrate {name}") as tell:
+                    component = pipeline.components[name].eval()
+                    made[name] = calibrate_component(component, of_component, calls[name], self.settings, tell, own)
+        return made
 
     def run(
         self, pipeline: Any, model: str, bits: Mapping[str, int], progress: ProgressSink, folder: Path | None = None

@@ -13,8 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bitsfusion.architectures.registry import denoiser_called
 from bitsfusion.calibration.blocks import MAX_LAYERS
-from bitsfusion.calibration.calibrate import ROWS
-from bitsfusion.calibration.moments import DOUBLE_UP_TO
+from bitsfusion.calibration.moments import DOUBLE_UP_TO, ROWS
 from bitsfusion.calibration.playback import MEMORY_BYTES
 from bitsfusion.calibration.scales import FACTORS, STRONGEST
 from bitsfusion.calibration.settings import CalibrationSettings

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 
@@ -13,6 +13,7 @@ from bitsfusion.architectures.base import Architecture
 from bitsfusion.architectures.layers import LayerInfo, LayerRole
 from bitsfusion.architectures.registry import TEXT_ENCODERS, VAES, model_layers
 from bitsfusion.artifact.parts import ModelParts, parts_of_folder
+from bitsfusion.calibration.calibrate import Calibration
 from bitsfusion.errors import InputError
 from bitsfusion.io.hashes import sha256_file
 from bitsfusion.numerics import ScaleInit, check_bits
@@ -21,6 +22,7 @@ from bitsfusion.pipelines.model_folder import ModelFolder, left_out, open_model
 from bitsfusion.progress import ProgressSink
 from bitsfusion.recipe.assign import assign
 from bitsfusion.recipe.named import UNIFORM, is_file, recipe_bits
+from bitsfusion.runs.calibration import CALIBRATED
 from bitsfusion.sensitivity.weight_error import weight_error_table
 
 
@@ -59,16 +61,27 @@ WHOLE = OtherBits(text_encoder="4", vae="5", token_embedding=5, all_there_are=Tr
 Made = tuple[ModelParts, dict[str, Any]]
 
 
+Calibrator: TypeAlias = Callable[[Mapping[str, Mapping[str, int]]], Mapping[str, Calibration]]
+"""From each component's bits to its calibrated layers."""
+
+
 def other_parts(
-    source: PipelineFolder, others: OtherBits, method: ScaleInit, progress: ProgressSink
+    source: PipelineFolder,
+    others: OtherBits,
+    method: ScaleInit,
+    progress: ProgressSink,
+    calibrator: Calibrator | None = None,
 ) -> dict[str, Made]:
     """What is packed beside the denoiser of a pipeline folder: name -> parts and provenance.
+
+    Args:
+        calibrator: gives codes, scales and biases of Linear and Conv2d layers in the place of `method`.
 
     Raises:
         InputError: bits for what the pipeline does not have (unless `all_there_are`), a recipe or a folder that does
             not fit.
     """
-    made = {}
+    chosen: dict[str, _Chosen] = {}
     wanted = {kind: bits for kind, bits in (("text encoder", others.text_encoder), ("VAE", others.vae)) if bits}
     for component in source.components:
         architecture = component.architecture
@@ -77,7 +90,7 @@ def other_parts(
             wanted.pop(architecture.noun, None)
             try:
                 opened = open_model(component.folder, architecture)
-                made[component.name] = _packed(opened, bits, others, method, progress)
+                chosen[component.name] = _chosen(opened, bits, others, progress)
             except InputError as error:
                 raise InputError(f"{component.name}: {error}") from None
     if wanted and not others.all_there_are:
@@ -85,10 +98,14 @@ def other_parts(
         raise InputError(
             f"{source.path}: got bits for a {next(iter(wanted))}, wanted a pipeline that has one ({known})"
         )
-    return made
+    found = {} if calibrator is None else calibrator({name: bits for name, (_, bits, _) in chosen.items()})
+    return {name: _packed(*which, method, found.get(name)) for name, which in chosen.items()}
 
 
-def _packed(folder: ModelFolder, recipe: str, others: OtherBits, method: ScaleInit, progress: ProgressSink) -> Made:
+_Chosen: TypeAlias = tuple[ModelFolder, dict[str, int], dict[str, Any]]  # the folder, its layers' bits, where from
+
+
+def _chosen(folder: ModelFolder, recipe: str, others: OtherBits, progress: ProgressSink) -> _Chosen:
     bits, provenance = component_bits(
         folder.skeleton,
         folder.architecture,
@@ -96,9 +113,22 @@ def _packed(folder: ModelFolder, recipe: str, others: OtherBits, method: ScaleIn
         others.token_embedding,
         lambda layers, average: by_weight_error(folder, layers, average, progress),
     )
+    return folder, bits, provenance
+
+
+def _packed(
+    folder: ModelFolder,
+    bits: dict[str, int],
+    provenance: dict[str, Any],
+    method: ScaleInit,
+    calibration: Calibration | None,
+) -> Made:
     notes = [note for note in (left_out(folder),) if note is not None]
-    provenance |= {"scale_init": method.value, **({"notes": notes} if notes else {})}
-    return parts_of_folder(folder, bits, method), provenance
+    notes += calibration.notes if calibration is not None else ()
+    found = method.value if calibration is None else CALIBRATED
+    provenance |= {"scale_init": found, **({"notes": notes} if notes else {})}
+    rounded = None if calibration is None else calibration.layers
+    return parts_of_folder(folder, bits, method, rounded=rounded), provenance
 
 
 def component_bits(

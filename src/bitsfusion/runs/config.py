@@ -20,6 +20,8 @@ from bitsfusion.pipelines.load import EMBEDDED
 from bitsfusion.recipe.assign import Strategy
 from bitsfusion.runs.prompts import prompts_of
 from bitsfusion.sensitivity.settings import (
+    CalibratedSettings,
+    FirstOrderOptions,
     JacobianSettings,
     NoiseErrorSettings,
     PaperOptions,
@@ -165,7 +167,13 @@ class PaperAnalysis(PaperOptions):
         return self.prompts if isinstance(self.prompts, tuple) else prompts_of(model, self.prompts)
 
 
-Analysis: TypeAlias = NoiseErrorSettings | JacobianSettings | PaperAnalysis
+class CalibratedAnalysis(FirstOrderOptions):
+    """Errors after each layer's calibration, by the config's own `calibration` and `calibration_prompts`."""
+
+    method: Literal["calibrated"]
+
+
+Analysis: TypeAlias = NoiseErrorSettings | JacobianSettings | CalibratedAnalysis | PaperAnalysis
 
 
 class RecipeSection(_Section):
@@ -280,7 +288,12 @@ class RunConfig(_Section):
         Raises:
             InputError: see `PaperAnalysis.settings`.
         """
-        return self.analysis.settings(self.model) if isinstance(self.analysis, PaperAnalysis) else self.analysis
+        if isinstance(self.analysis, PaperAnalysis):
+            return self.analysis.settings(self.model)
+        if isinstance(self.analysis, CalibratedAnalysis):
+            texts = prompts_of(self.model, self.calibration_prompts)
+            return CalibratedSettings(**self.analysis.model_dump(), prompts=texts, calibration=self.calibration)
+        return self.analysis
 
     @property
     def scorer(self) -> str | None:

@@ -13,6 +13,7 @@ from bitsfusion.architectures.registry import denoiser_of, model_layers
 from bitsfusion.artifact.parts import ModelParts, parts_of_folder, parts_of_model, timed_model, with_float16_scales
 from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.artifact.writer import write_parts
+from bitsfusion.calibration.calibrate import Calibration
 from bitsfusion.diffusion.time_features import BASIS, Cover, choose_features, time_layers
 from bitsfusion.errors import InputError
 from bitsfusion.io.hashes import sha256_file
@@ -55,15 +56,15 @@ def init_pipeline(
         model: as `pipelines.resolve.resolve` takes it. Of a component alone, or a trainer's checkpoint of one, a packed
             model folder is made; with `config`, the whole pipeline.
         out: the packed folder to write.
-        recipe: a recipe file, a published recipe, or uniform:N; see `recipe_bits`.
+        recipe: a recipe file, `sd15`, `sdxl`, or uniform:N; see `recipe_bits`.
         bits: instead of a recipe, the average bits of one by `weight_error_table`, time features counted.
         method: how scales are found.
         samplers: see `Cover`.
         others: what is packed beside the UNet, and at how many bits; all else is copied as it is.
         config: of a single file or a component, the pipeline that gives the rest; see `resolve`.
         without: components to leave out, such as safety_checker.
-        calibration: codes, scales and biases of the UNet by what it computes, in the place of `method`; see
-            `bitsfusion.calibration`.
+        calibration: codes, scales and biases of the UNet, and of what else is packed, by what they compute, in the
+            place of `method`; see `bitsfusion.calibration`.
         scale_dtype: float16 rounds every scale to what float16 holds, so that an export to GGUF is exact.
         progress: is told of every layer.
 
@@ -97,7 +98,7 @@ def init_pipeline(
         chosen = recipe_bits(recipe, layers)
         made_by = {"recipe": recipe, **({"recipe_sha256": sha256_file(Path(recipe))} if is_file(recipe) else {})}
     kept = "modulation layers keep their bits: they are calibrated with the rest" if keeps else None
-    notes = [note for note in (choice.note, kept, left_out(unet)) if note is not None]
+    notes = [note for note in (unet.architecture.note, choice.note, kept, left_out(unet)) if note is not None]
     found: dict[str, Any] = {"scale_init": method.value}
     rounded, work = None, None
     if calibration is not None:
@@ -108,7 +109,13 @@ def init_pipeline(
     provenance = {**made_by, **found, **({"notes": notes} if notes else {})}
     parts = {name: parts_of_folder(unet, chosen, method, choice.features, rounded)}
     notes_of = {name: provenance}
-    for other, (part, made_of) in other_parts(source, others, method, progress).items():
+
+    def calibrated(bits: Mapping[str, Mapping[str, int]]) -> Mapping[str, Calibration]:
+        assert calibration is not None
+        return calibration.run_others(load_pipeline(source), model, bits, progress, work) if bits else {}
+
+    calibrator = None if calibration is None else calibrated
+    for other, (part, made_of) in other_parts(source, others, method, progress, calibrator).items():
         parts[other], notes_of[other] = part, made_of
     written = _write(parts, source, out, notes_of, progress, scale_dtype)
     if work is not None:

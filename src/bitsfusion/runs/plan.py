@@ -14,6 +14,7 @@ from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.expected import ExpectedSize, expected_size
 from bitsfusion.artifact.schema import TimeBasisEntry, TimeFeatures, TimeFeaturesEntry
 from bitsfusion.artifact.skeleton import empty_model
+from bitsfusion.artifact.structure import named_architecture
 from bitsfusion.artifact.writer import basis_entry
 from bitsfusion.diffusion.time_features import BASIS, Cover, cover, expected_basis
 from bitsfusion.diffusion.time_features.fit import EXPECTED_RANK, MODULATION_BITS, MODULATION_RANK, layer_values
@@ -261,7 +262,8 @@ def _denoiser(
         in_bits = sum(stays.layers[name] for name in removed)
         features = size.file.time_features
         time = TimePlan(len(removed), weights, time_outputs_width(model), rank, features, in_bits - features)
-    return _packed(size, layers, time, note)
+    said = named_architecture(config).note
+    return _packed(size, layers, time, *(each for each in (said, note) if each is not None))
 
 
 def _time_entry(model: nn.Module, samplers: Cover, folder: PipelineFolder) -> tuple[TimeFeatures, str | None]:
@@ -303,10 +305,10 @@ def _other(component: Component, config: Mapping[str, Any], others: OtherBits) -
 
     bits, _ = component_bits(model, architecture, chosen, others.token_embedding, spread)
     layers = model_layers(model, architecture)
-    return _packed(expected_size(config, bits, TimeFeaturesEntry(kind="none"), {}), layers, None, None)
+    return _packed(expected_size(config, bits, TimeFeaturesEntry(kind="none"), {}), layers, None)
 
 
-def _packed(size: ExpectedSize, layers: Mapping[str, LayerInfo], time: TimePlan | None, note: str | None) -> PackedPlan:
+def _packed(size: ExpectedSize, layers: Mapping[str, LayerInfo], time: TimePlan | None, *notes: str) -> PackedPlan:
     bits = size.config.bits
     return PackedPlan(
         average_bits=size.config.average_bits,
@@ -319,7 +321,7 @@ def _packed(size: ExpectedSize, layers: Mapping[str, LayerInfo], time: TimePlan 
             LayerPlan(name, layer.role, layer.kind, layer.shape, layer.numel, bits.get(name), size.layers.get(name, 0))
             for name, layer in layers.items()
         ),
-        notes=() if note is None else (note,),
+        notes=notes,
     )
 
 

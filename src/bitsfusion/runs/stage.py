@@ -47,7 +47,7 @@ class StageConfig(BaseModel):
     """A diffusers folder, a hub id, or an embedded model: the teacher, and the text encoder, tokenizer and VAE."""
     data: Annotated[DataSource, Field(discriminator="kind")]
     recipe: str | None = None
-    """Start from the model's own weights with these bits: a recipe file, or a published recipe's name."""
+    """Start from the model's own weights with these bits: a recipe file, or a shipped recipe's name."""
     scale_init: ScaleInit = ScaleInit.EXACT
     student: Path | None = None
     """Or start from a finished stage's folder, or a checkpoint of it."""

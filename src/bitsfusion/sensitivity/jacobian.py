@@ -1,25 +1,30 @@
-"""The cheapest measurement: every layer's noise error to first order, all candidates at once, from backward passes."""
+"""The cheapest measurements: every layer's noise error to first order, all at once, from backward passes."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from bitsfusion.architectures.registry import denoiser_of
+from bitsfusion.calibration.alone import calibrated_alone
+from bitsfusion.calibration.layer import CalibratedLayer
+from bitsfusion.calibration.trajectories import trajectories
 from bitsfusion.data.batches import TrainingData
 from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.diffusion.samples import GuidedSamples, NoisySamples
 from bitsfusion.nn.scale import layer_scale
-from bitsfusion.numerics import rounded
+from bitsfusion.numerics import ScaleInit, rounded
 from bitsfusion.sensitivity.noise import guided_latents, noisy_latents
-from bitsfusion.sensitivity.settings import JacobianSettings
+from bitsfusion.sensitivity.settings import CalibratedSettings, FirstOrderOptions, JacobianSettings
 from bitsfusion.sensitivity.table import MEASURED_BITS, Candidate, SensitivityRow
+
+_Change: TypeAlias = Callable[[int], tuple[Tensor, Tensor | None]]  # bits -> of weight and bias
 
 
 class Jacobian:
@@ -32,12 +37,15 @@ class Jacobian:
     product for each sample, layer and bit width, so that a batch of n samples is n independent draws. Weights
     need no gradient.
 
+    dw is what rounding by the weights alone changes, or what is left after a calibration of the layer by itself, its
+    bias counted in.
+
     Differs from the paper: nothing is trained and no image is drawn (`paper.PaperMethod`). Differs from
     `noise_error.NoiseError`: to first order, and with a relative standard error of about sqrt(2 / samples).
     """
 
-    def __init__(self, pipeline: Any, settings: JacobianSettings, data: TrainingData) -> None:
-        self.unet = pipeline_denoiser(pipeline)
+    def __init__(self, pipeline: Any, settings: FirstOrderOptions, data: TrainingData) -> None:
+        self.pipeline, self.unet = pipeline, pipeline_denoiser(pipeline)
         self.settings = settings
         inputs = noisy_latents(pipeline, data, 0, settings.samples, settings.seed, spread=True)
         self.inputs = guided_latents(pipeline, inputs, settings.guidance)
@@ -52,37 +60,44 @@ class Jacobian:
 
     def errors(self, layers: Sequence[str]) -> dict[tuple[str, int], float]:
         """The mean squared change of the predicted noise of each layer at 1, 2 and 3 bits, by (layer, bits)."""
-        names = list(dict.fromkeys(layers))
-        weights = {name: self.unet.get_submodule(name).weight for name in names}
-        method = self.settings.scale_init
-        scales = {
-            (n, bits): layer_scale(n, weight, bits, method) for n, weight in weights.items() for bits in MEASURED_BITS
-        }
-        sums = dict.fromkeys(scales, 0.0)
+        changes = self._changes(list(dict.fromkeys(layers)))
+        sums = {(name, bits): 0.0 for name in changes for bits in MEASURED_BITS}
         generator = torch.Generator("cpu").manual_seed(self.settings.seed)
         for part in self.inputs.split(self.settings.batch_size):
-            for key, products in self._products(part, scales, generator).items():
+            for key, products in self._products(part, changes, generator).items():
                 sums[key] += float(products.double().square().sum())
         values = self.inputs.samples.noisy.numel()
         return {key: total / values for key, total in sums.items()}
 
+    def _changes(self, names: Sequence[str]) -> dict[str, _Change]:
+        """For each layer what its rounding changes, by bits."""
+        layers = {name: self.unet.get_submodule(name) for name in names}
+        settings = self.settings
+        if isinstance(settings, CalibratedSettings):
+            was = self.unet.training
+            self.unet.eval()
+            calls = trajectories(self.pipeline, self.unet, settings.prompts, settings.calibration)
+            found = calibrated_alone(self.unet, names, MEASURED_BITS, calls, settings.calibration)
+            self.unet.train(was)
+            return {name: _calibrated(layer, name, found) for name, layer in layers.items()}
+        assert isinstance(settings, JacobianSettings)
+        return {name: _rounded(layer, name, settings.scale_init) for name, layer in layers.items()}
+
     def _products(
-        self, part: GuidedSamples, scales: dict[tuple[str, int], Tensor], generator: torch.Generator
+        self, part: GuidedSamples, changes: Mapping[str, _Change], generator: torch.Generator
     ) -> dict[tuple[str, int], Tensor]:
         """v . J dw of n samples, by candidate: [n], summed over the two guided predictions of a sample."""
         found: dict[tuple[str, int], Tensor] = {}
-        weights = {name: self.unet.get_submodule(name).weight.detach() for name, _ in scales}
 
         def keep(name: str, layer: nn.Module, x: Tensor, gradient: Tensor) -> None:
-            weight = weights[name]
             for bits in MEASURED_BITS:
-                change = _apply(layer, x, rounded(weight, scales[name, bits], bits) - weight)
+                change = _apply(layer, x, *changes[name](bits))
                 each = (gradient * change).flatten(1).sum(1, dtype=torch.float32)
                 each = each.view(-1, len(part)).sum(0)
                 found[name, bits] = found[name, bits] + each if (name, bits) in found else each
 
         with _frozen(self.unet), torch.enable_grad(), contextlib.ExitStack() as hooks:
-            for name in weights:
+            for name in changes:
                 layer = self.unet.get_submodule(name)
 
                 def forward(module: nn.Module, args: Any, output: Tensor, name: str = name) -> None:
@@ -109,11 +124,26 @@ def _with_gradient(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
 
 
-def _apply(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
-    """The layer's output for input `x` with another weight and no bias."""
+def _rounded(layer: Any, name: str, method: ScaleInit) -> _Change:
+    weight: Tensor = layer.weight.detach()
+    scales = {bits: layer_scale(name, weight, bits, method) for bits in MEASURED_BITS}
+    return lambda bits: (rounded(weight, scales[bits], bits) - weight, None)
+
+
+def _calibrated(layer: Any, name: str, found: Mapping[tuple[str, int], CalibratedLayer]) -> _Change:
+    def change(bits: int) -> tuple[Tensor, Tensor | None]:
+        made, weight = found[name, bits], layer.weight.detach()
+        bias = None if made.bias is None else made.bias.to(weight) - layer.bias.detach()
+        return made.weight.to(weight) - weight, bias
+
+    return change
+
+
+def _apply(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The layer's output for input `x` with another weight and bias."""
     if isinstance(layer, nn.Conv2d):
-        return functional.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
-    return functional.linear(x, weight)
+        return functional.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    return functional.linear(x, weight, bias)
 
 
 @contextlib.contextmanager

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from bitsfusion.diffusion.samplers import Sampler
-from bitsfusion.sensitivity.settings import JacobianSettings, NoiseErrorSettings, PaperOptions
+from bitsfusion.sensitivity.settings import FirstOrderOptions, NoiseErrorSettings, PaperOptions
 from bitsfusion.sensitivity.table import MEASURED_BITS
 
 
 def forward_passes(
-    settings: NoiseErrorSettings | JacobianSettings | PaperOptions, candidates: int, images: int = 0
+    settings: NoiseErrorSettings | FirstOrderOptions | PaperOptions, candidates: int, images: int = 0
 ) -> int:
     """Latents through the denoiser for `candidates`, a guided pair counted as two.
 
     A backward pass counts as one more where it is of activations alone, and as two more where it is of weights too.
-    What `noise_error` need not compute again is counted all the same.
+    What `noise_error` need not compute again is counted all the same; the calibration behind `calibrated` is not.
 
     Args:
         settings: of the measurement.
@@ -26,6 +26,6 @@ def forward_passes(
         training = settings.iterations * settings.train_batch_size
         drawing = images * evaluations * pairs
         return training + drawing + candidates * (3 * training + drawing)  # first what all candidates share
-    if isinstance(settings, JacobianSettings):
+    if isinstance(settings, FirstOrderOptions):
         return settings.samples * pairs * (2 + len(MEASURED_BITS))
     return (candidates + 1) * settings.samples * pairs

@@ -16,7 +16,7 @@ from bitsfusion.sensitivity.jacobian import Jacobian
 from bitsfusion.sensitivity.noise import guided_latents, noisy_latents
 from bitsfusion.sensitivity.noise_error import NoiseError
 from bitsfusion.sensitivity.paper import PaperMethod
-from bitsfusion.sensitivity.settings import JacobianSettings, NoiseErrorSettings, PaperSettings, Settings
+from bitsfusion.sensitivity.settings import FirstOrderOptions, NoiseErrorSettings, PaperSettings, Settings
 from bitsfusion.sensitivity.table import MEASURED_BITS, Candidate
 
 SLOW_FORWARD = 0.5
@@ -141,7 +141,7 @@ def _noise_error(
 
 
 def _jacobian(
-    pipeline: Any, settings: JacobianSettings, data: TrainingData, layers: list[str], total: int, slow: bool
+    pipeline: Any, settings: FirstOrderOptions, data: TrainingData, layers: list[str], total: int, slow: bool
 ) -> _Costs:
     samples = 1 if slow else min(settings.samples, settings.batch_size)
     method = Jacobian(pipeline, settings.model_copy(update={"samples": samples}), data)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.diffusion.samplers import Sampler
 from bitsfusion.numerics import ScaleInit
 
@@ -32,22 +33,36 @@ class NoiseErrorSettings(BaseModel):
     """Keep what runs before a layer instead of computing it again: the same numbers, sooner, for more memory."""
 
 
-class JacobianSettings(BaseModel):
-    """The cheapest measurement: the noise error to first order, of all candidates at once.
+class FirstOrderOptions(BaseModel):
+    """The cheapest measurements: the noise error to first order, of all candidates at once.
 
-    Differs from the paper, which trains each candidate and compares images (`PaperSettings`).
+    They differ from the paper, which trains each candidate and compares images (`PaperSettings`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Literal["jacobian"] = "jacobian"
     seed: int = Field(0, ge=0)
     samples: Positive = 64
     """Noisy latents, their time steps spread evenly over the noise schedule; one random direction each."""
     batch_size: Positive = 16
     guidance: float = 7.5
     """Above 1 the error is that of the guided noise, as a sampler with this guidance sees it."""
+
+
+class JacobianSettings(FirstOrderOptions):
+    """Of layers rounded by their weights alone."""
+
+    method: Literal["jacobian"] = "jacobian"
     scale_init: ScaleInit = ScaleInit.EXACT
+
+
+class CalibratedSettings(FirstOrderOptions):
+    """Of layers calibrated each by itself: what is left where a calibration follows (`calibration.alone`)."""
+
+    method: Literal["calibrated"] = "calibrated"
+    prompts: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Of the calibration's trajectories."""
+    calibration: CalibrationSettings = CalibrationSettings()
 
 
 class PaperOptions(BaseModel):
@@ -80,4 +95,4 @@ class PaperSettings(PaperOptions):
     """K prompts, one image each."""
 
 
-Settings = NoiseErrorSettings | JacobianSettings | PaperSettings
+Settings = NoiseErrorSettings | JacobianSettings | CalibratedSettings | PaperSettings

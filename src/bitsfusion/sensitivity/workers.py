@@ -13,7 +13,7 @@ from bitsfusion.errors import BitsFusionError
 from bitsfusion.sensitivity.jacobian import Jacobian
 from bitsfusion.sensitivity.noise_error import NoiseError
 from bitsfusion.sensitivity.paper import ImageDistance, PaperMethod, TextImageScorer
-from bitsfusion.sensitivity.settings import JacobianSettings, NoiseErrorSettings, PaperSettings, Settings
+from bitsfusion.sensitivity.settings import FirstOrderOptions, NoiseErrorSettings, PaperSettings, Settings
 from bitsfusion.sensitivity.table import Candidate, SensitivityRow
 
 
@@ -90,6 +90,6 @@ def one_process(
     lpips: ImageDistance | None = None,
 ) -> Workers:
     """Measures in this process."""
-    if isinstance(settings, JacobianSettings):
+    if isinstance(settings, FirstOrderOptions):
         return Jacobian(pipeline, settings, data)
     return OneProcess(functools.partial(build_method, pipeline, settings, data, scorer, lpips))
