@@ -10,7 +10,7 @@ from typing import TypeVar
 from diffusers import DiffusionPipeline
 
 from bitsfusion.architectures.base import Denoiser
-from bitsfusion.architectures.registry import DENOISERS, architecture_named
+from bitsfusion.architectures.registry import DENOISER_KINDS, architecture_named
 from bitsfusion.artifact.inspect import inspect_folder as inspect
 from bitsfusion.artifact.verify import verify_folder as verify
 from bitsfusion.errors import InputError
@@ -114,4 +114,4 @@ def _denoiser_name(pipeline: DiffusionPipeline) -> str:
         if getattr(component, "peft_config", None):
             raise InputError(f"{name}: got a model with adapters, wanted it without: unload or fuse them first")
         return name
-    raise InputError(f"pipeline: got a {type(pipeline).__name__}, wanted one with {' or '.join(DENOISERS)}")
+    raise InputError(f"pipeline: got a {type(pipeline).__name__}, wanted one with {DENOISER_KINDS}")

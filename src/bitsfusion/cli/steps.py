@@ -136,8 +136,8 @@ def pack(
     """Turns a trained student into real bits."""
     others = _others(whole, text_encoder, vae, token_embedding)
     with progress_bars(quiet or json) as progress:
-        config = pack_checkpoint(checkpoint, model, out, time_cover(cover), progress, others, scale_dtype)
-    _report({"unet": config}, out, json)
+        configs = pack_checkpoint(checkpoint, model, out, time_cover(cover), progress, others, scale_dtype)
+    _report(configs, out, json)
 
 
 def _calibration(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from bitsfusion.calibration.settings import CalibrationSettings
@@ -15,6 +14,7 @@ from bitsfusion.diffusion.time_features import BASIS, Cover
 from bitsfusion.embedded import embedded_model, world_of
 from bitsfusion.errors import InputError
 from bitsfusion.io.schema import parse
+from bitsfusion.io.texts import read_yaml
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.load import EMBEDDED
 from bitsfusion.recipe.assign import Strategy
@@ -308,8 +308,4 @@ def read_config(path: Path) -> RunConfig:
     Raises:
         InputError: there is no such file, it is not YAML, or a field is unknown or out of range.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: wanted a YAML file, got {error}") from None
-    return parse(RunConfig, {} if values is None else values, str(path))
+    return parse(RunConfig, read_yaml(path), str(path))

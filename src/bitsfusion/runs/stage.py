@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from bitsfusion.architectures.layers import LayerRole
 from bitsfusion.architectures.registry import denoiser_called, model_layers
 from bitsfusion.devices import resolve
-from bitsfusion.errors import InputError
+from bitsfusion.errors import InputError, reason
 from bitsfusion.io.schema import parse
+from bitsfusion.io.texts import read_yaml
 from bitsfusion.io.work_folder import folder_lock
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
@@ -77,10 +78,7 @@ def read_training_config(
     Raises:
         InputError: there is no such file, it is not YAML, or a field is unknown or out of range.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: wanted a YAML file, got {error}") from None
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: got a {type(values).__name__}, wanted fields and their values")
     for text in overrides or ():
@@ -206,8 +204,7 @@ def _load(model: str) -> _Parts:
     try:
         components: Any = DiffusionPipeline.from_pretrained(folder.path, **left, dtype=torch.float32)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{model}: could not be loaded as a diffusers pipeline: {reason}") from None
+        raise InputError(f"{model}: could not be loaded as a diffusers pipeline: {reason(error)}") from None
     return _Parts(folder, components)
 
 

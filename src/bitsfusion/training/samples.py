@@ -70,6 +70,7 @@ def draw_sample(batch: Batch, config: TrainingConfig, process: Process, first: i
         process: how time steps are counted.
         first: the place of the batch's first sample among the step's samples of all processes.
     """
+    process = process.at_size(batch.latents.shape[-2:])
     draw = time_step_sampler(config.timesteps, process)
     count = len(batch.latents)
     timesteps = torch.empty(count, dtype=process.time_steps(torch.zeros(1)).dtype)
