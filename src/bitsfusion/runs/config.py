@@ -101,6 +101,25 @@ class WebDatasetSource(ImageSection):
     """With brace expansion: shards/{00000..00099}.tar."""
 
 
+class TrajectorySource(_Section):
+    """What the teacher is given while it draws, for models that take few steps; Stage I alone, in a stage's config."""
+
+    kind: Literal["trajectories"]
+    prompts: Path | None = None
+    """A file of prompts; null: the package's own, an embedded model's world's."""
+    samples: int = Field(1024, ge=1)
+    """Trajectories that are drawn before training begins."""
+    steps: int = Field(4, ge=1)
+    """The model's own number of steps."""
+    guidance: float = 1.0
+    """Classifier-free guidance; at 1 and below none, as few-step models are drawn."""
+    resolution: int | None = Field(None, ge=8)
+    """Pixels of the square pictures; null: the model's own."""
+    seed: int = Field(0, ge=0)
+    batch_size: int = Field(8, ge=1)
+    """Drawn together."""
+
+
 DataSource: TypeAlias = WorldSource | FolderSource | HfDatasetSource | WebDatasetSource
 
 
