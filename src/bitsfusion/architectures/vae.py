@@ -9,6 +9,7 @@ from typing import Any
 
 from bitsfusion.architectures import shapes
 from bitsfusion.architectures.base import Architecture
+from bitsfusion.architectures.latents import DEEP_COMPRESSION, FLUX2, KL, QWEN_IMAGE, Latents
 from bitsfusion.architectures.layers import LayerRole
 from bitsfusion.architectures.shapes import Shapes, Tensors
 
@@ -42,7 +43,13 @@ _KNOWN: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Autoencoder(Architecture):
-    """First and last convolutions and the two small ones at the latents are kept at 8 bits, as in the UNet."""
+    """First and last convolutions and the two small ones at the latents are kept at 8 bits, as in the UNet.
+
+    Fields:
+        latents: what it makes of images.
+    """
+
+    latents: Latents
 
     def role(self, name: str) -> LayerRole:
         return LayerRole.FIRST_LAST if _ENDS.search(name) else LayerRole.QUANTIZED
@@ -93,13 +100,13 @@ def _middle(found: Tensors, part: str, width: int, groups: int, attention: bool)
         found.resnet(f"{name}.resnets.{place}", width, width, groups)
 
 
-def _autoencoder(name: str, *layers: str) -> Autoencoder:
-    return Autoencoder(name, "VAE", "diffusers", "vae", ("Linear", "Conv2d", *layers))
+def _autoencoder(name: str, latents: Latents, *layers: str) -> Autoencoder:
+    return Autoencoder(name, "VAE", "diffusers", "vae", ("Linear", "Conv2d", *layers), latents)
 
 
 VAES = (
-    _autoencoder("AutoencoderKL"),
-    _autoencoder("AutoencoderKLFlux2"),
-    _autoencoder("AutoencoderDC"),
-    _autoencoder("AutoencoderKLQwenImage", "Conv3d"),
+    _autoencoder("AutoencoderKL", KL),
+    _autoencoder("AutoencoderKLFlux2", FLUX2),
+    _autoencoder("AutoencoderDC", DEEP_COMPRESSION),
+    _autoencoder("AutoencoderKLQwenImage", QWEN_IMAGE, "Conv3d"),
 )
