@@ -14,10 +14,13 @@ from diffusers import DiffusionPipeline, ModelMixin
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bitsfusion.architectures.layers import LayerRole
-from bitsfusion.architectures.registry import denoiser_called, model_layers
-from bitsfusion.devices import resolve
-from bitsfusion.errors import InputError
+from bitsfusion.architectures.registry import denoiser_called, denoiser_of, model_layers
+from bitsfusion.data.batches import TrainingData
+from bitsfusion.devices import placed, resolve
+from bitsfusion.diffusion.denoise import with_denoiser
+from bitsfusion.errors import InputError, reason
 from bitsfusion.io.schema import parse
+from bitsfusion.io.texts import read_yaml
 from bitsfusion.io.work_folder import folder_lock
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
@@ -27,7 +30,15 @@ from bitsfusion.pipelines.planned import planned_denoiser
 from bitsfusion.progress import SILENT, ProgressSink
 from bitsfusion.recipe.assign import assign
 from bitsfusion.recipe.named import recipe_bits
-from bitsfusion.runs.config import DataSource, PaperAnalysis, RunConfig, WorldSource, with_own_defaults
+from bitsfusion.runs.config import (
+    DataSource,
+    PaperAnalysis,
+    RunConfig,
+    TrajectorySource,
+    WorldSource,
+    with_own_defaults,
+)
+from bitsfusion.runs.prompts import prompts_of
 from bitsfusion.runs.sources import training_data
 from bitsfusion.sensitivity.passes import forward_passes
 from bitsfusion.sensitivity.table import MEASURED_BITS
@@ -37,6 +48,7 @@ from bitsfusion.training.config import TrainingConfig
 from bitsfusion.training.loop import TrainingResult, train
 from bitsfusion.training.plan import Machine, Plan, count_forward, plan_stage
 from bitsfusion.training.ranks import Ranks
+from bitsfusion.training.trajectories import Trajectories
 
 
 class StageConfig(BaseModel):
@@ -46,7 +58,7 @@ class StageConfig(BaseModel):
 
     model: str
     """A diffusers folder, a hub id, or an embedded model: the teacher, and the text encoder, tokenizer and VAE."""
-    data: Annotated[DataSource, Field(discriminator="kind")]
+    data: Annotated[DataSource | TrajectorySource, Field(discriminator="kind")]
     recipe: str | float | None = None
     """Start from the model's own weights with these bits: a recipe file, a shipped recipe's name, uniform:N, or an
     average such as 1.99, spread by the weights' own errors."""
@@ -64,6 +76,8 @@ class StageConfig(BaseModel):
     def _check(self) -> StageConfig:
         if (self.recipe is None) == (self.student is None):
             raise ValueError(f"recipe {self.recipe}, student {self.student}: wanted one of them to start from")
+        if isinstance(self.data, TrajectorySource) and self.training.stage == 2:
+            raise ValueError("data: got trajectories with stage 2, wanted stage 1, or captioned images")
         return self
 
 
@@ -80,10 +94,7 @@ def read_training_config(
     Raises:
         InputError: there is no such file, it is not YAML, or a field is unknown or out of range.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: wanted a YAML file, got {error}") from None
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: got a {type(values).__name__}, wanted fields and their values")
     for text in overrides or ():
@@ -139,10 +150,10 @@ def train_stage(config: StageConfig, out: Path, progress: ProgressSink = SILENT)
     try:
         parts = _load(config.model)
         student = _student(config, parts, out)
-        data = training_data(config.data, parts.components, "train", progress, student, ranks.device)
         teacher = None
         if config.training.stage == 1:
             teacher = parts.denoiser(getattr(torch, config.training.teacher_dtype))
+        data = _data(config, parts.components, student, teacher, progress, ranks.device)
         return train(
             student,
             teacher,
@@ -199,8 +210,8 @@ def plan_analysis(config: RunConfig, machine: Machine | None = None) -> Analysis
 def _shapes(config: StageConfig | RunConfig) -> tuple[Mapping[str, Any], int, int]:
     """The denoiser's config, height and width of the latents, and tokens of a prompt."""
     model = planned_denoiser(config.model)
-    size = model.latent_size if isinstance(config.data, WorldSource) else config.data.resolution // model.pixels
-    return model.config, size, model.tokens
+    pixels = None if isinstance(config.data, WorldSource) else config.data.resolution
+    return model.config, pixels // model.pixels if pixels else model.latent_size, model.tokens
 
 
 def _load(model: str) -> _Parts:
@@ -209,8 +220,7 @@ def _load(model: str) -> _Parts:
     try:
         components: Any = DiffusionPipeline.from_pretrained(folder.path, **left, dtype=torch.float32)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{model}: could not be loaded as a diffusers pipeline: {reason}") from None
+        raise InputError(f"{model}: could not be loaded as a diffusers pipeline: {reason(error)}") from None
     return _Parts(folder, components)
 
 
@@ -238,6 +248,31 @@ def _bits(config: StageConfig, denoiser: Any) -> dict[str, int]:
         feature_values=0,
     )
     return dict(assign(table, config.recipe, keep_time_layers=True).bits)
+
+
+def _data(
+    config: StageConfig,
+    pipeline: Any,
+    student: ModelMixin,
+    teacher: ModelMixin | None,
+    progress: ProgressSink,
+    device: torch.device,
+) -> TrainingData:
+    source = config.data
+    if not isinstance(source, TrajectorySource):
+        return training_data(source, pipeline, "train", progress, student, device)
+    assert teacher is not None
+    whole = with_denoiser(pipeline, teacher)
+    side = source.resolution and source.resolution // (whole.vae_scale_factor * denoiser_of(teacher).compression)
+    with placed(whole, device), progress.timed("trajectories") as tell:
+        return Trajectories(
+            whole,
+            teacher,
+            prompts_of(config.model, source.prompts),
+            side=side,
+            progress=tell,
+            **source.model_dump(include={"samples", "steps", "guidance", "seed", "batch_size"}),
+        )
 
 
 def _reporter(sink: ProgressSink, name: str) -> Callable[[int, int, dict[str, float]], None]:
