@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from calibration_parts import NOTHING, PARTS, settings_without, without
 
 from bitsfusion.architectures.registry import model_layers
 from bitsfusion.evaluation.estimates import Verdict, estimate, verdicts
@@ -59,12 +60,14 @@ class Arm:
     steps: int
     seed: int | None
     analysis: str = "jacobian"
+    without: str = NOTHING
 
     @property
     def start_name(self) -> str:
         """The folder of what training starts from."""
         by = "" if self.analysis == "jacobian" else f"-by-{self.analysis}"
-        return f"{self.bits.replace(':', '')}{by}-{self.start}"
+        less = "" if self.without == NOTHING else f"-without-{self.without.replace(', ', '-').replace(' ', '-')}"
+        return f"{self.bits.replace(':', '')}{by}-{self.start}{less}"
 
     @property
     def method(self) -> str:
@@ -129,16 +132,19 @@ class Starts:
     def start(self, arm: Arm) -> str:
         """The untrained student; returns the step that made it."""
         bits, follows = self.bits(arm)
-        job = CalibrationJob(None, self.config.calibration)
+        job = CalibrationJob(None, settings_without(arm.without, self.config.calibration))
         calibrated = arm.start == CALIBRATED
         made_by = job.provenance(self.config.model) if calibrated else {"scale_init": arm.start}
+        made_by |= {} if arm.without == NOTHING else {"without": arm.without}
         name, folder = f"start-{arm.start_name}{self.suffix}", f"starts/{arm.start_name}{self.suffix}"
 
         def work() -> None:
             student = copy.deepcopy(self.workspace.denoiser)
             if calibrated:
                 ours = self.workspace
-                put_rounded(student, job.run(ours.pipeline, self.config.model, bits, ours.progress).layers)
+                with without(arm.without):
+                    found = job.run(ours.pipeline, self.config.model, bits, ours.progress)
+                put_rounded(student, found.layers)
             else:
                 fake_quantize_model(student, bits, ScaleInit(arm.start))
             save_student(self.path / folder, student, identity(student, made_by, "", 1))
@@ -205,12 +211,13 @@ class Starts:
 def arms_of(options: argparse.Namespace) -> list[Arm]:
     """All of them, seed after seed, so that every kind is there early; the untrained ones once."""
     found = [
-        Arm(bits, start, steps, seed if steps else None, analysis)
+        Arm(bits, start, steps, seed if steps else None, analysis, part)
         for seed in options.seeds
         for bits in options.bits
         for steps in options.steps
         for start in options.starts
         for analysis in options.analyses
+        for part in options.without
     ]
     return list(dict.fromkeys(found))
 
@@ -266,6 +273,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[0], help="of Stage I")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of training")
     parser.add_argument("--analyses", nargs="+", choices=("jacobian", "calibrated"), default=["jacobian"])
+    parser.add_argument("--without", nargs="+", choices=PARTS, default=[NOTHING], help="parts of the calibration")
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--trained", choices=("all", "light"), default="all", help="light: no weights")
     parser.add_argument("--batch-size", type=int, default=64)

@@ -2,6 +2,7 @@
 
     python tools/shaped_pipeline.py sd15 OUT          # also sd21, sdxl; --dtype float32
     python tools/shaped_pipeline.py sd15 OUT --narrow 4 --latents 32
+    python tools/shaped_pipeline.py sdxl OUT --configs-only     # no weights: for plans
 
 Bits, speed and memory do not depend on what the weights are, and sizes hardly, so they can be measured without the
 real model. Weights are Gaussian with standard deviation 1 / sqrt(fan in); norms are 1, biases 0. The tokenizer has
@@ -71,13 +72,20 @@ CLIP_VOCABULARY = 49408
 
 
 def write_pipeline(
-    shape: str, out: Path, dtype: torch.dtype, seed: int, narrow: int = 1, latents: int | None = None
+    shape: str,
+    out: Path,
+    dtype: torch.dtype,
+    seed: int,
+    narrow: int = 1,
+    latents: int | None = None,
+    weights: bool = True,
 ) -> None:
     """Writes the folder of `shape` (a key of UNETS), whole or not at all.
 
     Args:
         narrow: by which the UNet's channels are divided.
         latents: the UNet's own height and width; None: the model's.
+        weights: without them the folder is enough for plans (`bitsfusion plan`, `--dry-run`).
     """
     unet_config = dict(UNETS[shape])
     if narrow > 1:
@@ -98,17 +106,16 @@ def write_pipeline(
     with atomic_folder(out) as folder:
         for name, model in (("unet", unet), ("vae", vae)):
             model.save_config(folder / name)
-            save_file(
-                random_weights(model, f"{seed} {shape} {name}", dtype),
-                folder / name / "diffusion_pytorch_model.safetensors",
-                {"format": "pt"},
-            )
+            if weights:
+                values = random_weights(model, f"{seed} {shape} {name}", dtype)
+                save_file(values, folder / name / "diffusion_pytorch_model.safetensors", {"format": "pt"})
         for number, sizes in enumerate(TEXT_ENCODERS[shape]):
             suffix = "" if number == 0 else "_2"
             encoder = text_encoder(sizes, projected=number > 0)
             encoder.config.save_pretrained(folder / f"text_encoder{suffix}")
-            weights = random_weights(encoder, f"{seed} {shape} text_encoder{suffix}", dtype)
-            save_file(weights, folder / f"text_encoder{suffix}" / "model.safetensors", {"format": "pt"})
+            if weights:
+                values = random_weights(encoder, f"{seed} {shape} text_encoder{suffix}", dtype)
+                save_file(values, folder / f"text_encoder{suffix}" / "model.safetensors", {"format": "pt"})
             letters_tokenizer().save_pretrained(folder / f"tokenizer{suffix}")
             index[f"text_encoder{suffix}"] = ["transformers", type(encoder).__name__]
             index[f"tokenizer{suffix}"] = ["transformers", "CLIPTokenizer"]
@@ -157,8 +164,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--narrow", type=int, choices=(1, 2, 4), default=1, help="divides the UNet's channels")
     parser.add_argument("--latents", type=int, help="height and width of the UNet's latents")
+    parser.add_argument("--configs-only", action="store_true", help="no weights: for plans")
     chosen = parser.parse_args()
-    write_pipeline(chosen.shape, chosen.out, getattr(torch, chosen.dtype), chosen.seed, chosen.narrow, chosen.latents)
+    dtype, weights = getattr(torch, chosen.dtype), not chosen.configs_only
+    write_pipeline(chosen.shape, chosen.out, dtype, chosen.seed, chosen.narrow, chosen.latents, weights)
     files = [path for path in chosen.out.rglob("*") if path.is_file()]
     print(f"{chosen.out}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e9:.2f} GB")
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 from diffusers import DiffusionPipeline
 
 from bitsfusion.architectures.base import Denoiser
-from bitsfusion.architectures.registry import DENOISERS, architecture_named
+from bitsfusion.architectures.registry import DENOISER_KINDS, architecture_named
 from bitsfusion.artifact.inspect import inspect_folder as inspect
 from bitsfusion.artifact.verify import verify_folder as verify
 from bitsfusion.errors import InputError
@@ -60,7 +60,7 @@ def quantize(
         pipeline: a diffusers pipeline in full precision, without adapters.
         bits: average bits a weight (Appendix H), spread by the errors of the weights with the least in all; not
             looked at where there is a recipe.
-        recipe: a recipe, its file, a published one such as `sd15`, or `uniform:N`.
+        recipe: a recipe, its file, `sd15`, `sdxl`, or `uniform:N`.
         calibration: codes, scales and biases by what the denoiser computes, much nearer to the original and minutes
             slower; None rounds the weights alone.
 
@@ -114,4 +114,4 @@ def _denoiser_name(pipeline: DiffusionPipeline) -> str:
         if getattr(component, "peft_config", None):
             raise InputError(f"{name}: got a model with adapters, wanted it without: unload or fuse them first")
         return name
-    raise InputError(f"pipeline: got a {type(pipeline).__name__}, wanted one with {' or '.join(DENOISERS)}")
+    raise InputError(f"pipeline: got a {type(pipeline).__name__}, wanted one with {DENOISER_KINDS}")

@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -6,7 +10,8 @@ from bitsfusion.architectures.layers import FIRST_LAST_BITS, LayerRole
 from bitsfusion.architectures.registry import feature_width, layer_kind, layers_to_assign, model_layers
 from bitsfusion.errors import InputError
 from bitsfusion.packing.accounting import average_bits
-from bitsfusion.recipe.published import published_recipe
+from bitsfusion.recipe.named import recipe_bits
+from bitsfusion.recipe.published import published_recipe, published_weights
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +54,42 @@ def test_every_kind_of_layer_has_a_name(sd15_unet):
     assert kinds["mid_block.attentions.0.transformer_blocks.0.attn2.to_k"] == "cross-attention"
     assert kinds["mid_block.attentions.0.proj_in"] == "projection"
     assert len(set(kinds.values())) == 8
+
+
+SDXL = {
+    "sample_size": 128,
+    "cross_attention_dim": 2048,
+    "attention_head_dim": (5, 10, 20),
+    "use_linear_projection": True,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+
+
+def test_sdxls_base_recipe():
+    """It fits SDXL's UNet, averages 1.99 bits with all embeddings at 8, and keeps what SD-v1.5's says of kinds."""
+    with torch.device("meta"):
+        layers = model_layers(UNet2DConditionModel(**SDXL))
+    weights = {name: layer.numel for name, layer in layers.items()}
+    recipe = recipe_bits("sdxl", layers)
+    assert published_weights("sdxl") == weights
+    given = {name for name, layer in layers.items() if layer.role in (LayerRole.QUANTIZED, LayerRole.FIRST_LAST)}
+    assert recipe.keys() == given and recipe["conv_in"] == recipe["conv_out"] == FIRST_LAST_BITS
+    average = average_bits(weights, dict.fromkeys(layers, 8) | recipe, 0)
+    assert 1.989 < average <= 1.99
+    mean = {leaf: sum(b for n, b in recipe.items() if leaf in n) for leaf in ("attn2.to_k", "ff.net.2", "proj_in")}
+    count = {leaf: sum(leaf in n for n in recipe) for leaf in mean}
+    assert mean["proj_in"] / count["proj_in"] > mean["attn2.to_k"] / count["attn2.to_k"] > 1.2
+    assert mean["ff.net.2"] / count["ff.net.2"] < mean["attn2.to_k"] / count["attn2.to_k"]
+
+
+def test_it_is_what_its_script_makes(tmp_path):
+    root = Path(__file__).parents[2]
+    script, shipped = root / "tools" / "carry_recipe.py", root / "src/bitsfusion/recipe/recipes/sdxl.json"
+    subprocess.run([sys.executable, script, tmp_path / "sdxl.json"], check=True, capture_output=True)
+    assert (tmp_path / "sdxl.json").read_bytes() == shipped.read_bytes()

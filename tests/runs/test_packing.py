@@ -219,7 +219,9 @@ def test_a_pipeline_of_an_unknown_denoiser(tmp_path):
     save_file({"weight": torch.zeros(1)}, tmp_path / "transformer" / "diffusion_pytorch_model.safetensors")
     index = {"_class_name": "WanPipeline", "transformer": ["diffusers", "WanTransformer3DModel"]}
     write_json(tmp_path / "model_index.json", index)
-    with pytest.raises(InputError, match="got a WanPipeline whose transformer is a WanTransformer3DModel, wanted"):
+    with pytest.raises(
+        InputError, match="got a WanPipeline whose transformer is a WanTransformer3DModel, which makes videos, wanted"
+    ):
         init_pipeline(str(tmp_path), tmp_path / "out", recipe="uniform:2")
 
 
@@ -229,7 +231,7 @@ def test_a_students_checkpoint(tmp_path):
     student = pipeline.unet
     fake_quantize_model(student, recipe_bits("uniform:2", model_layers(student)), ScaleInit.MINMAX)
     save_student(tmp_path / "stage", student, identity(student, {}, "", 1))
-    config = pack_checkpoint(tmp_path / "stage", "embedded", tmp_path / "out")
+    (config,) = pack_checkpoint(tmp_path / "stage", "embedded", tmp_path / "out").values()
     assert config.provenance == {"checkpoint": "stage"}
     write_pipeline(pipeline, student, tmp_path / "loaded", BASIS, source_sha256=config.source_sha256)
     weights = "unet/diffusion_pytorch_model.safetensors"

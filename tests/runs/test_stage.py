@@ -155,6 +155,13 @@ def test_presets_from_a_calibrated_start_resolve(name, trained, steps):
     assert (config.stage1.max_train_steps, config.stage2.max_train_steps) == steps
 
 
+def test_sdxls_presets_resolve():
+    full, one = (read_training_config(CONFIGS / f"{name}.yaml") for name in ("sdxl", "sdxl_one_gpu"))
+    assert (full.stage1.total_batch_size, full.stage2.total_batch_size) == (256, 1024)
+    assert (full.stage1.trained, one.stage1.trained) == ("all", "light") and one.scale_init == "calibrated"
+    assert full.data.resolution == one.data.resolution == 1024
+
+
 def test_the_plan_reads_the_models_own_shape(config_file):
     plan = plan_training(
         read_training_config(config_file, ["training.train_batch_size=1", "training.total_batch_size=8"])
@@ -164,3 +171,8 @@ def test_the_plan_reads_the_models_own_shape(config_file):
     assert stage.parameters == sum(parameter.numel() for parameter in unet.parameters())
     assert stage.parameters > sum(layer.numel for layer in model_layers(unet).values())
     assert stage.bytes["teacher"] == 2 * stage.parameters and stage.samples_per_step == 8
+
+
+def test_the_few_step_preset_resolves():
+    config = read_training_config(CONFIGS / "lcm_stage1.yaml")
+    assert (config.data.kind, config.data.steps, config.training.stage) == ("trajectories", 4, 1)

@@ -10,6 +10,9 @@ import pytest
 import torch
 import yaml
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+from diffusers.training_utils import compute_density_for_timestep_sampling
 
 from bitsfusion.data.batches import Batch
 from bitsfusion.diffusion.process import process_of
@@ -22,6 +25,7 @@ from bitsfusion.training.optimizer import RELATIVE, build_optimizer, learning_ra
 from bitsfusion.training.samples import draw_sample
 from bitsfusion.training.time_steps import time_step_sampler
 
+from ..tiny.transformers import build_transformer
 from ..tiny.unet import build_unet
 from .small_run import build_student
 
@@ -216,6 +220,57 @@ def test_logit_normal_times_are_shifted_towards_noise():
     t = time_step_sampler(TimeStepConfig(kind="logit_normal"), flow)(100_000, np.random.default_rng(0))
     assert t.dtype == torch.float32
     assert t.median().item() == pytest.approx(750, abs=5), "the median of the normal is 0: half, shifted"
+
+
+QWEN_IMAGE = {"base_image_seq_len": 256, "max_image_seq_len": 8192, "base_shift": 0.5, "max_shift": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "tokens"),
+    [
+        ("FluxTransformer2DModel", {"shift": 3.0}, 16),
+        ("SD3Transformer2DModel", {"shift": 3.0, "time_shift_type": "linear"}, 16),
+        ("QwenImageTransformer2DModel", QWEN_IMAGE, 16),
+        ("ZImageTransformer2DModel", {}, 16),
+    ],
+)
+def test_a_shift_by_size_is_the_schedulers(name, options, tokens):
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **options)
+    process = process_of(scheduler, build_transformer(name)).at_size((8, 8))
+    unit = np.linspace(1, 1 / 7, 7)
+    own = scheduler.config
+    sizes = own.base_image_seq_len or 256, own.max_image_seq_len or 4096
+    mu = calculate_shift(tokens, *sizes, own.base_shift or 0.5, own.max_shift or 1.15)
+    scheduler.set_timesteps(sigmas=unit, mu=mu)
+    assert torch.allclose(process.time_steps(torch.from_numpy(unit)), scheduler.timesteps, rtol=1e-5)
+
+
+def test_flux2_shifts_by_its_own_fit():
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    process = process_of(scheduler, build_transformer("Flux2Transformer2DModel"))
+    for side in (16, 64):
+        unit = np.linspace(1, 1 / 50, 50)
+        scheduler.set_timesteps(sigmas=unit, mu=compute_empirical_mu(side * side, 50))
+        found = process.at_size((side, side)).time_steps(torch.from_numpy(unit))
+        assert torch.allclose(found, scheduler.timesteps, rtol=1e-5)
+
+
+def test_a_few_times_are_those_of_the_sampler():
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    t = time_step_sampler(TimeStepConfig(kind="few", steps=4), process_of(scheduler))(200, np.random.default_rng(0))
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 4, 4))
+    assert torch.allclose(t.unique().flip(0), scheduler.timesteps, rtol=1e-6)
+    with pytest.raises(ValueError, match="steps: got 4 with kind uniform"):
+        TimeStepConfig(kind="uniform", steps=4)
+
+
+def test_mode_is_stable_diffusion_3s():
+    flow = process_of(FlowMatchEulerDiscreteScheduler(shift=1.0))
+    ours = time_step_sampler(TimeStepConfig(kind="mode"), flow)(100_000, np.random.default_rng(0)) / 1000
+    generator = torch.Generator().manual_seed(0)
+    theirs = compute_density_for_timestep_sampling("mode", 100_000, mode_scale=1.29, generator=generator)
+    at = torch.linspace(0.01, 0.99, 21, dtype=torch.float64)
+    assert torch.allclose(ours.double().quantile(at), theirs.double().quantile(at), atol=0.005)
 
 
 @pytest.mark.parametrize(

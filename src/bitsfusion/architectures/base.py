@@ -211,6 +211,10 @@ class Denoiser(Architecture):
         """VAE latents on a side of one of its own: 2 where its channels hold patches."""
         return 1
 
+    def patch(self, config: Mapping[str, Any]) -> int:
+        """Latents on a side of one of its tokens."""
+        return 1
+
     def prompt_tokens(self, tokens: int) -> int:
         """Tokens that it is given for a prompt that its pipeline pads to `tokens`."""
         return tokens

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bitsfusion.architectures.base import Architecture, Denoiser
 from bitsfusion.architectures.generic import generic_transformer
+from bitsfusion.architectures.latents import Latents
 from bitsfusion.architectures.layers import LayerInfo, LayerRole
 from bitsfusion.architectures.text import TEXT_ENCODERS
 from bitsfusion.architectures.transformer import TRANSFORMERS
 from bitsfusion.architectures.unet import UNET
-from bitsfusion.architectures.vae import VAES
+from bitsfusion.architectures.vae import VAES, Autoencoder
 from bitsfusion.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,6 +27,22 @@ DENOISERS: Mapping[str, Denoiser] = {name: made for name, made in ARCHITECTURES.
 
 DENOISER_COMPONENTS = tuple(dict.fromkeys(made.component for made in DENOISERS.values()))
 """What pipelines call them: unet, transformer."""
+
+
+DENOISER_KINDS = f"a {UNET.name} or an image transformer of diffusers"
+"""What is packed as a denoiser, in words."""
+
+_PURPOSES = (
+    (re.compile(r"ControlNet|Adapter"), "which steers another model"),
+    (re.compile(r"3D(Condition)?Model|SpatioTemporal|Video|MotionModel"), "which makes videos"),
+    (re.compile(r"1DModel|Audio|Music"), "which makes sound"),
+)
+
+
+def described(name: str) -> str:
+    """A class that is not packed as a denoiser, with what it is for where its name tells."""
+    purpose = next((words for pattern, words in _PURPOSES if pattern.search(name)), None)
+    return name if purpose is None else f"{name}, {purpose}"
 
 
 def architecture_named(name: str) -> Architecture | None:
@@ -50,6 +68,19 @@ def architecture_of(model: nn.Module) -> Architecture | None:
     return next((each for each in found if each is not None), None)
 
 
+def latents_of(vae: nn.Module) -> Latents:
+    """What an autoencoder makes of images.
+
+    Raises:
+        InputError: it is none that is known.
+    """
+    found = architecture_of(vae)
+    if not isinstance(found, Autoencoder):
+        wanted = ", ".join(made.name for made in VAES)
+        raise InputError(f"vae: got a {type(vae).__name__}, wanted one of {wanted}")
+    return found.latents
+
+
 def denoiser_of(model: nn.Module) -> Denoiser:
     """The same of a model that is called once a step.
 
@@ -58,7 +89,7 @@ def denoiser_of(model: nn.Module) -> Denoiser:
     """
     found = architecture_of(model)
     if not isinstance(found, Denoiser):
-        raise InputError(f"model: got a {type(model).__name__}, wanted one of {', '.join(DENOISERS)}")
+        raise InputError(f"model: got a {type(model).__name__}, wanted {DENOISER_KINDS}")
     return found
 
 

@@ -108,6 +108,11 @@ class Transformer(Denoiser):
     def compression(self) -> int:
         return self._inputs().compression
 
+    def patch(self, config: Mapping[str, Any]) -> int:
+        values = self._values(config)
+        own = values.get("patch_size") or values.get("all_patch_size") or 1
+        return max(self._inputs().patch, own if isinstance(own, int) else own[0])  # either counts them, or both
+
     def prompt_tokens(self, tokens: int) -> int:
         return tokens + self._inputs().more_tokens
 

@@ -20,7 +20,7 @@ class DrawnData:
     """Scenes of a drawn world with captions of one split; see `TrainingData`.
 
     Args:
-        vae: the pipeline's AutoencoderKL; each distinct scene goes through it once, here.
+        vae: the pipeline's; each distinct scene goes through it once, here.
         conditioner: of the pipeline's prompts.
         seed: of the pool and of the order.
         pool: how many captioned scenes there are.

@@ -6,18 +6,22 @@ matching, where z_t = (1 - s) z_0 + s noise and t = 1000 s.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from diffusers import DDPMScheduler, SchedulerMixin
-from torch import Tensor
+from torch import Tensor, nn
 
+from bitsfusion.architectures.registry import denoiser_of
 from bitsfusion.errors import InputError
 
 _FLOW_CLASSES = ("FlowMatch", "SanaFlow", "SCMScheduler")
+_USUAL_STEPS = 50
 _FLOW_FLAGS = ("use_flow_sigmas", "use_flow_sigma")
 
 
@@ -55,6 +59,10 @@ class Process(Protocol):
 
     def uniform(self, count: int, generator: torch.Generator) -> Tensor:
         """`count` random time steps, on the generator's device."""
+        ...
+
+    def at_size(self, latent_size: Sequence[int]) -> Process:
+        """The process on latents of this height and width: larger pictures want more noise in some flows."""
         ...
 
 
@@ -112,6 +120,38 @@ class NoiseSchedule:
     def uniform(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.randint(0, self.steps, (count,), generator=generator)
 
+    def at_size(self, latent_size: Sequence[int]) -> Process:
+        return self
+
+
+@dataclass(frozen=True)
+class DynamicShift:
+    """A shift that grows with the number of a picture's tokens, between two of them on a line (FLUX, SD 3.5).
+
+    Fields:
+        tokens: at which `ends` are reached.
+        ends: mu at either.
+        exponential: the shift is e^mu, else mu itself.
+        patch: latents on a side of a token.
+        empirical: tokens -> mu instead of the line.
+    """
+
+    tokens: tuple[int, int] = (256, 4096)
+    ends: tuple[float, float] = (0.5, 1.15)
+    exponential: bool = True
+    patch: int = 1
+    empirical: Callable[[int], float] | None = None
+
+    def shift(self, latent_size: Sequence[int]) -> float:
+        """For latents of this height and width."""
+        count = (latent_size[0] // self.patch) * (latent_size[1] // self.patch)
+        if self.empirical is not None:
+            mu = self.empirical(count)
+        else:
+            slope = (self.ends[1] - self.ends[0]) / (self.tokens[1] - self.tokens[0])
+            mu = self.ends[0] + slope * (count - self.tokens[0])
+        return math.exp(mu) if self.exponential else mu
+
 
 @dataclass(frozen=True)
 class Flow:
@@ -120,10 +160,12 @@ class Flow:
     Fields:
         steps: num_train_timesteps.
         shift: of the times towards noise, s' = shift s / (1 + (shift - 1) s); 1 leaves them.
+        dynamic: what the shift follows from instead, once `at_size` says how large the latents are.
     """
 
     steps: int = 1000
     shift: float = 1.0
+    dynamic: DynamicShift | None = None
 
     def _level(self, timesteps: Tensor, like: Tensor) -> Tensor:
         return (timesteps.to(torch.float32) / self.steps).to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
@@ -150,6 +192,9 @@ class Flow:
     def uniform(self, count: int, generator: torch.Generator) -> Tensor:
         return self.time_steps(torch.rand(count, generator=generator))
 
+    def at_size(self, latent_size: Sequence[int]) -> Process:
+        return self if self.dynamic is None else Flow(self.steps, self.dynamic.shift(latent_size))
+
 
 def is_flow(scheduler_config: Mapping[str, Any]) -> bool:
     """Whether a scheduler's config is of flow matching."""
@@ -158,22 +203,41 @@ def is_flow(scheduler_config: Mapping[str, Any]) -> bool:
     return flags or name.startswith(_FLOW_CLASSES) or scheduler_config.get("prediction_type") == "flow_prediction"
 
 
-def process_of(scheduler: SchedulerMixin, shift: float | None = None) -> Process:
+def process_of(scheduler: SchedulerMixin, denoiser: nn.Module | None = None) -> Process:
     """The process of a pipeline's scheduler.
 
     Args:
         scheduler: as the pipeline has it; one that was never saved does not name its class in its config.
-        shift: of a flow, instead of the config's own.
+        denoiser: says how many latents are a token, where the shift goes by size.
 
     Raises:
         InputError: a prediction type that is neither epsilon, v_prediction nor a flow.
     """
     config: dict[str, Any] = {**scheduler.config, "_class_name": type(scheduler).__name__}
     if is_flow(config):
-        own = config.get("shift", config.get("flow_shift"))
-        return Flow(int(config.get("num_train_timesteps", 1000)), float(shift or own or 1.0))
+        steps = int(config.get("num_train_timesteps", 1000))
+        if config.get("use_dynamic_shifting"):
+            return Flow(steps, dynamic=_dynamic_shift(config, denoiser))
+        return Flow(steps, float(config.get("shift", config.get("flow_shift")) or 1.0))
     noisy = DDPMScheduler.from_config(scheduler.config)
     kind = noisy.config.prediction_type
     if kind not in ("epsilon", "v_prediction"):
         raise InputError(f"scheduler: got prediction_type {kind!r}, wanted epsilon, v_prediction or a flow")
     return NoiseSchedule(noisy)
+
+
+def _dynamic_shift(config: Mapping[str, Any], denoiser: nn.Module | None) -> DynamicShift:
+    """As the scheduler's config says; FLUX.2's pipelines have a fit of their own, here at its usual 50 steps."""
+    family = None if denoiser is None else denoiser_of(denoiser)
+    empirical = None
+    if family is not None and family.name == "Flux2Transformer2DModel":
+        from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+
+        empirical = functools.partial(compute_empirical_mu, num_steps=_USUAL_STEPS)
+    return DynamicShift(
+        (int(config.get("base_image_seq_len") or 256), int(config.get("max_image_seq_len") or 4096)),
+        (float(config.get("base_shift") or 0.5), float(config.get("max_shift") or 1.15)),
+        config.get("time_shift_type", "exponential") == "exponential",
+        1 if family is None else family.patch(getattr(denoiser, "config", {})),
+        empirical,
+    )

@@ -44,9 +44,10 @@ def make_probe(
         pipeline: gives text encoders and the noise schedule.
         timesteps: [samples], where they are asked; evenly over the whole schedule where not given.
     """
-    process = process_of(pipeline.scheduler)
-    conditioner, device = conditioner_of(pipeline), next(pipeline_denoiser(pipeline).parameters()).device
+    model = pipeline_denoiser(pipeline)
+    conditioner, device = conditioner_of(pipeline), next(model.parameters()).device
     batch = data.batch(step=seed, rank=0, world_size=1, size=samples)
+    process = process_of(pipeline.scheduler, model).at_size(batch.latents.shape[-2:])
     generator = torch.Generator("cpu").manual_seed(seed)
     if timesteps is None:
         timesteps = process.spread(samples)[torch.randperm(samples, generator=generator)]

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from bitsfusion.architectures.original import Layout, Source, original_layout
-from bitsfusion.architectures.registry import DENOISER_COMPONENTS
 from bitsfusion.architectures.unet import UNET
-from bitsfusion.artifact.reader import PackedFolder, open_components
+from bitsfusion.artifact.reader import PackedFolder
 from bitsfusion.errors import InputError
 from bitsfusion.exporting.exported import Exported, Progress, Tally, check_choice, written
 from bitsfusion.exporting.gguf_blocks import BLOCK_TYPES, BlockType, Levels
+from bitsfusion.exporting.original import packed_denoiser
 from bitsfusion.exporting.weights import PackedWeights, open_weights
 from bitsfusion.io.atomic import atomic_path
 from bitsfusion.pipelines.resolve import resolve
@@ -64,7 +64,7 @@ def export_gguf(
     check_choice("names", names, dict.fromkeys(NAMES))
     if out.exists():
         raise InputError(f"out: got {out}, which is there, wanted a new file")
-    folder = _denoiser(resolve(model).path)
+    folder = packed_denoiser(resolve(model).path)
     tally, notes = Tally(), list[str]()
     with open_weights(folder) as weights, atomic_path(out) as temporary:
         tensors = _tensors(weights, progress, len(folder.config.layers))
@@ -113,14 +113,6 @@ def _chosen(types: str | None) -> tuple[BlockType, ...]:
     for name in asked:
         check_choice("types", name, BLOCK_TYPES)
     return tuple(kind for name, kind in BLOCK_TYPES.items() if name in asked)
-
-
-def _denoiser(path: Path) -> PackedFolder:
-    found = open_components(path)
-    for name in ("", *DENOISER_COMPONENTS):
-        if name in found:
-            return found[name]
-    raise InputError(f"{path}: got no packed denoiser, wanted a packed {' or '.join(DENOISER_COMPONENTS)}")
 
 
 def _tensors(weights: PackedWeights, progress: Progress | None, total: int) -> dict[str, _Rows | Tensor]:

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from bitsfusion.architectures.base import Architecture, Denoiser
-from bitsfusion.architectures.registry import DENOISER_COMPONENTS, DENOISERS, architecture_named, class_name
+from bitsfusion.architectures.registry import (
+    DENOISER_COMPONENTS,
+    DENOISER_KINDS,
+    architecture_named,
+    class_name,
+    described,
+)
 from bitsfusion.errors import InputError
 from bitsfusion.io.hashes import sha256_file, sha256_folder, sha256_json
 from bitsfusion.io.texts import read_json
@@ -114,15 +120,18 @@ class PipelineFolder:
         for component in self.components:
             if isinstance(component.architecture, Denoiser):
                 return component
-        known = " or ".join(DENOISERS)
         got = self.class_name or "folder"
+        if self.form is Form.COMPONENT:
+            raise InputError(f"{self.path}: got a {described(self.components[0].class_name)}, wanted {DENOISER_KINDS}")
         for name in DENOISER_COMPONENTS:
             other = self.component(name)
             if other is not None:
-                raise InputError(f"{self.path}: got a {got} whose {name} is a {other.class_name}, wanted a {known}")
-        without = "UNet or transformer" if self.form is not Form.COMPONENT else f"{known} in it"
+                kind = described(other.class_name)
+                raise InputError(f"{self.path}: got a {got} whose {name} is a {kind}, wanted {DENOISER_KINDS}")
         classes = ", ".join(component.class_name for component in self.components) or "nothing"
-        raise InputError(f"{self.path}: got a {got} without a {without} ({classes}), wanted one with a {known}")
+        raise InputError(
+            f"{self.path}: got a {got} without a UNet or transformer ({classes}), wanted one with {DENOISER_KINDS}"
+        )
 
     @property
     def optional(self) -> tuple[str, ...]:

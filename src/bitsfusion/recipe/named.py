@@ -1,4 +1,4 @@
-"""A recipe as a user names it: a file, a published one, or the same bits everywhere."""
+"""A recipe as a user names it: a file, one that is shipped, or the same bits everywhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bitsfusion.architectures.layers import FIRST_LAST_BITS, LayerInfo, LayerRole
 from bitsfusion.errors import InputError
-from bitsfusion.recipe.published import PUBLISHED, published_recipe, published_weights
+from bitsfusion.recipe.published import SHIPPED, published_recipe, published_weights
 from bitsfusion.recipe.schema import check_fits, check_layers, read_recipe
 
 UNIFORM = "uniform:"
@@ -15,22 +15,22 @@ UNIFORM = "uniform:"
 
 def is_file(recipe: str) -> bool:
     """Whether `recipe` names a file."""
-    return recipe not in PUBLISHED and not recipe.startswith(UNIFORM)
+    return recipe not in SHIPPED and not recipe.startswith(UNIFORM)
 
 
 def recipe_bits(recipe: str, layers: Mapping[str, LayerInfo]) -> dict[str, int]:
     """Bits for `layers` (see `model_layers`); time and conditioning layers only where the recipe has them.
 
     Args:
-        recipe: a recipe file, `sd15` (see `PUBLISHED`), or `uniform:N` for N bits in every layer, but 8 in conv_in
-            and conv_out.
+        recipe: a recipe file, `sd15` or `sdxl` (see `published_recipe`), or `uniform:N` for N bits in every
+            layer, but 8 in conv_in and conv_out.
 
     Raises:
         InputError: no such recipe, or one that does not fit these layers (names them).
     """
     if recipe.startswith(UNIFORM):
         bits: Mapping[str, int] = _uniform(recipe, layers)
-    elif recipe in PUBLISHED:
+    elif recipe in SHIPPED:
         check_layers(published_weights(recipe), (), layers, f"recipe {recipe}")
         bits = published_recipe(recipe)
     elif Path(recipe).is_file():
@@ -38,8 +38,8 @@ def recipe_bits(recipe: str, layers: Mapping[str, LayerInfo]) -> dict[str, int]:
         check_fits(read, layers, recipe)
         bits = read.bits
     else:
-        known = ", ".join(PUBLISHED)
-        raise InputError(f"recipe: got {recipe!r}, wanted a recipe file, uniform:N, or a published one ({known})")
+        known = ", ".join(SHIPPED)
+        raise InputError(f"recipe: got {recipe!r}, wanted a recipe file, uniform:N, or one of {known}")
     return {name: count for name, count in bits.items() if name in layers}
 
 

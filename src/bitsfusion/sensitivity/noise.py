@@ -21,13 +21,13 @@ def noisy_latents(pipeline: Any, data: TrainingData, step: int, size: int, seed:
         spread: time steps evenly over the whole schedule, instead of uniformly random ones.
     """
     batch = data.batch(step=step, rank=0, world_size=1, size=size)
-    process = process_of(pipeline.scheduler)
+    model: Any = pipeline_denoiser(pipeline)
+    process = process_of(pipeline.scheduler, model).at_size(batch.latents.shape[-2:])
     generator = torch.Generator("cpu").manual_seed(seed * 1_000_003 + step)
     noise = torch.randn(batch.latents.shape, generator=generator)
     timesteps = process.spread(size) if spread else process.uniform(size, generator)
     noisy = process.add_noise(batch.latents.float(), noise, timesteps)
     conditioning = conditioner_of(pipeline).encode(batch.prompts, noisy.shape[-2:], batch.sizes)
-    model: Any = pipeline_denoiser(pipeline)
     return NoisySamples(noisy, timesteps, conditioning).to(model.device, model.dtype)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,16 +19,21 @@ def _no_as_text(value: Any) -> Any:
 
 
 class TimeStepConfig(BaseModel):
-    """How time steps are drawn: Beta(alpha, beta) (section 4.2), uniform, logit-normal, or as a measured curve says."""
+    """How time steps are drawn: Beta(alpha, beta) (section 4.2), uniform, logit-normal, by mode, as a measured curve
+    says, or a step-distilled model's own few."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["beta", "uniform", "logit_normal", "measured"] = "beta"
+    kind: Literal["beta", "uniform", "logit_normal", "mode", "measured", "few"] = "beta"
     alpha: float = Field(3.0, gt=0)
     beta: float = Field(1.0, gt=0)
     mean: float = 0.0
     std: float = Field(1.0, gt=0)
     """Standard deviation of `logit_normal`'s normal variable, whose mean is `mean`."""
+    mode_scale: float = Field(1.29, ge=-1, le=2 / (math.pi - 2))
+    """Of `mode`: how much the middle is preferred (above 0) or both ends are; 1.29 is Stable Diffusion 3's."""
+    steps: int | None = Field(None, ge=1)
+    """For `few`: how many sampler steps the model is made for; times are T, T (1 - 1 / steps), ... before the shift."""
     curve: Path | None = None
     """For `measured`: the file that `bitsfusion timesteps` wrote; a step is drawn in proportion to its error."""
 
@@ -35,6 +41,8 @@ class TimeStepConfig(BaseModel):
     def _check(self) -> TimeStepConfig:
         if (self.kind == "measured") != (self.curve is not None):
             raise ValueError(f"curve: got {self.curve} with kind {self.kind}, wanted a file with kind measured only")
+        if (self.kind == "few") != (self.steps is not None):
+            raise ValueError(f"steps: got {self.steps} with kind {self.kind}, wanted a number with kind few only")
         return self
 
 
@@ -150,6 +158,9 @@ class TrainingConfig(BaseModel):
         samples = self.train_batch_size * self.accumulation(processes) * processes
         usual = {"trained"} if self.trained == "all" else set()  # so that older runs resume
         options = self.model_dump(mode="json", exclude=split | kept | shown | usual)
+        for kind, name in (("mode", "mode_scale"), ("few", "steps")):
+            if self.timesteps.kind != kind:  # so that older runs resume
+                del options["timesteps"][name]
         if self.timesteps.curve:
             options["timesteps"]["curve"] = sha256_json(read_json(self.timesteps.curve))
         return {"samples_per_step": samples, "scale_steps": "relative", **options}

@@ -103,7 +103,7 @@ def train(
             failed step is kept.
     """
     _check(student, teacher, config)
-    conditioner, process = conditioner_of(pipeline, student), process_of(pipeline.scheduler)
+    conditioner, process = conditioner_of(pipeline, student), process_of(pipeline.scheduler, student)
     out_dir = Path(out_dir)
     accelerator = build_accelerator(config, out_dir)
     accumulation = config.accumulation(accelerator.num_processes)

@@ -22,10 +22,13 @@ Draw: TypeAlias = Callable[[int, np.random.Generator], Tensor]
 
 
 def time_step_sampler(config: TimeStepConfig, process: Process) -> Draw:
-    """Draws random time steps at u ~ Beta(alpha, beta), uniform or logit-normal on [0, 1); or by a measured curve.
+    """Draws random time steps at u ~ Beta(alpha, beta), uniform, logit-normal or by mode on [0, 1]; or by a measured
+    curve, or among a few.
 
     A noise schedule of T steps takes floor(T x u); a flow takes T x s, where s is u after the flow's shift.
-    Logit-normal is Stable Diffusion 3's: the logistic function of a normal variable.
+    Logit-normal and mode are Stable Diffusion 3's (arXiv 2403.03206, section 3.1): the logistic function of a normal
+    variable; 1 - u - scale (cos^2(pi u / 2) - 1 + u) of a uniform one. A model distilled to N steps sees
+    u = 1, 1 - 1/N, ..., 1/N alone.
 
     Differs from the paper: it says "t ~ Beta(3, 1) over [0, 999]" and not how t becomes an integer; here each
     step has the probability of its own interval [t / total, (t + 1) / total). `measured` is not in the paper: the
@@ -49,6 +52,12 @@ def time_step_sampler(config: TimeStepConfig, process: Process) -> Draw:
     def draw_unit(count: int, rng: np.random.Generator) -> Tensor:
         if config.kind == "logit_normal":
             unit = 1 / (1 + np.exp(-rng.normal(config.mean, config.std, count)))
+        elif config.kind == "mode":
+            even = rng.random(count)
+            unit = 1 - even - config.mode_scale * (np.cos(np.pi * even / 2) ** 2 - 1 + even)
+        elif config.kind == "few":
+            assert config.steps is not None
+            unit = 1 - rng.integers(config.steps, size=count) / config.steps
         else:
             unit = rng.beta(config.alpha, config.beta, count) if config.kind == "beta" else rng.random(count)
         return process.time_steps(torch.from_numpy(unit))
