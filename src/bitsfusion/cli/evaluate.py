@@ -10,7 +10,7 @@ import typer
 
 from bitsfusion.cli.console import print_json, print_table, progress_bars
 from bitsfusion.cli.interruption import resumable
-from bitsfusion.cli.options import Device, Json, Quiet
+from bitsfusion.cli.options import Device, Json, Quiet, Size
 from bitsfusion.data.pictures import holds_pictures, is_tree
 from bitsfusion.devices import AUTO, resolve
 from bitsfusion.diffusion.process import is_flow
@@ -81,6 +81,7 @@ def evaluate(
     steps: Annotated[int, typer.Option(min=1)] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next ones count on.")] = 1024,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    size: Size = None,
     out: Annotated[
         Path, typer.Option(help="Folder for the images and scores.json; the same command continues.")
     ] = Path("evaluation"),
@@ -131,6 +132,7 @@ def evaluate(
         steps=steps,
         guidance=(guidance_of(model, against),) if guidance is None else _guidance(guidance),
         batch_size=batch_size,
+        size=size,
         device=device,
         dtype=DTYPES[dtype],
     )

@@ -17,6 +17,9 @@ Model = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Size = Annotated[
+    int | None, typer.Option(min=8, help="Pixels of a side, where the pictures are not to be of the model's own size.")
+]
 Device = Annotated[
     str, typer.Option(help=f"Where it computes: {AUTO} (an accelerator if there is one), cpu, cuda, cuda:1, mps.")
 ]
