@@ -24,19 +24,22 @@ class Batch:
         names: n names for error messages (file names or captions).
         sizes: [n, 4] int64, height and width of the original images, and top and left of the crop; None where
             the images were made in their size.
+        timesteps: [n], where the latents are z_t as the denoiser is given them and no images: at what time steps.
     """
 
     latents: Tensor
     prompts: Mapping[str, Tensor]
     names: tuple[str, ...] = ()
     sizes: Tensor | None = None
+    timesteps: Tensor | None = None
 
     def rows(self, chosen: Sequence[int]) -> Batch:
         """Some of the samples, in the order asked for."""
         at = torch.tensor(chosen, dtype=torch.int64)
         names = tuple(self.names[index] for index in chosen) if self.names else ()
         prompts = {name: tensor[at] for name, tensor in self.prompts.items()}
-        return Batch(self.latents[at], prompts, names, None if self.sizes is None else self.sizes[at])
+        sizes, timesteps = (None if each is None else each[at] for each in (self.sizes, self.timesteps))
+        return Batch(self.latents[at], prompts, names, sizes, timesteps)
 
 
 def concatenate(parts: Sequence[Batch]) -> Batch:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from bitsfusion.errors import InputError
+from bitsfusion.errors import InputError, reason
 from bitsfusion.pipelines.folder import Component, PipelineFolder
 
 _POINTER = b"version https://git-lfs.github.com/spec/v1"
@@ -96,7 +96,7 @@ def check_safetensors(path: Path) -> None:
         with safe_open(path, framework="np"):
             pass
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: got {' '.join(str(error).split())}, wanted a whole safetensors file") from None
+        raise InputError(f"{path}: got {reason(error)}, wanted a whole safetensors file") from None
 
 
 def read_shapes(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:

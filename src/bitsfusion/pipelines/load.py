@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
-from bitsfusion.errors import InputError
+from bitsfusion.errors import InputError, reason
 from bitsfusion.pipelines.folder import Component, Form, PipelineFolder
 from bitsfusion.pipelines.resolve import EMBEDDED, resolve
 
@@ -58,8 +58,7 @@ def load_pipeline(model: str | PipelineFolder, dtype: torch.dtype = torch.float3
         absent = {name: None for name, entry in folder.index.items() if entry == [None, None]}
         pipeline: Any = DiffusionPipeline.from_pretrained(folder.path, dtype=dtype, **absent, **loaded)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{folder.path}: could not be loaded as a diffusers pipeline: {reason}") from None
+        raise InputError(f"{folder.path}: could not be loaded as a diffusers pipeline: {reason(error)}") from None
     result: StableDiffusionPipeline = pipeline
     return result
 

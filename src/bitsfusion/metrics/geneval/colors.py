@@ -39,18 +39,13 @@ class ClipColors:
 
     def __init__(self, scorer: ClipScorer, name: str) -> None:
         self.scorer = scorer
-        self._name = name
+        self.name = name
         self._directions: dict[str, torch.Tensor] = {}
 
     @classmethod
     def from_pretrained(cls, source: str = OFFICIAL_CLIP, device: str = "cpu") -> ClipColors:
         """By a CLIP model from a folder or hub id. Raises InputError where there is none."""
         return cls(ClipScorer.from_pretrained(source, device), source)
-
-    @property
-    def name(self) -> str:
-        """The CLIP model."""
-        return self._name
 
     def names(self, image: Image, found: Sequence[Detection], class_name: str) -> list[str]:
         """The likeliest of `COLORS` for each object."""
