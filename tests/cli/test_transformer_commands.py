@@ -78,6 +78,19 @@ def draw(pipeline: Any) -> np.ndarray:
     return images
 
 
+def adapt(model: Any) -> None:
+    """A LoRA on attention and feed-forward; PixArt's class takes none by itself."""
+    torch.manual_seed(0)
+    adapter = peft.LoraConfig(r=2, lora_alpha=2, target_modules=list(LORA))
+    if hasattr(model, "add_adapter"):
+        model.add_adapter(adapter)
+    else:
+        peft.inject_adapter_in_model(adapter, model)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+
+
 @pytest.mark.parametrize("case", MODELS)
 def test_served_as_diffusers_serves_it(case: str, folders: Folders, tmp_path: Path) -> None:
     dense, packed = folders(case)
@@ -95,19 +108,16 @@ def test_served_as_diffusers_serves_it(case: str, folders: Folders, tmp_path: Pa
     assert (tmp_path / "again" / file).read_bytes() == (packed / file).read_bytes()
     assert run("verify", tmp_path / "again") == 0
 
-    adapter = peft.LoraConfig(r=2, lora_alpha=2, target_modules=list(LORA), init_lora_weights="gaussian")
     pictures = []
     for pipeline in (small, load(packed)):
         if pipeline is not small:
             pipeline.transformer.dequantize()
             assert np.array_equal(draw(pipeline), picture)
-        torch.manual_seed(0)
-        pipeline.transformer.add_adapter(adapter)
-        for name, parameter in pipeline.transformer.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.5)
+        adapt(pipeline.transformer)
         pictures.append(draw(pipeline))
-        pipeline.transformer.disable_adapters()
+        for part in pipeline.transformer.modules():
+            if isinstance(part, peft.tuners.tuners_utils.BaseTunerLayer):
+                part.enable_adapters(False)
         assert np.array_equal(draw(pipeline), picture)
     assert np.array_equal(*pictures) and not np.array_equal(pictures[0], picture)
 
@@ -125,7 +135,7 @@ def test_the_steps_of_the_method(case: str, folders: Folders, pictures: Path, tm
     data = ["--data", pictures, "--resolution", 16, "--samples", 2, "--quiet"]
     table, recipe = tmp_path / "table.json", tmp_path / "recipe.json"
     assert run("analyze", dense, *data, "--method", "jacobian", "--out", table) == 0
-    assert run("assign", table, "--bits", 5, "--out", recipe) == 0
+    assert run("assign", table, "--bits", 7, "--out", recipe) == 0
 
     settings = CalibrationSettings(samples=2, steps=1, size=16, rows=64)
     init_pipeline(str(dense), tmp_path / "made", recipe=str(recipe), calibration=CalibrationJob(settings=settings))
