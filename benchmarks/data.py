@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
+from bitsfusion.data.batches import Batch
 from bitsfusion.data.cached import CachedData
 from bitsfusion.data.encoder import Encoder
 from bitsfusion.data.hf_dataset import HfDataset
@@ -93,11 +94,11 @@ def filled_cache(folder: Path, encoder: Encoder, shape: tuple[int, ...], chunks:
     """A cache of random latents in its usual chunks of 512."""
     cache = LatentCache(folder, {"random": True})
     for number in range(chunks):
-        names = [f"{number}/{row}.jpg" for row in range(512)]
-        ids = encoder.token_ids(["a photograph of things"]).expand(512, -1)
-        latents = torch.randn((512, *shape)).half()
-        last = number == chunks - 1
-        cache.write(0, latents, ids, names=names, bad=[], cut=0, content=str(number), last=last)
+        names = tuple(f"{number}/{row}.jpg" for row in range(512))
+        rows = encoder.conditioner.rows(["a photograph of things"])
+        prompts = {name: row.expand(512, *row.shape[1:]) for name, row in rows.items()}
+        samples = Batch(torch.randn((512, *shape)).half(), prompts, names)
+        cache.write(0, samples, bad=[], cut=0, content=str(number), last=number == chunks - 1)
     return CachedData(cache.chunks(0), {})
 
 

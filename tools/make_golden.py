@@ -11,8 +11,8 @@ from the levels and scales before packing.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
-import sys
 from pathlib import Path
 
 import torch
@@ -92,7 +92,11 @@ def expected(unet: nn.Module, features: Features) -> dict[str, str]:
 
 
 def main() -> None:
-    target = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="a new folder, such as tests/artifact/golden/v2")
+    target: Path = parser.parse_args().folder
+    if target.exists():
+        parser.error(f"{target}: is there already, and golden folders are made once")
     hashes = {}
     channels = time_feature_rows(tiny_unet(), (1,)).shape[1]
     for name, features in (("basis", made_up_basis(channels)), ("fractions", COVERAGE)):

@@ -11,3 +11,8 @@ class InputError(BitsFusionError):
 
 class ArtifactError(BitsFusionError):
     """A broken packed folder or a failed check; names the layer. The command line exits with code 1."""
+
+
+def reason(error: BaseException) -> str:
+    """What another library says went wrong, as one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -17,6 +17,13 @@ CALL = re.compile(
     r"(?<![.\w])(self\.)?(unet|denoiser|student|teacher|transformer)\(|(?<![.\w])model\(\*|encoder_hidden_states="
     r"|\.predict\(model, "
 )
+UNET_BY_NAME = re.compile(r"""["'/]unet["'/]|pipeline\.unet\b""")
+NAMED_UNET = {
+    "training/checkpoint.py": "reads student.json of version 1, which had a field of that name",
+    "exporting/onnx.py": "graphs are made of Stable Diffusion alone, one a component",
+    "exporting/web/web.py": "the same graphs",
+    "bench/methods/gguf.py": "what the rival's format calls an architecture",
+}
 TRAINED_HERE = ("embedding",)
 """The laboratory's making of the embedded models, which are trained before there is anything to quantize."""
 
@@ -46,6 +53,22 @@ def test_denoisers_are_called_in_one_place():
         found = CALL.search(code(path))
         assert not found, f"{path}: {found.group()}"
     assert CALL.search(code(PRODUCT / "diffusion" / "denoise.py"))
+
+
+def test_the_denoiser_is_asked_for_and_not_called_unet():
+    """It may be a transformer: a pipeline's folder says which component it is, and a loaded pipeline too."""
+    named = set()
+    for package, others in ((PRODUCT, ("architectures",)), (LABORATORY, TRAINED_HERE)):
+        for path in files(package, *others):
+            found, name = UNET_BY_NAME.search(code(path)), path.relative_to(package).as_posix()
+            assert not found or name in NAMED_UNET, f"{path}: {found.group() if found else None}"
+            named |= {name} if found else set()
+    assert named == NAMED_UNET.keys()
+
+
+@pytest.mark.parametrize("line", ['folder / "unet"', "pipeline.unet.config", 'f"{folder}/unet/config.json"'])
+def test_a_unet_by_name_would_be_seen(line):
+    assert UNET_BY_NAME.search(line)
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_a_unet_whose_time_features_cannot_be_cached(capsys, tmp_path):
     unet.save_pretrained(tmp_path / "model" / "unet")
     main_ok("init", tmp_path / "model", "--recipe", "uniform:2", "--out", tmp_path / "x", "--quiet")
     note, result, *_ = capsys.readouterr().out.splitlines()
-    assert note.startswith("note: time layers stay, at 8 bits and for any sampler: the UNet has time_cond_proj_dim")
+    assert note.startswith("note: time layers stay, at 8 bits and for any sampler: the model has time_cond_proj_dim")
     assert result.startswith(str(tmp_path / "x"))
     line = refusal(capsys, "init", tmp_path / "model", "--recipe", "uniform:2", "--cover", "pndm:50", "--out", "y")
     assert "time_cond_proj_dim" in line and "keep the time layers at 8 bits instead" in line

@@ -18,7 +18,7 @@ from bitsfusion.data import caching
 from bitsfusion.data.batches import encode_images
 from bitsfusion.data.cached import cached_data
 from bitsfusion.data.image_folder import ImageFolder
-from bitsfusion.data.latent_cache import Claims
+from bitsfusion.data.latent_cache import claimed
 from bitsfusion.data.pixels import decode_image, to_model_range
 from bitsfusion.data.records import Record
 from bitsfusion.diffusion.conditioning.clip import ClipConditioner
@@ -302,7 +302,7 @@ def test_processes_share_the_work_and_take_over_from_the_dead(write_folder, open
 
 def test_a_claim_ends_with_its_process(tmp_path):
     def work(ready):
-        with Claims(tmp_path).part(4, wait=False) as granted:
+        with claimed(tmp_path, 4, wait=False) as granted:
             ready.send(granted)
             time.sleep(60)
 
@@ -312,13 +312,12 @@ def test_a_claim_ends_with_its_process(tmp_path):
     other.start()
     try:
         assert here.recv()
-        claims = Claims(tmp_path)
-        with claims.part(4, wait=False) as granted:
+        with claimed(tmp_path, 4, wait=False) as granted:
             assert not granted
-        with claims.part(5, wait=False) as granted:
+        with claimed(tmp_path, 5, wait=False) as granted:
             assert granted
         other.kill()
-        with claims.part(4, wait=True) as granted:
+        with claimed(tmp_path, 4, wait=True) as granted:
             assert granted
     finally:
         other.kill()

@@ -216,9 +216,9 @@ def test_broken_and_missing_shards_are_refused(tmp_path, rows):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"metadata\.jsonl:1: wanted a JSON object"),
-        ('["a"]', r"metadata\.jsonl:1: wanted .*file_name"),
-        ('{"text": "a"}', r"metadata\.jsonl:1: wanted .*file_name"),
+        ("{", r"metadata\.jsonl, line 1: wanted lines of JSON"),
+        ('["a"]', r"metadata\.jsonl, line 1: wanted .*file_name"),
+        ('{"text": "a"}', r"metadata\.jsonl, line 1: wanted .*file_name"),
         ('{"file_name": "../x.png", "text": ""}', "points outside the folder"),
         ('{"file_name": "x\\u0000.png", "text": ""}', "points outside the folder"),
         ("", "lists no images"),
@@ -234,7 +234,7 @@ def test_a_folder_without_a_listing_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"metadata\.jsonl: no such file"):
         ImageFolder(tmp_path)
     (tmp_path / "metadata.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match="wanted UTF-8"):
+    with pytest.raises(InputError, match="wanted lines of JSON"):
         ImageFolder(tmp_path)
 
 

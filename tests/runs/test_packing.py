@@ -231,7 +231,7 @@ def test_a_students_checkpoint(tmp_path):
     student = pipeline.unet
     fake_quantize_model(student, recipe_bits("uniform:2", model_layers(student)), ScaleInit.MINMAX)
     save_student(tmp_path / "stage", student, identity(student, {}, "", 1))
-    config = pack_checkpoint(tmp_path / "stage", "embedded", tmp_path / "out")
+    (config,) = pack_checkpoint(tmp_path / "stage", "embedded", tmp_path / "out").values()
     assert config.provenance == {"checkpoint": "stage"}
     write_pipeline(pipeline, student, tmp_path / "loaded", BASIS, source_sha256=config.source_sha256)
     weights = "unet/diffusion_pytorch_model.safetensors"

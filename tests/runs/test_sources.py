@@ -15,10 +15,11 @@ from bitsfusion.embedded import PIPELINE_FOLDER
 from bitsfusion.embedded.quick import QUICK
 from bitsfusion.errors import InputError
 from bitsfusion.io.schema import parse
+from bitsfusion.io.work_folder import cache_folder
 from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.progress import ProgressSink
 from bitsfusion.runs.config import RunConfig
-from bitsfusion.runs.sources import default_cache, training_data
+from bitsfusion.runs.sources import training_data
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +120,10 @@ def test_a_wrong_section_is_one_line(section, message):
 
 def test_the_cache_is_in_the_users_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache() == tmp_path / "bitsfusion" / "latents"
+    assert cache_folder("latents") == tmp_path / "bitsfusion" / "latents"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_cache() == tmp_path / ".cache" / "bitsfusion" / "latents"
+    assert cache_folder("latents") == tmp_path / ".cache" / "bitsfusion" / "latents"
 
 
 def test_where_samples_are_kept_decides_nothing():

@@ -171,3 +171,8 @@ def test_the_plan_reads_the_models_own_shape(config_file):
     assert stage.parameters == sum(parameter.numel() for parameter in unet.parameters())
     assert stage.parameters > sum(layer.numel for layer in model_layers(unet).values())
     assert stage.bytes["teacher"] == 2 * stage.parameters and stage.samples_per_step == 8
+
+
+def test_the_few_step_preset_resolves():
+    config = read_training_config(CONFIGS / "lcm_stage1.yaml")
+    assert (config.data.kind, config.data.steps, config.training.stage) == ("trajectories", 4, 1)

@@ -261,3 +261,19 @@ def test_two_processes_resume_exactly_and_log_once(tmp_path):
     assert json.loads((tmp_path / "whole" / "student.json").read_text())["processes"] == 2
     with pytest.raises(InputError, match=r"samples_per_step 8 is now 4"):
         run(tmp_path / "whole")
+
+
+def test_a_run_of_the_first_schema_version_resumes(whole, tmp_path):
+    """Version 1 called the architecture "unet"."""
+    checkpoint = tmp_path / "checkpoint-6"
+    checkpoint.mkdir()
+    for path in whole.glob("checkpoint-6/*"):
+        (checkpoint / path.name).write_bytes(path.read_bytes())
+    info = json.loads((checkpoint / "student.json").read_text())
+    info["unet"] = info.pop("model")
+    (checkpoint / "student.json").write_text(json.dumps(info | {"schema_version": 1}))
+    (tmp_path / "log.jsonl").write_text((whole / "log.jsonl").read_text())
+    assert load_student(checkpoint).config == load_student(whole).config
+    assert run(tmp_path).resumed_from == 6
+    assert without_seconds(tmp_path) == without_seconds(whole)
+    assert json.loads((tmp_path / "student.json").read_text())["schema_version"] == 2

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from bitsfusion.architectures.registry import layers_to_assign
-from bitsfusion.data.batches import Batch, encode_images
+from bitsfusion.data.batches import Batch
 from bitsfusion.diffusion.conditioning import conditioner_of
-from bitsfusion.errors import InputError
 from bitsfusion.evaluation.noise import time_step_curve
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.sensitivity.jacobian import Jacobian
@@ -71,9 +70,3 @@ def test_layers_are_measured_and_the_curve_is_drawn(name):
     student = copy.deepcopy(model)
     fake_quantize_model(student, dict.fromkeys(names, 1))
     assert all(error > 0 for _, error in time_step_curve(student, pipeline, data, points=2, each=2))
-
-
-def test_images_of_other_vaes_are_one_line():
-    pipeline = build_transformer_pipeline("SanaTransformer2DModel")
-    with pytest.raises(InputError, match="got a AutoencoderDC, wanted an AutoencoderKL"):
-        encode_images(pipeline.vae, torch.zeros(1, 3, 16, 16))

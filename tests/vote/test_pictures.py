@@ -87,7 +87,7 @@ def test_links_inside_the_folder_are_followed(tmp_path):
         ('{"file_name": "none.png", "text": "x"}', "none.png: no such picture"),
         ('{"file_name": 3, "text": "x"}', 'metadata.jsonl, line 1: wanted {"file_name"'),
         ("[]", "line 1"),
-        ("{", "line 1: wanted JSON"),
+        ("{", "line 1: wanted lines of JSON"),
     ],
 )
 def test_a_broken_folder_is_one_line(tmp_path, line, words):

@@ -11,9 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from bitsfusion.errors import InputError
-from bitsfusion.vote.app import check_voter
+from bitsfusion.vote.app import LARGEST_BODY, check_voter
 from bitsfusion.vote.database import open_study
-from bitsfusion.vote.guard import LARGEST_BODY
 from bitsfusion.vote.server import vote_server
 
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from bitsfusion.architectures.base import Architecture, Denoiser
 from bitsfusion.architectures.generic import generic_transformer
+from bitsfusion.architectures.latents import Latents
 from bitsfusion.architectures.layers import LayerInfo, LayerRole
 from bitsfusion.architectures.text import TEXT_ENCODERS
 from bitsfusion.architectures.transformer import TRANSFORMERS
 from bitsfusion.architectures.unet import UNET
-from bitsfusion.architectures.vae import VAES
+from bitsfusion.architectures.vae import VAES, Autoencoder
 from bitsfusion.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,6 +66,19 @@ def architecture_of(model: nn.Module) -> Architecture | None:
     model = getattr(model, "module", model)  # as DistributedDataParallel wraps it
     found = (architecture_named(kind.__name__) for kind in type(model).__mro__)
     return next((each for each in found if each is not None), None)
+
+
+def latents_of(vae: nn.Module) -> Latents:
+    """What an autoencoder makes of images.
+
+    Raises:
+        InputError: it is none that is known.
+    """
+    found = architecture_of(vae)
+    if not isinstance(found, Autoencoder):
+        wanted = ", ".join(made.name for made in VAES)
+        raise InputError(f"vae: got a {type(vae).__name__}, wanted one of {wanted}")
+    return found.latents
 
 
 def denoiser_of(model: nn.Module) -> Denoiser:

@@ -34,7 +34,7 @@ _KINDS = (
 )
 _PARTS = ("down_blocks", "mid_block", "up_blocks")
 _UNITS = ("ResnetBlock2D", "BasicTransformerBlock")
-_OTHER_CONDITIONS = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "time_cond_proj_dim")
+_OTHER_CONDITIONS = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class UNet(Denoiser):
     def example(
         self, config: Mapping[str, Any], batch: int, latent: int, tokens: int, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Conditioning]:
-        """With SDXL's pooled text and sizes where the config asks for them."""
+        """With SDXL's pooled text and sizes, and LCM's embedded guidance, where the config asks for them."""
         asked = [name for name in _OTHER_CONDITIONS if config.get(name) is not None]
         if config.get("addition_embed_type") not in (None, "text_time"):
             asked.append("addition_embed_type")
@@ -97,6 +97,8 @@ class UNet(Denoiser):
         sample = torch.randn(batch, config["in_channels"], latent, latent, generator=generator)
         text = torch.randn(batch, tokens, config["cross_attention_dim"], generator=generator)
         tensors = {"encoder_hidden_states": text}
+        if width := config.get("time_cond_proj_dim"):
+            tensors["timestep_cond"] = torch.randn(batch, width, generator=generator)
         if config.get("addition_embed_type") == "text_time":
             width = config["addition_time_embed_dim"]
             given = config["projection_class_embeddings_input_dim"]

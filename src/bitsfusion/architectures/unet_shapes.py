@@ -5,20 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bitsfusion.architectures.shapes import (
-    Shapes,
-    Tensors,
-    anything,
-    checked,
-    few,
-    names,
-    need,
-    number,
-    number_or_none,
-    only,
-    size,
-    sizes,
-)
+from bitsfusion.architectures import shapes
+from bitsfusion.architectures.shapes import Shapes, Tensors
 
 _CROSS_DOWN, _CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 _OFF = (
@@ -40,50 +28,50 @@ _OFF = (
 )
 _NO = ("class_embeddings_concat", "dual_cross_attention", "only_cross_attention", "resnet_skip_time_act")
 _KNOWN: Mapping[str, Any] = {
-    "_class_name": ("", anything),
-    "_diffusers_version": ("", anything),
-    "_name_or_path": ("", anything),
-    "sample_size": (None, number_or_none),
-    "center_input_sample": (False, number),
-    "flip_sin_to_cos": (True, number),
-    "freq_shift": (0, number),
-    "dropout": (0.0, only(0.0)),
-    "norm_eps": (1e-5, number),
-    "mid_block_scale_factor": (1, number),
-    "resnet_out_scale_factor": (1.0, number),
-    "upcast_attention": (False, number),
-    "addition_embed_type_num_heads": (64, number),
-    "act_fn": ("silu", only("silu")),
-    "attention_type": ("default", only("default")),
-    "conv_in_kernel": (3, only(3)),
-    "conv_out_kernel": (3, only(3)),
-    "downsample_padding": (1, only(1)),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn", only("UNetMidBlock2DCrossAttn")),
-    "resnet_time_scale_shift": ("default", only("default")),
-    "time_embedding_type": ("positional", only("positional")),
-    "in_channels": (4, size),
-    "out_channels": (4, size),
-    "block_out_channels": ((320, 640, 1280, 1280), sizes),
-    "layers_per_block": (2, few),
-    "norm_num_groups": (32, size),
-    "cross_attention_dim": (1280, size),
-    "transformer_layers_per_block": (1, few),
-    "attention_head_dim": (8, lambda value: size(value) or sizes(value)),
-    "use_linear_projection": (False, only(False, True)),
-    "down_block_types": ((_CROSS_DOWN,) * 3 + ("DownBlock2D",), names(_CROSS_DOWN, "DownBlock2D")),
-    "up_block_types": (("UpBlock2D", *(_CROSS_UP,) * 3), names(_CROSS_UP, "UpBlock2D")),
-    **dict.fromkeys(_OFF, (None, only(None))),
-    **dict.fromkeys(_NO, (False, only(False))),
+    "_class_name": ("", shapes.anything),
+    "_diffusers_version": ("", shapes.anything),
+    "_name_or_path": ("", shapes.anything),
+    "sample_size": (None, shapes.number_or_none),
+    "center_input_sample": (False, shapes.number),
+    "flip_sin_to_cos": (True, shapes.number),
+    "freq_shift": (0, shapes.number),
+    "dropout": (0.0, shapes.only(0.0)),
+    "norm_eps": (1e-5, shapes.number),
+    "mid_block_scale_factor": (1, shapes.number),
+    "resnet_out_scale_factor": (1.0, shapes.number),
+    "upcast_attention": (False, shapes.number),
+    "addition_embed_type_num_heads": (64, shapes.number),
+    "act_fn": ("silu", shapes.only("silu")),
+    "attention_type": ("default", shapes.only("default")),
+    "conv_in_kernel": (3, shapes.only(3)),
+    "conv_out_kernel": (3, shapes.only(3)),
+    "downsample_padding": (1, shapes.only(1)),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn", shapes.only("UNetMidBlock2DCrossAttn")),
+    "resnet_time_scale_shift": ("default", shapes.only("default")),
+    "time_embedding_type": ("positional", shapes.only("positional")),
+    "in_channels": (4, shapes.size),
+    "out_channels": (4, shapes.size),
+    "block_out_channels": ((320, 640, 1280, 1280), shapes.sizes),
+    "layers_per_block": (2, shapes.few),
+    "norm_num_groups": (32, shapes.size),
+    "cross_attention_dim": (1280, shapes.size),
+    "transformer_layers_per_block": (1, shapes.few),
+    "attention_head_dim": (8, lambda value: shapes.size(value) or shapes.sizes(value)),
+    "use_linear_projection": (False, shapes.only(False, True)),
+    "down_block_types": ((_CROSS_DOWN,) * 3 + ("DownBlock2D",), shapes.names(_CROSS_DOWN, "DownBlock2D")),
+    "up_block_types": (("UpBlock2D", *(_CROSS_UP,) * 3), shapes.names(_CROSS_UP, "UpBlock2D")),
+    **dict.fromkeys(_OFF, (None, shapes.only(None))),
+    **dict.fromkeys(_NO, (False, shapes.only(False))),
 }
 
 
 def unet_shapes(config: Mapping[str, Any]) -> Shapes:
     """Every tensor of the dense model; raises `NotKnownError` for a config that is left to the class."""
-    values = checked(config, _KNOWN)
+    values = shapes.checked(config, _KNOWN)
     channels: Sequence[int] = values["block_out_channels"]
     downs, ups, heads = values["down_block_types"], values["up_block_types"], values["attention_head_dim"]
     heads = [heads] * len(channels) if isinstance(heads, int) else list(heads)
-    need(len(downs) == len(ups) == len(heads) == len(channels) and channels[0] % 2 == 0)
+    shapes.need(len(downs) == len(ups) == len(heads) == len(channels) and channels[0] % 2 == 0)
     layers, groups, time, last = (
         values["layers_per_block"],
         values["norm_num_groups"],
@@ -126,7 +114,7 @@ def unet_shapes(config: Mapping[str, Any]) -> Shapes:
 
 def _attention(found: Tensors, name: str, width: int, heads: int, values: Mapping[str, Any]) -> None:
     """diffusers' Transformer2DModel of convolution or linear projections."""
-    need(width % heads == 0)
+    shapes.need(width % heads == 0)
 
     def project(part: str) -> None:
         if values["use_linear_projection"]:

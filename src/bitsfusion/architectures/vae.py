@@ -7,63 +7,58 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bitsfusion.architectures import shapes
 from bitsfusion.architectures.base import Architecture
+from bitsfusion.architectures.latents import DEEP_COMPRESSION, FLUX2, KL, QWEN_IMAGE, Latents
 from bitsfusion.architectures.layers import LayerRole
-from bitsfusion.architectures.shapes import (
-    Shapes,
-    Tensors,
-    anything,
-    checked,
-    few,
-    names,
-    need,
-    number,
-    number_or_none,
-    only,
-    size,
-    sizes,
-)
+from bitsfusion.architectures.shapes import Shapes, Tensors
 
 _ENDS = re.compile(r"^((encoder|decoder)\.conv_(in|out)(\.conv)?|(post_)?quant_conv)$")
 
 
 _KNOWN: Mapping[str, Any] = {
-    "_class_name": ("", anything),
-    "_diffusers_version": ("", anything),
-    "_name_or_path": ("", anything),
-    "sample_size": (32, number_or_none),
-    "scaling_factor": (0.18215, number),
-    "shift_factor": (None, number_or_none),
-    "latents_mean": (None, anything),
-    "latents_std": (None, anything),
-    "force_upcast": (True, number),
-    "act_fn": ("silu", only("silu")),
-    "in_channels": (3, size),
-    "out_channels": (3, size),
-    "latent_channels": (4, size),
-    "block_out_channels": ((64,), sizes),
-    "layers_per_block": (1, few),
-    "norm_num_groups": (32, size),
-    "down_block_types": (("DownEncoderBlock2D",), names("DownEncoderBlock2D")),
-    "up_block_types": (("UpDecoderBlock2D",), names("UpDecoderBlock2D")),
-    "mid_block_add_attention": (True, only(False, True)),
-    "use_quant_conv": (True, only(False, True)),
-    "use_post_quant_conv": (True, only(False, True)),
+    "_class_name": ("", shapes.anything),
+    "_diffusers_version": ("", shapes.anything),
+    "_name_or_path": ("", shapes.anything),
+    "sample_size": (32, shapes.number_or_none),
+    "scaling_factor": (0.18215, shapes.number),
+    "shift_factor": (None, shapes.number_or_none),
+    "latents_mean": (None, shapes.anything),
+    "latents_std": (None, shapes.anything),
+    "force_upcast": (True, shapes.number),
+    "act_fn": ("silu", shapes.only("silu")),
+    "in_channels": (3, shapes.size),
+    "out_channels": (3, shapes.size),
+    "latent_channels": (4, shapes.size),
+    "block_out_channels": ((64,), shapes.sizes),
+    "layers_per_block": (1, shapes.few),
+    "norm_num_groups": (32, shapes.size),
+    "down_block_types": (("DownEncoderBlock2D",), shapes.names("DownEncoderBlock2D")),
+    "up_block_types": (("UpDecoderBlock2D",), shapes.names("UpDecoderBlock2D")),
+    "mid_block_add_attention": (True, shapes.only(False, True)),
+    "use_quant_conv": (True, shapes.only(False, True)),
+    "use_post_quant_conv": (True, shapes.only(False, True)),
 }
 
 
 @dataclass(frozen=True)
 class Autoencoder(Architecture):
-    """First and last convolutions and the two small ones at the latents are kept at 8 bits, as in the UNet."""
+    """First and last convolutions and the two small ones at the latents are kept at 8 bits, as in the UNet.
+
+    Fields:
+        latents: what it makes of images.
+    """
+
+    latents: Latents
 
     def role(self, name: str) -> LayerRole:
         return LayerRole.FIRST_LAST if _ENDS.search(name) else LayerRole.QUANTIZED
 
     def _shapes(self, config: Mapping[str, Any]) -> Shapes:
-        need(self.name == "AutoencoderKL")
-        values = checked(config, _KNOWN)
+        shapes.need(self.name == "AutoencoderKL")
+        values = shapes.checked(config, _KNOWN)
         widths, layers, groups = values["block_out_channels"], values["layers_per_block"], values["norm_num_groups"]
-        need(len(widths) == len(values["down_block_types"]) == len(values["up_block_types"]))
+        shapes.need(len(widths) == len(values["down_block_types"]) == len(values["up_block_types"]))
         latents, last, found = values["latent_channels"], len(widths) - 1, Tensors()
         found.conv("encoder.conv_in", values["in_channels"], widths[0])
         for place, width in enumerate(widths):
@@ -105,13 +100,13 @@ def _middle(found: Tensors, part: str, width: int, groups: int, attention: bool)
         found.resnet(f"{name}.resnets.{place}", width, width, groups)
 
 
-def _autoencoder(name: str, *layers: str) -> Autoencoder:
-    return Autoencoder(name, "VAE", "diffusers", "vae", ("Linear", "Conv2d", *layers))
+def _autoencoder(name: str, latents: Latents, *layers: str) -> Autoencoder:
+    return Autoencoder(name, "VAE", "diffusers", "vae", ("Linear", "Conv2d", *layers), latents)
 
 
 VAES = (
-    _autoencoder("AutoencoderKL"),
-    _autoencoder("AutoencoderKLFlux2"),
-    _autoencoder("AutoencoderDC"),
-    _autoencoder("AutoencoderKLQwenImage", "Conv3d"),
+    _autoencoder("AutoencoderKL", KL),
+    _autoencoder("AutoencoderKLFlux2", FLUX2),
+    _autoencoder("AutoencoderDC", DEEP_COMPRESSION),
+    _autoencoder("AutoencoderKLQwenImage", QWEN_IMAGE, "Conv3d"),
 )

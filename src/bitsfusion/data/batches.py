@@ -1,4 +1,4 @@
-"""What training reads: latents and captions, chosen by (seed, step, place in the step) alone: runs resume exactly."""
+"""The batches that training reads. They follow from (seed, step, place in the step) alone, so runs resume exactly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bitsfusion.errors import InputError
+from bitsfusion.architectures.registry import latents_of
 
 _PER_CALL = 32  # images through the VAE at once
 
@@ -24,19 +24,22 @@ class Batch:
         names: n names for error messages (file names or captions).
         sizes: [n, 4] int64, height and width of the original images, and top and left of the crop; None where
             the images were made in their size.
+        timesteps: [n], where the latents are z_t as the denoiser is given them and no images: at what time steps.
     """
 
     latents: Tensor
     prompts: Mapping[str, Tensor]
     names: tuple[str, ...] = ()
     sizes: Tensor | None = None
+    timesteps: Tensor | None = None
 
     def rows(self, chosen: Sequence[int]) -> Batch:
         """Some of the samples, in the order asked for."""
         at = torch.tensor(chosen, dtype=torch.int64)
         names = tuple(self.names[index] for index in chosen) if self.names else ()
         prompts = {name: tensor[at] for name, tensor in self.prompts.items()}
-        return Batch(self.latents[at], prompts, names, None if self.sizes is None else self.sizes[at])
+        sizes, timesteps = (None if each is None else each[at] for each in (self.sizes, self.timesteps))
+        return Batch(self.latents[at], prompts, names, sizes, timesteps)
 
 
 def concatenate(parts: Sequence[Batch]) -> Batch:
@@ -72,22 +75,15 @@ def encode_images(vae: Any, pixels: Tensor) -> Tensor:
     once and kept.
 
     Args:
-        vae: an AutoencoderKL.
+        vae: of a known class.
         pixels: [n, 3, height, width] float32 in [-1, 1], on any device.
 
     Returns:
         [n, c, h, w] float32 on the CPU.
 
     Raises:
-        InputError: another class, whose latents a denoiser is given in another form (FLUX.2, Sana, Qwen-Image).
+        InputError: a class that is not known.
     """
-    if "AutoencoderKL" not in [kind.__name__ for kind in type(vae).__mro__]:
-        raise InputError(f"vae: got a {type(vae).__name__}, wanted an AutoencoderKL: images are encoded with no other")
-    parameter = next(vae.parameters())
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-    parts = [
-        vae.encode(part.to(parameter.device, parameter.dtype)).latent_dist.mode().float().cpu()
-        for part in pixels.split(_PER_CALL)
-    ]
-    latents: Tensor = (torch.cat(parts) - shift) * vae.config.scaling_factor
-    return latents
+    latents, parameter = latents_of(vae), next(vae.parameters())
+    parts = [latents.encode(vae, part.to(parameter.device, parameter.dtype)) for part in pixels.split(_PER_CALL)]
+    return torch.cat([part.cpu() for part in parts])

@@ -83,7 +83,7 @@ def cached_data(
 
     Args:
         source: captioned images.
-        vae: an AutoencoderKL on the device that encodes.
+        vae: of a known class, on the device that encodes.
         conditioner: of the pipeline's prompts.
         cache_dir: of all caches; one folder in it for each source, VAE, conditioner, resolution and dtype.
         resolution: of the square images in pixels, a multiple of the VAE's stride.

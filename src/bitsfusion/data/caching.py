@@ -1,4 +1,4 @@
-"""Filling the cache: every record is read, decoded and encoded once, by however many processes there are."""
+"""Fills the cache: every record is read, decoded and encoded once, by any number of processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bitsfusion.data.batches import Batch, concatenate
 from bitsfusion.data.encoder import Encoder
-from bitsfusion.data.latent_cache import CHUNK, Chunk, Claims, LatentCache
+from bitsfusion.data.latent_cache import CHUNK, Chunk, LatentCache, claimed
 from bitsfusion.data.pixels import decode_image
 from bitsfusion.data.records import BadSampleError, ImageSource, Record, caption_text
 from bitsfusion.errors import InputError
@@ -59,8 +59,7 @@ def fill(
     Raises:
         InputError: more samples are unusable than `limit` tolerates.
     """
-    claims = Claims(cache.folder)
-    work = _Filling(cache, source, encoder, limit, max_samples, progress, claims)
+    work = _Filling(cache, source, encoder, limit, max_samples, progress)
     with warnings.catch_warnings():  # here, not where images are decoded: it is not for threads
         warnings.filterwarnings("ignore", module=r"PIL\.")  # large images, damaged EXIF; what it cannot read raises
         for wait in (False, True):
@@ -68,26 +67,21 @@ def fill(
     return work.chunks()
 
 
+@dataclass(frozen=True)
 class _Filling:
-    def __init__(
-        self,
-        cache: LatentCache,
-        source: ImageSource,
-        encoder: Encoder,
-        limit: BadSampleLimit,
-        max_samples: int | None,
-        progress: Progress,
-        claims: Claims,
-    ) -> None:
-        self._cache, self._source, self._encoder, self._limit = cache, source, encoder, limit
-        self._max, self._progress, self._claims = max_samples, progress, claims
+    _cache: LatentCache
+    _source: ImageSource
+    _encoder: Encoder
+    _limit: BadSampleLimit
+    _max: int | None
+    _progress: Progress
 
     def pass_over(self, wait: bool) -> None:
         """Makes what is wanted of all parts; of those that other processes work on, after waiting or not at all."""
         before = 0
         for part in range(self._source.parts):
             if self.wanted(part, before):
-                with self._claims.part(part, wait) as granted:
+                with claimed(self._cache.folder, part, wait) as granted:
                     if granted:
                         self.part(part, before)
             before += self.samples(part)
@@ -173,18 +167,8 @@ class _Filling:
         made.cut += conditioner.cut(captions)
 
     def _write(self, part: int, made: _Encoded, last: bool) -> None:
-        encoded = concatenate(made.parts)
-        self._cache.write(
-            part,
-            encoded.latents,
-            encoded.prompts,
-            encoded.sizes,
-            names=encoded.names,
-            bad=made.bad,
-            cut=made.cut,
-            content=made.digest.hexdigest(),
-            last=last,
-        )
+        samples, content = concatenate(made.parts), made.digest.hexdigest()
+        self._cache.write(part, samples, bad=made.bad, cut=made.cut, content=content, last=last)
         chunks = self._all()
         self._check(chunks, self._source.records or sum(chunk.records for chunk in chunks))
 

@@ -1,4 +1,4 @@
-"""A drawn world as training data: a pool of captioned scenes, encoded once and sampled from for ever."""
+"""A drawn world as training data: a pool of captioned scenes, encoded once, then sampled."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class DrawnData:
     """Scenes of a drawn world with captions of one split; see `TrainingData`.
 
     Args:
-        vae: the pipeline's AutoencoderKL; each distinct scene goes through it once, here.
+        vae: the pipeline's; each distinct scene goes through it once, here.
         conditioner: of the pipeline's prompts.
         seed: of the pool and of the order.
         pool: how many captioned scenes there are.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitsfusion.architectures.registry import latents_of
 from bitsfusion.data.batches import encode_images
 from bitsfusion.data.pixels import to_model_range
 from bitsfusion.diffusion.conditioning import Conditioner
@@ -23,7 +24,7 @@ class Encoder:
     """Latents and prompt rows of captioned images.
 
     Args:
-        vae: an AutoencoderKL on the device that encodes.
+        vae: of a known class, on the device that encodes.
         conditioner: of the pipeline's prompts.
         resolution: of the square images in pixels.
         dtype: of the stored latents, a name in `LATENT_DTYPES`.
@@ -33,15 +34,14 @@ class Encoder:
     """
 
     def __init__(self, vae: Any, conditioner: Conditioner, resolution: int, dtype: str) -> None:
-        stride = 2 ** (len(vae.config.block_out_channels) - 1)
+        stride = latents_of(vae).stride(vae.config)
         if resolution < stride or resolution % stride:
             raise InputError(f"resolution: got {resolution}, wanted a multiple of {stride} pixels, the VAE's stride")
         self.resolution = resolution
         self.at_once = max(1, min(32, _PIXELS_AT_ONCE // resolution**2))
         """Images through the VAE at once; does not depend on the device, so that the bits of a chunk do not either."""
         self.conditioner, self._vae, self._dtype = conditioner, vae, LATENT_DTYPES[dtype]
-        side = resolution // stride
-        self._latent_shape = (int(vae.config.latent_channels), side, side)
+        self._latent_shape = latents_of(vae).shape(vae.config, resolution)
 
     def key(self) -> dict[str, Any]:
         """What stored latents and rows depend on: the VAE's encoder, the conditioner, the resolution and the dtype."""
@@ -64,10 +64,10 @@ class Encoder:
 def _vae_sha256(vae: Any) -> str:
     """A hash of the weights that encode, whatever device they are on, and of the latents' scale."""
     digest = hashlib.sha256()
-    scale = [vae.config.scaling_factor, getattr(vae.config, "shift_factor", None)]
+    scale = [vae.config.get(key) for key in latents_of(vae).scaled_by]
     digest.update(json.dumps([type(vae).__name__, scale]).encode())
     for name, tensor in sorted(vae.state_dict().items()):
-        if name.startswith(("encoder.", "quant_conv.")):
+        if name.startswith(("encoder.", "quant_conv.", "bn.running_")):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

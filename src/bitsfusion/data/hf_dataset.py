@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bitsfusion.data.records import BadSampleError, Record
-from bitsfusion.errors import InputError
+from bitsfusion.errors import InputError, reason
 from bitsfusion.io.hashes import sha256_json
 
 _PART = 512
@@ -57,8 +57,7 @@ class HfDataset:
         except InputError:
             raise
         except Exception as error:  # the library raises nearly anything on what it cannot load
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(f"{self.title}: could not be loaded as a dataset: {reason}") from None
+            raise InputError(f"{self.title}: could not be loaded as a dataset: {reason(error)}") from None
         columns = list(data.features or next(iter(data), {}))
         for column in (image_column, caption_column):
             if column not in columns:

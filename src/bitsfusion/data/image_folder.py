@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from bitsfusion.data.records import BadSampleError, Record
 from bitsfusion.errors import InputError
 from bitsfusion.io.hashes import sha256_json
-from bitsfusion.io.texts import read_lines
+from bitsfusion.io.texts import json_lines
 
 _PART = 512
 
@@ -29,24 +28,17 @@ class ImageFolder:
         listing = self._folder / "metadata.jsonl"
         if not listing.is_file():
             raise InputError(f"{listing}: no such file, wanted one line of {{file_name, text}} for each image")
-        lines = read_lines(listing, "UTF-8 text")
         root = self._folder.resolve()
-        self._entries = [
-            self._entry(line, f"{listing}:{number}", root) for number, line in enumerate(lines, 1) if line.strip()
-        ]
+        self._entries = [self._entry(entry, where, root) for where, entry in json_lines(listing, "lines of JSON")]
         if not self._entries:
             raise InputError(f"{listing}: lists no images")
         self.title = str(folder)
         self.parts = -(-len(self._entries) // _PART)
         self.records = len(self._entries)
 
-    def _entry(self, line: str, where: str, root: Path) -> tuple[str, Any]:
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}: wanted a JSON object, got {error}") from None
+    def _entry(self, entry: Any, where: str, root: Path) -> tuple[str, Any]:
         if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
-            raise InputError(f'{where}: wanted {{"file_name": text, "text": text}}, got {line[:120]}')
+            raise InputError(f'{where}: wanted {{"file_name": text, "text": text}}, got {str(entry)[:120]}')
         name = entry["file_name"]
         if "\0" in name or not (self._folder / name).resolve().is_relative_to(root):
             raise InputError(f"{where}: file_name {name!r} points outside the folder")

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from bitsfusion.data.batches import Batch
 from bitsfusion.io.atomic import atomic_path
@@ -97,26 +96,24 @@ class LatentCache:
     def write(
         self,
         part: int,
-        latents: Tensor,
-        prompts: Mapping[str, Tensor],
-        sizes: Tensor | None = None,
+        samples: Batch,
         *,
-        names: Sequence[str],
         bad: Sequence[tuple[str, str]],
         cut: int,
         content: str,
         last: bool,
     ) -> None:
-        """Adds the next chunk of a part; see `Chunk`."""
+        """Adds the next chunk of a part, its latents in their own dtype; see `Chunk`."""
         metadata = {
-            "samples": str(len(names)),
-            "names": json.dumps(list(names)),
+            "samples": str(len(samples.names)),
+            "names": json.dumps(list(samples.names)),
             "bad": json.dumps([list(one) for one in bad]),
             "cut": str(cut),
             "content": content,
             "last": json.dumps(last),
         }
-        tensors = {LATENTS: latents, **prompts, **({} if sizes is None else {SIZES: sizes})}
+        sizes = {} if samples.sizes is None else {SIZES: samples.sizes}
+        tensors = {LATENTS: samples.latents, **samples.prompts, **sizes}
         tensors = {
             name: (t if t.is_floating_point() else t.to(torch.int32)).contiguous() for name, t in tensors.items()
         }
@@ -144,19 +141,14 @@ def _read(path: Path) -> Chunk | None:
         return None
 
 
-class Claims:
-    """Which process works on which part: a lock each, freed by the system when a process dies.
+@contextlib.contextmanager
+def claimed(folder: Path, part: int, wait: bool) -> Iterator[bool]:
+    """Claims a part of the cache in `folder`; yields whether it could, which it always could after `wait`-ing.
 
-    On a file system without locks every claim is granted: parts may then be made twice, which costs time only.
+    A claim is a lock, freed by the system when its process dies. On a file system without locks every claim is granted:
+    parts may then be made twice, which costs time only.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    @contextlib.contextmanager
-    def part(self, part: int, wait: bool) -> Iterator[bool]:
-        """Claims a part; yields whether it could, which it always could after waiting for other processes."""
-        path = self._folder / f"part-{part:05d}.lock"
-        lock = wait_for_lock(path) if wait else try_lock(path)
-        with lock or contextlib.nullcontext():
-            yield lock is not None
+    path = folder / f"part-{part:05d}.lock"
+    lock = wait_for_lock(path) if wait else try_lock(path)
+    with lock or contextlib.nullcontext():
+        yield lock is not None

@@ -9,7 +9,6 @@ GenEval's evaluator:
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bitsfusion.errors import InputError
-from bitsfusion.io.texts import read_lines
+from bitsfusion.io.texts import json_lines
 
 METADATA_NAME = "metadata.jsonl"
 
@@ -88,13 +87,7 @@ def _trees(folder: Path) -> list[Path]:
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where each line is, and the object that it holds."""
-    for number, line in enumerate(read_lines(path, "lines of JSON"), 1):
-        if line.strip():
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}, line {number}: wanted JSON, got {error}") from None
-            yield f"{path}, line {number}", value if isinstance(value, dict) else {}
+    return ((where, value if isinstance(value, dict) else {}) for where, value in json_lines(path, "lines of JSON"))
 
 
 def _inside(folder: Path, path: Path, where: str) -> Path:

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from bitsfusion.data.records import BadSampleError
+from bitsfusion.errors import reason
 
 _LARGEST_ENLARGEMENT = 4
 _ORIENTATION = 0x0112  # EXIF; from 5 on width and height change places
@@ -56,9 +57,9 @@ def decode_image(content: Any, resolution: int) -> tuple[Tensor, tuple[int, int,
     except MemoryError:
         raise
     except Exception as error:  # PIL's plugins raise nearly anything on damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        reason = "unknown format" if reason.startswith("cannot identify image file") else reason
-        raise BadSampleError(f"image cannot be read: {reason}") from None
+        line = reason(error)
+        line = "unknown format" if line.startswith("cannot identify image file") else line
+        raise BadSampleError(f"image cannot be read: {line}") from None
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), sizes
 
 

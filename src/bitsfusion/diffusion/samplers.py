@@ -17,7 +17,7 @@ import torch
 from diffusers import SchedulerMixin
 
 from bitsfusion.diffusion.process import is_flow
-from bitsfusion.errors import InputError
+from bitsfusion.errors import InputError, reason
 
 OWN = "own"
 """The scheduler that lies in a pipeline's folder."""
@@ -156,9 +156,8 @@ def _scheduler(name: str, scheduler_config: Mapping[str, Any]) -> SchedulerMixin
     try:
         built: SchedulerMixin = kind.from_config({**latents, **scheduler_config, **options})
     except (ImportError, NotImplementedError, ValueError) as error:
-        line = " ".join(str(error).split())
         raise InputError(
-            f"sampler {name}: {kind.__name__} cannot be made from this scheduler's config: {line}"
+            f"sampler {name}: {kind.__name__} cannot be made from this scheduler's config: {reason(error)}"
         ) from None
     return built
 
@@ -230,7 +229,7 @@ def check_steps(scheduler: SchedulerMixin, name: str, steps: int) -> None:
     try:
         scheduler.set_timesteps(steps)
     except ValueError as error:
-        raise InputError(f"sampler {name}: got {steps} steps: {str(error).strip().splitlines()[0]}") from None
+        raise InputError(f"sampler {name}: got {steps} steps: {reason(error)}") from None
 
 
 def _visited(scheduler: SchedulerMixin, name: str, steps: int) -> list[float]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from bitsfusion.artifact.reader import PackedFolder, open_components
 from bitsfusion.diffusion.samplers import OWN
@@ -17,13 +16,12 @@ from bitsfusion.errors import InputError
 from bitsfusion.exporting.exported import Exported, Progress, Tally, check_new_folder, written
 from bitsfusion.exporting.onnx_calls import CallGraph, RecordedCall, recorded_calls
 from bitsfusion.exporting.original import packed_denoiser
+from bitsfusion.exporting.traced import traced
 from bitsfusion.exporting.weights import PackedLayer, open_weights
 from bitsfusion.io.atomic import atomic_folder
 from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.pipelines.resolve import resolve
 
-OPSET = 21
-"""The first with integers of four bits."""
 PIPELINES = (
     "StableDiffusionPipeline",
     "StableDiffusionXLPipeline",
@@ -106,23 +104,12 @@ def _sampling(denoiser: PackedFolder) -> tuple[str, int]:
     return OWN, 2
 
 
-@torch.no_grad()
 def _traced(pipeline: Any, call: RecordedCall) -> Any:
     """The graph of a call in float32, a ModelProto."""
-    wrapped = CallGraph(getattr(pipeline, call.component), call).eval()
-    program = torch.onnx.export(
-        wrapped,
-        tuple(tensor.contiguous() for tensor in call.inputs.values()),
-        dynamo=True,
-        opset_version=OPSET,
-        optimize=False,
-        verbose=False,
-        input_names=list(call.inputs),
-        output_names=wrapped.output_names(),
-        dynamic_shapes=(tuple(dict.fromkeys(free, "batch") for free in call.free.values()),),
-    )
-    assert program is not None
-    return program.model_proto
+    wrapped = CallGraph(getattr(pipeline, call.component), call)
+    inputs = {name: tensor.contiguous() for name, tensor in call.inputs.items()}
+    free = (tuple(dict.fromkeys(places, "batch") for places in call.free.values()),)
+    return traced(wrapped, inputs, wrapped.output_names(), free).model_proto
 
 
 def _with_integers(onnx: Any, graph: Any, layers: Mapping[str, PackedLayer], tally: Tally) -> None:

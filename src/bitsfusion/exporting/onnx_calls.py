@@ -55,6 +55,7 @@ class CallGraph(nn.Module):
         arguments = {name: _replaced(name, value, values) for name, value in self._call.arguments.items()}
         return tuple(named_outputs(getattr(self.model, self._call.method)(**arguments)).values())
 
+    @torch.no_grad()
     def output_names(self) -> list[str]:
         """In the order of what `forward` returns."""
         return list(named_outputs(getattr(self.model, self._call.method)(**self._call.arguments)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,21 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: wanted a JSON file, got {error}") from None
 
 
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file; of an empty one an empty object.
+
+    Raises:
+        InputError: there is no such file, or it is not YAML.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: wanted a YAML file, got {error}") from None
+    return {} if found is None else found
+
+
 def read_lines(path: Path, wanted: str) -> list[str]:
     """The lines of a UTF-8 text file, without a byte order mark. Nothing but a line feed ends a line: texts may hold
     the other characters that `str.splitlines` takes for an end.
@@ -47,3 +63,19 @@ def read_lines(path: Path, wanted: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: wanted {wanted}, got {error}") from None
     return lines if lines[-1] else lines[:-1]
+
+
+def json_lines(path: Path, wanted: str) -> Iterator[tuple[str, Any]]:
+    """Where each line stands ("FILE, line 3") and the JSON that it holds; blank ones are passed over.
+
+    Raises:
+        InputError: as `read_lines`, or a line that is not JSON.
+    """
+    for number, line in enumerate(read_lines(path, wanted), 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{where}: wanted {wanted}, got {error}") from None
+            yield where, value

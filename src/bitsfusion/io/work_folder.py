@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from bitsfusion.errors import BitsFusionError, InputError
 from bitsfusion.io.atomic import remove_all_leftovers
 from bitsfusion.io.locks import Lock, try_lock
+
+
+def cache_folder(name: str) -> Path:
+    """Where files that can be made again are kept: bitsfusion/`name` below XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitsfusion" / name
 
 
 def folder_lock(folder: Path, file: Path) -> Lock:

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from bitsfusion.errors import InputError
+from bitsfusion.errors import InputError, reason
 
 
 def load_checkpoint(
@@ -49,5 +49,4 @@ def _refused(where: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a broken file is an error of transformers, safetensors, huggingface_hub or Python
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"{where} ({reason})") from error
+        raise InputError(f"{where} ({reason(error)})") from error

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bitsfusion.errors import InputError
+from bitsfusion.errors import InputError, reason
 
 NETWORKS = ("alex", "vgg", "squeeze")
 
@@ -46,8 +46,8 @@ class Lpips:
                 pair = torch.zeros(2, 3, 64, 64, device=device)
                 count = network(pair, pair).numel()
         except (RuntimeError, ValueError, AttributeError) as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise InputError(f"LPIPS: {source} is no TorchScript of two batches of images: {reason}") from None
+            last = str(error).strip().splitlines()[-1]
+            raise InputError(f"LPIPS: {source} is no TorchScript of two batches of images: {last}") from None
         if count != 2:  # a mean over the batch would pass for the distance of each
             raise InputError(f"LPIPS: {source} gives {count} numbers for 2 pairs of images, wanted a distance of each")
         return cls(network, Path(source).name, device)
@@ -85,4 +85,4 @@ def _torchmetrics(network: str, device: str) -> Any:
     try:
         return _NoTrainLpips(net=kind).to(torch.device(device)).eval()
     except OSError as error:
-        raise InputError(f"LPIPS: the weights of {network} could not be had: {str(error).splitlines()[0]}") from None
+        raise InputError(f"LPIPS: the weights of {network} could not be had: {reason(error)}") from None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from bitsfusion.numerics.levels import MAX_BITS, MIN_BITS, check_bits, half_levels, level_bits, level_count
 
 if TYPE_CHECKING:
-    from bitsfusion.numerics.quantizer import dequantize, fake_quantize, fake_quantize_gradients, quantize
+    from bitsfusion.numerics.quantizer import dequantize, fake_quantize, fake_quantize_gradients, quantize, rounded
     from bitsfusion.numerics.scale import ScaleInit, initial_scale, widened
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "level_bits",
     "level_count",
     "quantize",
+    "rounded",
     "widened",
 ]
 

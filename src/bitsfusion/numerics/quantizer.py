@@ -46,6 +46,11 @@ def dequantize(codes: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32)
     return (codes.float() * _per_channel(scale.float(), codes)).to(dtype)
 
 
+def rounded(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """`weight` [out, ...] on its levels, in its own dtype; see `quantize`."""
+    return dequantize(quantize(weight, scale, bits), scale, weight.dtype)
+
+
 class _FakeQuantize(torch.autograd.Function):
     """Rounding passes the gradient straight through; clipping stops it (section 3.1).
 

@@ -1,4 +1,4 @@
-"""Where a layer's scales start (section 4.1): min-max, the paper's alternating optimisation, and the best scale."""
+"""Initial scales of a layer (section 4.1): min-max, the paper's alternating optimisation, and the exact optimum."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitsfusion.errors import InputError
 from bitsfusion.numerics.levels import half_levels
-from bitsfusion.numerics.quantizer import dequantize, quantize
+from bitsfusion.numerics.quantizer import rounded
 
 ALTERNATING_STEPS = 10
 WIDENING_FACTORS = (1.01, 1.02, 1.03, 1.04)
@@ -86,7 +86,7 @@ def _widened(rows: Tensor, scale: Tensor, bits: int) -> Tensor:
 
 def _squared_error(rows: Tensor, scale: Tensor, bits: int) -> Tensor:
     """[out] float64."""
-    return dequantize(quantize(rows, scale, bits), scale).sub_(rows).square_().sum(1, dtype=torch.float64)
+    return rounded(rows, scale, bits).sub_(rows).square_().sum(1, dtype=torch.float64)
 
 
 def _minmax(rows: Tensor, half: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Is a component all there? Files that a broken download leaves out, cuts short, or leaves as pointers to elsewhere."""
+"""Checks that a component is complete: a broken download leaves files out, cuts them short, or leaves pointers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from bitsfusion.errors import InputError
+from bitsfusion.errors import InputError, reason
 from bitsfusion.pipelines.folder import Component, PipelineFolder
 
 _POINTER = b"version https://git-lfs.github.com/spec/v1"
@@ -19,11 +19,11 @@ _NO_MODEL = {
     "ProcessorPil": ("preprocessor_config.json",),
     "Extractor": ("preprocessor_config.json",),
 }
-"""How a class's name ends -> files of which one must be there; all other classes are models."""
+"""End of a class name -> files of which at least one must exist; all other classes are models."""
 
 
 def check_complete(folder: PipelineFolder) -> None:
-    """Refuses a pipeline that would not load from its own files.
+    """Refuses a pipeline that cannot be loaded from its own files.
 
     Raises:
         InputError: names the component and the file: missing weights or config, a git-lfs pointer, a download that was
@@ -96,7 +96,7 @@ def check_safetensors(path: Path) -> None:
         with safe_open(path, framework="np"):
             pass
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: got {' '.join(str(error).split())}, wanted a whole safetensors file") from None
+        raise InputError(f"{path}: got {reason(error)}, wanted a whole safetensors file") from None
 
 
 def read_shapes(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:

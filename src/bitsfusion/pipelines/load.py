@@ -1,4 +1,4 @@
-"""Loading the full-precision pipeline that everything starts from."""
+"""Loads pipelines into memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
-from bitsfusion.errors import InputError
+from bitsfusion.errors import InputError, reason
 from bitsfusion.pipelines.folder import Component, Form, PipelineFolder
 from bitsfusion.pipelines.resolve import EMBEDDED, resolve
 
@@ -58,14 +58,13 @@ def load_pipeline(model: str | PipelineFolder, dtype: torch.dtype = torch.float3
         absent = {name: None for name, entry in folder.index.items() if entry == [None, None]}
         pipeline: Any = DiffusionPipeline.from_pretrained(folder.path, dtype=dtype, **absent, **loaded)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{folder.path}: could not be loaded as a diffusers pipeline: {reason}") from None
+        raise InputError(f"{folder.path}: could not be loaded as a diffusers pipeline: {reason(error)}") from None
     result: StableDiffusionPipeline = pipeline
     return result
 
 
 def check_draws_from_text(pipeline: DiffusionPipeline) -> None:
-    """Refuses a pipeline whose call wants a picture, or that draws no image from a prompt.
+    """Refuses a pipeline that needs an input image, or takes no prompt.
 
     Raises:
         InputError: names its class and what it wants.

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from bitsfusion.architectures.base import Architecture
-from bitsfusion.errors import InputError
+from bitsfusion.errors import InputError, reason
 from bitsfusion.io.schema import named
 from bitsfusion.io.texts import read_json
 from bitsfusion.pipelines.completeness import read_shapes
@@ -70,8 +70,7 @@ def open_model(folder: Path, architecture: Architecture) -> ModelFolder:
     try:
         skeleton = architecture.build(config)
     except Exception as error:  # constructors raise whatever they meet
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{folder / 'config.json'}: {architecture.name} refuses it: {reason}") from None
+        raise InputError(f"{folder / 'config.json'}: {architecture.name} refuses it: {reason(error)}") from None
     chosen = weight_files(folder)
     if chosen is None:
         raise InputError(f"{folder}: got no weights, wanted {architecture.weights} or shards of it")

@@ -6,7 +6,6 @@ converted once and a run that is continued finds the same folder.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from bitsfusion.errors import InputError
+from bitsfusion.errors import InputError, reason
 from bitsfusion.io.atomic import atomic_folder
 from bitsfusion.io.hashes import sha256_file, sha256_json
+from bitsfusion.io.work_folder import cache_folder
 from bitsfusion.pipelines.completeness import check_file
 from bitsfusion.pipelines.folder import INDEX, Component, Form, PipelineFolder, read_folder
 
@@ -67,8 +67,7 @@ def read_header(path: Path) -> SingleFile:
             first = file.get_slice(_UNET) if _UNET in names else None
             shape, dtype = ([], "") if first is None else (first.get_shape(), first.get_dtype())
     except (OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: got {reason}, wanted a whole .safetensors checkpoint") from None
+        raise InputError(f"{path}: got {reason(error)}, wanted a whole .safetensors checkpoint") from None
     if any("lora_" in name or ".lokr_" in name or ".hada_" in name for name in names):
         raise InputError(f"{path}: got an adapter, wanted a whole checkpoint: fuse it into its pipeline and save that")
     if first is None:
@@ -103,16 +102,11 @@ def converted(path: Path, config: PipelineFolder | None = None) -> PipelineFolde
     """
     header = read_header(path)
     identity: dict[str, Any] = {"file": sha256_file(path), "config": config and config.source_sha256, "version": 1}
-    target = conversion_cache() / sha256_json(identity)
+    target = cache_folder("converted") / sha256_json(identity)
     if not (target / INDEX).is_file():
         with atomic_folder(target) as temporary:
             _convert(header, config, temporary)
     return read_folder(target)
-
-
-def conversion_cache() -> Path:
-    """Where converted checkpoints are kept: below XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitsfusion" / "converted"
 
 
 def _convert(header: SingleFile, config: PipelineFolder | None, target: Path) -> None:
@@ -133,13 +127,14 @@ def _convert(header: SingleFile, config: PipelineFolder | None, target: Path) ->
         )
         pipeline.save_pretrained(target, safe_serialization=True)
     except Exception as error:  # converters raise whatever they meet
-        reason = " ".join(str(error).split())[:300]
         if config is None:
             raise InputError(
                 f"{header.path}: the configs of a {kind} could not be had from the hub: give a pipeline folder of the "
-                f"same kind with --config FOLDER ({reason})"
+                f"same kind with --config FOLDER ({reason(error)})"
             ) from None
-        raise InputError(f"{header.path}: could not be converted with the configs of {config.path}: {reason}") from None
+        raise InputError(
+            f"{header.path}: could not be converted with the configs of {config.path}: {reason(error)}"
+        ) from None
 
 
 def _given(header: SingleFile, config: PipelineFolder) -> Mapping[str, Any]:

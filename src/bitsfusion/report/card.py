@@ -98,8 +98,8 @@ class Card:
     inspection: Inspection
     parts: Sequence[ComponentSize]
     use: Use
-    component: str = "unet"
-    noun: str = "UNet"
+    component: str
+    noun: str
     scores: ScoreTable | None = None
     samples: Sequence[Sample] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bitsfusion.errors import BitsFusionError, InputError
+from bitsfusion.errors import BitsFusionError, InputError, reason
 
 
 def push_to_hub(folder: Path, repo: str, *, private: bool = False, endpoint: str | None = None) -> str:
@@ -32,11 +32,7 @@ def push_to_hub(folder: Path, repo: str, *, private: bool = False, endpoint: str
             commit_message="Packed by bitsfusion",
         )
     except HFValidationError as error:
-        raise InputError(f"{repo}: wanted the name of a repository, OWNER/NAME: {_first_line(error)}") from None
+        raise InputError(f"{repo}: wanted the name of a repository, OWNER/NAME: {reason(error)}") from None
     except Exception as error:  # which HTTP library's errors these are differs among versions of huggingface_hub
-        raise BitsFusionError(f"{repo}: could not be pushed: {_first_line(error)}") from error
+        raise BitsFusionError(f"{repo}: could not be pushed: {reason(error)}") from error
     return str(address)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

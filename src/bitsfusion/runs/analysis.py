@@ -16,12 +16,11 @@ from bitsfusion.progress import Progress, silent
 from bitsfusion.runs.config import FolderSource, WorldSource
 from bitsfusion.runs.sources import training_data
 from bitsfusion.sensitivity.measure import Counted, analyze, candidates, empty_table, rows_done
-from bitsfusion.sensitivity.methods import build_method
 from bitsfusion.sensitivity.plan import Plan, plan
 from bitsfusion.sensitivity.ray_workers import RayWorkers
 from bitsfusion.sensitivity.settings import FirstOrderOptions, Settings
 from bitsfusion.sensitivity.table import SensitivityTable
-from bitsfusion.sensitivity.workers import Method
+from bitsfusion.sensitivity.workers import Method, build_method
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from bitsfusion.calibration.settings import CalibrationSettings
@@ -15,6 +14,7 @@ from bitsfusion.diffusion.time_features import BASIS, Cover
 from bitsfusion.embedded import embedded_model, world_of
 from bitsfusion.errors import InputError
 from bitsfusion.io.schema import parse
+from bitsfusion.io.texts import read_yaml
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.load import EMBEDDED
 from bitsfusion.recipe.assign import Strategy
@@ -99,6 +99,25 @@ class WebDatasetSource(ImageSection):
     kind: Literal["webdataset"]
     train_shards_path_or_url: str | tuple[str, ...]
     """With brace expansion: shards/{00000..00099}.tar."""
+
+
+class TrajectorySource(_Section):
+    """What the teacher is given while it draws, for models that take few steps; Stage I alone, in a stage's config."""
+
+    kind: Literal["trajectories"]
+    prompts: Path | None = None
+    """A file of prompts; null: the package's own, an embedded model's world's."""
+    samples: int = Field(1024, ge=1)
+    """Trajectories that are drawn before training begins."""
+    steps: int = Field(4, ge=1)
+    """The model's own number of steps."""
+    guidance: float = 1.0
+    """Classifier-free guidance; at 1 and below none, as few-step models are drawn."""
+    resolution: int | None = Field(None, ge=8)
+    """Pixels of the square pictures; null: the model's own."""
+    seed: int = Field(0, ge=0)
+    batch_size: int = Field(8, ge=1)
+    """Drawn together."""
 
 
 DataSource: TypeAlias = WorldSource | FolderSource | HfDatasetSource | WebDatasetSource
@@ -308,8 +327,4 @@ def read_config(path: Path) -> RunConfig:
     Raises:
         InputError: there is no such file, it is not YAML, or a field is unknown or out of range.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: wanted a YAML file, got {error}") from None
-    return parse(RunConfig, {} if values is None else values, str(path))
+    return parse(RunConfig, read_yaml(path), str(path))

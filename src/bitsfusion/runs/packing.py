@@ -131,12 +131,12 @@ def pack_checkpoint(
     progress: ProgressSink = SILENT,
     others: OtherBits = UNET_ALONE,
     scale_dtype: ScaleDtype = "float32",
-) -> PackedConfig:
+) -> dict[str, PackedConfig]:
     """A finished stage or a checkpoint of one -> a packed pipeline folder.
 
     Args:
         checkpoint: a stage's folder, or a checkpoint-{step} in it.
-        model: the pipeline it was trained from, which gives all but the UNet.
+        model: the pipeline it was trained from, which gives all but the denoiser.
         out: the folder to write.
         samplers: see `Cover`.
         progress: is told of every layer.
@@ -144,7 +144,7 @@ def pack_checkpoint(
         scale_dtype: as `init_pipeline`; codes stay as they were trained.
 
     Returns:
-        What the packed UNet says about itself.
+        What each packed component says about itself, the denoiser first.
 
     Raises:
         InputError: a student of another class than the pipeline's denoiser.
@@ -162,7 +162,7 @@ def pack_checkpoint(
     parts, notes_of = {name: parts_of_model(student, choice.features)}, {name: provenance}
     for other, (part, made) in other_parts(source, others, ScaleInit.COMPACT, progress).items():
         parts[other], notes_of[other] = part, made
-    return _write(parts, source, out, notes_of, progress, scale_dtype)[name]
+    return _write(parts, source, out, notes_of, progress, scale_dtype)
 
 
 def _source(model: str, config: str | None = None, without: tuple[str, ...] = ()) -> PipelineFolder:

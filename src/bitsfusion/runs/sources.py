@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ from bitsfusion.devices import placed, resolve
 from bitsfusion.diffusion.conditioning import Conditioner, conditioner_of
 from bitsfusion.embedded import world_of
 from bitsfusion.embedded.world import Split
+from bitsfusion.io.work_folder import cache_folder
 from bitsfusion.progress import SILENT, ProgressSink
 from bitsfusion.runs.config import DataSource, FolderSource, HfDatasetSource, WorldSource
 
@@ -85,11 +84,6 @@ def image_source(source: DataSource) -> ImageSource:
     return TarShards(source.train_shards_path_or_url)
 
 
-def default_cache() -> Path:
-    """Where encoded images are kept unless the config says otherwise: below XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitsfusion" / "latents"
-
-
 def _captioned(source: Any, vae: Any, conditioner: Conditioner, progress: ProgressSink) -> TrainingData:
     began, encoded = time.monotonic(), False
 
@@ -102,7 +96,7 @@ def _captioned(source: Any, vae: Any, conditioner: Conditioner, progress: Progre
         image_source(source),
         vae,
         conditioner,
-        source.latents_cache_dir or default_cache(),
+        source.latents_cache_dir or cache_folder("latents"),
         resolution=source.resolution,
         dtype=source.latents_dtype,
         seed=source.seed,

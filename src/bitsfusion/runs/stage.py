@@ -14,10 +14,13 @@ from diffusers import DiffusionPipeline, ModelMixin
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bitsfusion.architectures.layers import LayerRole
-from bitsfusion.architectures.registry import denoiser_called, model_layers
-from bitsfusion.devices import resolve
-from bitsfusion.errors import InputError
+from bitsfusion.architectures.registry import denoiser_called, denoiser_of, model_layers
+from bitsfusion.data.batches import TrainingData
+from bitsfusion.devices import placed, resolve
+from bitsfusion.diffusion.denoise import with_denoiser
+from bitsfusion.errors import InputError, reason
 from bitsfusion.io.schema import parse
+from bitsfusion.io.texts import read_yaml
 from bitsfusion.io.work_folder import folder_lock
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
@@ -25,16 +28,27 @@ from bitsfusion.pipelines.folder import PipelineFolder
 from bitsfusion.pipelines.load import whole_pipeline
 from bitsfusion.pipelines.planned import planned_denoiser
 from bitsfusion.progress import SILENT, ProgressSink
+from bitsfusion.recipe.assign import assign
 from bitsfusion.recipe.named import recipe_bits
-from bitsfusion.runs.config import DataSource, PaperAnalysis, RunConfig, WorldSource, with_own_defaults
+from bitsfusion.runs.config import (
+    DataSource,
+    PaperAnalysis,
+    RunConfig,
+    TrajectorySource,
+    WorldSource,
+    with_own_defaults,
+)
+from bitsfusion.runs.prompts import prompts_of
 from bitsfusion.runs.sources import training_data
 from bitsfusion.sensitivity.passes import forward_passes
 from bitsfusion.sensitivity.table import MEASURED_BITS
+from bitsfusion.sensitivity.weight_error import weight_error_table
 from bitsfusion.training.checkpoint import STUDENT_INFO, find_checkpoint, load_student
 from bitsfusion.training.config import TrainingConfig
 from bitsfusion.training.loop import TrainingResult, train
 from bitsfusion.training.plan import Machine, Plan, count_forward, plan_stage
 from bitsfusion.training.ranks import Ranks
+from bitsfusion.training.trajectories import Trajectories
 
 
 class StageConfig(BaseModel):
@@ -44,9 +58,10 @@ class StageConfig(BaseModel):
 
     model: str
     """A diffusers folder, a hub id, or an embedded model: the teacher, and the text encoder, tokenizer and VAE."""
-    data: Annotated[DataSource, Field(discriminator="kind")]
-    recipe: str | None = None
-    """Start from the model's own weights with these bits: a recipe file, or a shipped recipe's name."""
+    data: Annotated[DataSource | TrajectorySource, Field(discriminator="kind")]
+    recipe: str | float | None = None
+    """Start from the model's own weights with these bits: a recipe file, a shipped recipe's name, uniform:N, or an
+    average such as 1.99, spread by the weights' own errors."""
     scale_init: ScaleInit = ScaleInit.EXACT
     student: Path | None = None
     """Or start from a finished stage's folder, or a checkpoint of it."""
@@ -61,6 +76,8 @@ class StageConfig(BaseModel):
     def _check(self) -> StageConfig:
         if (self.recipe is None) == (self.student is None):
             raise ValueError(f"recipe {self.recipe}, student {self.student}: wanted one of them to start from")
+        if isinstance(self.data, TrajectorySource) and self.training.stage == 2:
+            raise ValueError("data: got trajectories with stage 2, wanted stage 1, or captioned images")
         return self
 
 
@@ -77,10 +94,7 @@ def read_training_config(
     Raises:
         InputError: there is no such file, it is not YAML, or a field is unknown or out of range.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: wanted a YAML file, got {error}") from None
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: got a {type(values).__name__}, wanted fields and their values")
     for text in overrides or ():
@@ -136,10 +150,10 @@ def train_stage(config: StageConfig, out: Path, progress: ProgressSink = SILENT)
     try:
         parts = _load(config.model)
         student = _student(config, parts, out)
-        data = training_data(config.data, parts.components, "train", progress, student, ranks.device)
         teacher = None
         if config.training.stage == 1:
             teacher = parts.denoiser(getattr(torch, config.training.teacher_dtype))
+        data = _data(config, parts.components, student, teacher, progress, ranks.device)
         return train(
             student,
             teacher,
@@ -196,18 +210,17 @@ def plan_analysis(config: RunConfig, machine: Machine | None = None) -> Analysis
 def _shapes(config: StageConfig | RunConfig) -> tuple[Mapping[str, Any], int, int]:
     """The denoiser's config, height and width of the latents, and tokens of a prompt."""
     model = planned_denoiser(config.model)
-    size = model.latent_size if isinstance(config.data, WorldSource) else config.data.resolution // model.pixels
-    return model.config, size, model.tokens
+    pixels = None if isinstance(config.data, WorldSource) else config.data.resolution
+    return model.config, pixels // model.pixels if pixels else model.latent_size, model.tokens
 
 
 def _load(model: str) -> _Parts:
     folder = whole_pipeline(model)
-    left = {folder.denoiser.name: None}
+    left = {name: None for name, entry in folder.index.items() if entry == [None, None]} | {folder.denoiser.name: None}
     try:
         components: Any = DiffusionPipeline.from_pretrained(folder.path, **left, dtype=torch.float32)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{model}: could not be loaded as a diffusers pipeline: {reason}") from None
+        raise InputError(f"{model}: could not be loaded as a diffusers pipeline: {reason(error)}") from None
     return _Parts(folder, components)
 
 
@@ -215,13 +228,51 @@ def _student(config: StageConfig, parts: _Parts, out: Path) -> ModelMixin:
     if config.student is not None:
         return load_student(config.student)
     unet = parts.denoiser()
-    bits = recipe_bits(config.recipe or "", model_layers(unet))
+    bits = _bits(config, unet)
     scales = None
     if (out / STUDENT_INFO).exists() or find_checkpoint(out, config.training.resume_from_checkpoint):
         # What is there brings its own scales: no need to look for them again.
         scales = {name: torch.ones(len(unet.get_submodule(name).weight)) for name in bits}
     fake_quantize_model(unet, bits, config.scale_init, scales)
     return unet
+
+
+def _bits(config: StageConfig, denoiser: Any) -> dict[str, int]:
+    layers = model_layers(denoiser)
+    if not isinstance(config.recipe, float):
+        return recipe_bits(config.recipe or "", layers)
+    table = weight_error_table(
+        layers,
+        lambda name: denoiser.get_submodule(name).weight.detach(),
+        model=config.model,
+        feature_values=0,
+    )
+    return dict(assign(table, config.recipe, keep_time_layers=True).bits)
+
+
+def _data(
+    config: StageConfig,
+    pipeline: Any,
+    student: ModelMixin,
+    teacher: ModelMixin | None,
+    progress: ProgressSink,
+    device: torch.device,
+) -> TrainingData:
+    source = config.data
+    if not isinstance(source, TrajectorySource):
+        return training_data(source, pipeline, "train", progress, student, device)
+    assert teacher is not None
+    whole = with_denoiser(pipeline, teacher)
+    side = source.resolution and source.resolution // (whole.vae_scale_factor * denoiser_of(teacher).compression)
+    with placed(whole, device), progress.timed("trajectories") as tell:
+        return Trajectories(
+            whole,
+            teacher,
+            prompts_of(config.model, source.prompts),
+            side=side,
+            progress=tell,
+            **source.model_dump(include={"samples", "steps", "guidance", "seed", "batch_size"}),
+        )
 
 
 def _reporter(sink: ProgressSink, name: str) -> Callable[[int, int, dict[str, float]], None]:

@@ -19,9 +19,8 @@ from bitsfusion.data.batches import TrainingData
 from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.diffusion.samples import GuidedSamples, NoisySamples
 from bitsfusion.nn.scale import layer_scale
-from bitsfusion.numerics import ScaleInit
+from bitsfusion.numerics import ScaleInit, rounded
 from bitsfusion.sensitivity.noise import guided_latents, noisy_latents
-from bitsfusion.sensitivity.rounding import rounded
 from bitsfusion.sensitivity.settings import CalibratedSettings, FirstOrderOptions, JacobianSettings
 from bitsfusion.sensitivity.table import MEASURED_BITS, Candidate, SensitivityRow
 

@@ -18,11 +18,10 @@ from bitsfusion.errors import InputError
 from bitsfusion.io.hashes import sha256_json
 from bitsfusion.progress import Progress, silent
 from bitsfusion.sensitivity.journal import only_writer, row_journal
-from bitsfusion.sensitivity.methods import one_process
 from bitsfusion.sensitivity.paper import ImageDistance, TextImageScorer
 from bitsfusion.sensitivity.settings import Settings
 from bitsfusion.sensitivity.table import MEASURED_BITS, Candidate, SensitivityTable, read_table, write_table
-from bitsfusion.sensitivity.workers import Workers
+from bitsfusion.sensitivity.workers import Workers, one_process
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

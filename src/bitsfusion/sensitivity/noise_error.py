@@ -12,9 +12,9 @@ from torch import Tensor
 from bitsfusion.data.batches import TrainingData
 from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.nn.scale import layer_scale
+from bitsfusion.numerics import rounded
 from bitsfusion.sensitivity.noise import guided_latents, noisy_latents
 from bitsfusion.sensitivity.replay import Recording, Replay
-from bitsfusion.sensitivity.rounding import rounded
 from bitsfusion.sensitivity.settings import NoiseErrorSettings
 
 

@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from bitsfusion.errors import BitsFusionError, InputError
+from bitsfusion.errors import BitsFusionError, InputError, reason
 from bitsfusion.sensitivity.table import Candidate, SensitivityRow
 from bitsfusion.sensitivity.workers import Method, measured_row
 
@@ -87,7 +87,7 @@ class RayWorkers:
                     if lost[candidate] == LOST_LIMIT:
                         raise BitsFusionError(
                             f"{candidate.layer}: {LOST_LIMIT} workers were lost while measuring it at "
-                            f"{candidate.bits} bits, the last one with {_line(error)}"
+                            f"{candidate.bits} bits, the last one with {reason(error)}"
                         ) from None
                     waiting.appendleft(candidate)
                     give(actor_class.remote(self.build))
@@ -113,7 +113,7 @@ class RayWorkers:
             _check_listening(self.address)
             ray.init(address=self.address, **quiet)
         except (OSError, RuntimeError, ValueError) as error:
-            raise InputError(f"ray: found no cluster at {self.address!r}: {_line(error)}") from None
+            raise InputError(f"ray: found no cluster at {self.address!r}: {reason(error)}") from None
 
 
 class _Measurer:
@@ -150,7 +150,3 @@ def _cause(error: Any, candidate: Candidate) -> BitsFusionError:
     if isinstance(cause, BitsFusionError):
         return cause
     return BitsFusionError(f"{candidate.layer}: at {candidate.bits} bits a worker failed with {cause!r}")
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

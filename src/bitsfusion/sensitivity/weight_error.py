@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitsfusion.architectures.layers import LayerInfo, LayerRole
 from bitsfusion.nn.scale import layer_scale
-from bitsfusion.numerics import ScaleInit, dequantize, quantize
+from bitsfusion.numerics import ScaleInit, rounded
 from bitsfusion.progress import Progress, silent
 from bitsfusion.sensitivity.table import MEASURED_BITS, SensitivityRow, SensitivityTable
 
@@ -107,5 +107,5 @@ def relative_error(name: str, weight: Tensor, bits: int) -> float:
     """||w - w_q||^2 / ||w||^2 with the best scale per channel; 0 for weights that are all zero."""
     scale = layer_scale(name, weight, bits, ScaleInit.EXACT)
     energy = float(weight.double().square().sum())
-    error = (weight - dequantize(quantize(weight, scale, bits), scale)).double().square().sum()
+    error = (weight - rounded(weight, scale, bits)).double().square().sum()
     return float(error) / energy if energy > 0 else 0.0

@@ -31,7 +31,8 @@ from bitsfusion.training.ema import ExponentialMovingAverage
 from bitsfusion.training.log import Window
 from bitsfusion.training.sharding import gathered, is_sharded, load_into, shard_of
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of student.json and state.json. Version 1 called the student's architecture by one family's name."""
 STUDENT_WEIGHTS = "student.safetensors"
 STUDENT_INFO = "student.json"
 _AVERAGES = "ema.safetensors"
@@ -74,7 +75,7 @@ def identity(student: Any, config: Mapping[str, Any], data: str, processes: int)
         "data": data,
         "processes": processes,
         "bits": {name: layer.bits for name, layer in fake_quantized_layers(student).items()},
-        "unet": {key: value for key, value in architecture.items() if key == "_class_name" or not key.startswith("_")},
+        "model": {key: value for key, value in architecture.items() if key == "_class_name" or not key.startswith("_")},
     }
 
 
@@ -82,7 +83,7 @@ def check_same_run(folder: Path, wanted: Mapping[str, Any]) -> None:
     """Raises an `InputError` that names the fields in which `folder`'s student.json differs from `wanted`."""
     saved = _read_info(folder)
     flat_saved, flat_wanted = (
-        _flat({k: v for k, v in info.items() if k not in ("unet", "step", "processes")}) for info in (saved, wanted)
+        _flat({k: v for k, v in info.items() if k not in ("model", "step", "processes")}) for info in (saved, wanted)
     )
     keys = [key for key in {**flat_saved, **flat_wanted} if flat_saved.get(key) != flat_wanted.get(key)]
     if keys:
@@ -103,9 +104,13 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _read_info(folder: Path) -> dict[str, Any]:
     info = read_json(folder / STUDENT_INFO)
     version = info.get("schema_version") if isinstance(info, dict) else None
-    if version != SCHEMA_VERSION:
-        raise InputError(f"{folder / STUDENT_INFO}: got schema_version {version!r}, wanted {SCHEMA_VERSION}")
+    if version not in (1, SCHEMA_VERSION):
+        raise InputError(f"{folder / STUDENT_INFO}: got schema_version {version!r}, wanted {SCHEMA_VERSION} or 1")
     assert isinstance(info, dict)
+    if version == 1:
+        return {"model" if key == "unet" else key: value for key, value in info.items()} | {
+            "schema_version": SCHEMA_VERSION
+        }
     return info
 
 
@@ -230,15 +235,15 @@ def save_student(folder: Path, student: nn.Module, info: Mapping[str, Any], main
     write_json(folder / STUDENT_INFO, dict(info))
 
 
-def load_student(folder: Path, unet: ModelMixin | None = None) -> ModelMixin:
+def load_student(folder: Path, model: ModelMixin | None = None) -> ModelMixin:
     """The fake-quantized denoiser of a finished stage or of a checkpoint (its averages, where it kept them).
 
     Args:
         folder: a stage's output folder or a checkpoint-{step} in it.
-        unet: a full-precision model of the same architecture, changed in place; built from student.json if None.
+        model: a full-precision model of the same architecture, changed in place; built from student.json if None.
 
     Returns:
-        The model in eval mode on the CPU (or where `unet` is).
+        The model in eval mode on the CPU (or where `model` is).
 
     Raises:
         InputError: no such folder, or weights that do not fit the architecture.
@@ -248,16 +253,16 @@ def load_student(folder: Path, unet: ModelMixin | None = None) -> ModelMixin:
     tensors = _load(folder / STUDENT_WEIGHTS)
     if (folder / _AVERAGES).exists():  # of what trained
         tensors |= _load(folder / _AVERAGES)
-    if unet is None:
-        unet = denoiser_called(info["unet"]).build(info["unet"])
-        assert isinstance(unet, ModelMixin)
+    if model is None:
+        model = denoiser_called(info["model"]).build(info["model"])
+        assert isinstance(model, ModelMixin)
     missing = [name for name in info["bits"] if f"{name}.scale" not in tensors]
     if missing:
         raise InputError(f"{folder}: no scale of {missing[0]}")
-    fake_quantize_model(unet, info["bits"], scales={name: tensors[f"{name}.scale"] for name in info["bits"]})
-    _load_into(unet, tensors, folder, assign=unet.device.type == "meta")
-    unet.eval()
-    return unet
+    fake_quantize_model(model, info["bits"], scales={name: tensors[f"{name}.scale"] for name in info["bits"]})
+    _load_into(model, tensors, folder, assign=model.device.type == "meta")
+    model.eval()
+    return model
 
 
 def load_finished(folder: Path, student: nn.Module) -> None:

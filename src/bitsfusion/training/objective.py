@@ -51,7 +51,9 @@ class Objective:
         device = self._accelerator.device
         latents, noise = part.batch.latents.to(device), part.noise.to(device)
         timesteps = part.timesteps.to(device)
-        noisy = self._process.add_noise(latents, noise, timesteps)
+        noisy = latents
+        if part.batch.timesteps is None:
+            noisy = self._process.add_noise(latents, noise, timesteps)
         predicted: Tensor | None = None
         with torch.no_grad(), self._accelerator.autocast():
             batch = part.batch

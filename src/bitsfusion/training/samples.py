@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bitsfusion.data.batches import Batch
 from bitsfusion.diffusion.process import Process
+from bitsfusion.errors import InputError
 from bitsfusion.training.config import TrainingConfig
 from bitsfusion.training.time_steps import time_step_sampler
 
@@ -21,7 +22,7 @@ class Sample:
 
     Fields:
         batch: latents and captions.
-        noise: [n, c, h, w] float32.
+        noise: [n, c, h, w] float32; of no use where the batch's latents are noisy already.
         timesteps: [n], as the process counts them.
         dropped: [n] bool, the samples that get the null prompt.
     """
@@ -69,7 +70,12 @@ def draw_sample(batch: Batch, config: TrainingConfig, process: Process, first: i
         batch: n samples.
         process: how time steps are counted.
         first: the place of the batch's first sample among the step's samples of all processes.
+
+    Raises:
+        InputError: latents that are noisy already, in Stage II, which needs images.
     """
+    if batch.timesteps is not None and config.stage == 2:
+        raise InputError("stage: got 2 with trajectories, wanted 1: they show what the teacher does, and no images")
     process = process.at_size(batch.latents.shape[-2:])
     draw = time_step_sampler(config.timesteps, process)
     count = len(batch.latents)
@@ -81,4 +87,4 @@ def draw_sample(batch: Batch, config: TrainingConfig, process: Process, first: i
         timesteps[index : index + 1] = draw(1, rng)
         dropped[index] = rng.random() < config.text_dropout
         noise[index] = torch.from_numpy(rng.standard_normal(tuple(noise.shape[1:]), dtype=np.float32))
-    return Sample(batch, noise, timesteps, dropped)
+    return Sample(batch, noise, timesteps if batch.timesteps is None else batch.timesteps, dropped)

@@ -1,4 +1,4 @@
-"""The vote as a web application: one page, three calls, the pictures by names that say nothing, the results."""
+"""The vote as a web application: one page, three calls, pictures under meaningless names, and the results."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from bitsfusion.errors import BitsFusionError, InputError
 from bitsfusion.io.schema import parse
 from bitsfusion.vote.blinding import a_is_left, picture_token
 from bitsfusion.vote.database import Conflict, VoteDatabase
-from bitsfusion.vote.guard import App, Guard
+from bitsfusion.vote.guard import Guard
 from bitsfusion.vote.pictures import Picture, Study
 from bitsfusion.vote.results import QUESTION, vote_results, votes_csv
 from bitsfusion.vote.results_page import results_page
 
 AHEAD = 4
 """Pairs that an answer holds: the one to vote on and those to load beforehand."""
+
+LARGEST_BODY = 4096
 
 _LONGEST_NAME = 40
 _ID = r"[A-Za-z0-9-]{8,64}"
@@ -50,7 +54,7 @@ class _Withdrawal(BaseModel):
     voter: str
 
 
-def vote_app(study: Study, database: VoteDatabase, host: str, port: int) -> App:
+def vote_app(study: Study, database: VoteDatabase, host: str, port: int) -> ASGIApp:
     """The application for a server bound to `host` and `port`. It serves only what was read
     beforehand: the page's own files, and the study's pictures as long as their bytes have not changed.
     """
@@ -182,8 +186,13 @@ def _unchanged(picture: Picture) -> bytes | None:
 
 
 async def _json(request: Request) -> Any:
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > LARGEST_BODY:
+            raise HTTPException(413, f"body: wanted at most {LARGEST_BODY} bytes")
     try:
-        return json.loads(await request.body())
+        return json.loads(body)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
         raise InputError("body: wanted JSON") from None
 

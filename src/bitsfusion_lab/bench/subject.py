@@ -14,7 +14,7 @@ from bitsfusion.artifact.skeleton import empty_model
 from bitsfusion.errors import ArtifactError, InputError
 from bitsfusion.io.hashes import sha256_folder
 from bitsfusion.io.schema import named
-from bitsfusion.pipelines.load import pipeline_folder
+from bitsfusion.pipelines.resolve import resolve
 
 ANY_STEP = 500
 """The time step where the packed model takes any."""
@@ -53,7 +53,7 @@ def find_subject(folder: Path, model: str) -> Subject:
         ArtifactError: a packed folder that is broken.
     """
     packed = open_folder(folder)
-    dense = _dense_folder(model)
+    dense = resolve(model).denoiser.folder
     try:
         model_config = json.loads((dense / "config.json").read_text(encoding="utf-8"))
         if "quantization_config" in model_config:
@@ -74,13 +74,3 @@ def find_subject(folder: Path, model: str) -> Subject:
             f"{folder}: {name}: got {shapes[0]}, wanted {shapes[1]} as in {model} (layers that differ: {named(differ)})"
         )
     return Subject(packed.path, dense, config, model_config, {name: layer.numel for name, layer in layers.items()})
-
-
-def _dense_folder(model: str) -> Path:
-    path = Path(model)
-    if (path / "config.json").is_file() and not (path / "model_index.json").is_file():
-        return path
-    folder = pipeline_folder(model)
-    if not (folder / "unet" / "config.json").is_file():
-        raise InputError(f"{model}: got a pipeline without a unet folder, wanted one, or a UNet's own folder")
-    return folder / "unet"

@@ -14,7 +14,7 @@ import torch
 
 from bitsfusion.architectures.registry import model_layers
 from bitsfusion.io.atomic import atomic_folder
-from bitsfusion.pipelines.load import pipeline_folder
+from bitsfusion.pipelines.load import whole_pipeline
 from bitsfusion_lab.bench.layers import is_plain
 from bitsfusion_lab.bench.methods import method_called
 from bitsfusion_lab.reproduction.frame import Frame
@@ -48,7 +48,7 @@ class Peer:
         folder = f"rivals/{self.name}"
 
         def work() -> None:
-            source = pipeline_folder(frame.workspace.config.model) / "unet"
+            source = whole_pipeline(frame.workspace.config.model).denoiser.folder
             with atomic_folder(frame.path / folder) as temporary:
                 method.prepare(source, temporary, torch.bfloat16)
 

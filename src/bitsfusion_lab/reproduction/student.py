@@ -13,6 +13,7 @@ import torch
 from bitsfusion.architectures.layers import FIRST_LAST_BITS, LayerRole
 from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.writer import write_model
+from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.diffusion.time_features import choose_features
 from bitsfusion.errors import InputError
 from bitsfusion.io.texts import read_json, write_json
@@ -114,7 +115,7 @@ class Student:
             pipeline = ours.pipeline
             train(
                 student,
-                pipeline.unet if config.stage == 1 else None,
+                pipeline_denoiser(pipeline) if config.stage == 1 else None,
                 pipeline,
                 ours.data,
                 config,

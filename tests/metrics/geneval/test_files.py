@@ -69,7 +69,7 @@ def test_the_published_prompts():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 1: wanted a line of JSON"),
+        ("{", "line 1: wanted GenEval's prompts"),
         ('{"tag": "shapes", "prompt": "p"}', "tag: got 'shapes', wanted one of single_object"),
         ('{"tag": "colors", "include": [{"class": "cup", "count": 0}], "prompt": "p"}', "include.0.count"),
         ('{"tag": "colors", "include": [{"class": "cup", "count": 1, "color": "mauve"}], "prompt": "p"}', "'mauve'"),

@@ -15,23 +15,12 @@ from torch import Tensor, nn
 from bitsfusion.architectures.timing import Timing
 from bitsfusion.diffusion.samplers import Coverage
 from bitsfusion.diffusion.time_features.basis import TimeBasis, basis_features
-from bitsfusion.diffusion.time_features.layers import time_feature_rows, time_layers, timed_blocks, uncacheable
+from bitsfusion.diffusion.time_features.layers import time_feature_rows, timed_blocks
 from bitsfusion.diffusion.time_features.lookup import step_bits
 from bitsfusion.diffusion.time_features.modulation import Steps, timing_of
 from bitsfusion.diffusion.time_features.schedule import schedule_is_good
 from bitsfusion.errors import InputError
-
-__all__ = [
-    "CachedLayer",
-    "CachedProjection",
-    "TimeFeatureBasis",
-    "TimeFeatureRows",
-    "cache_time_features",
-    "place_time_features",
-    "time_feature_rows",
-    "time_layers",
-    "uncacheable",
-]
+from bitsfusion.nn.replace import replace_module
 
 
 class TimeFeatureRows(nn.Module):
@@ -183,19 +172,14 @@ def _place_in_transformer(model: nn.Module, timing: Timing, features: TimeFeatur
         raise InputError(f"time features: got {features.channels} values a step, wanted {sum(widths.values())}")
     start = 0
     for name, activation in outputs.items():
-        _replace(model, name, CachedProjection(start, widths[name]))
+        replace_module(model, name, CachedProjection(start, widths[name]))
         start += widths[name]
         if activation:
-            _replace(model, activation, nn.Identity())
-    _replace(model, timing.entry, Steps(features, timing.scale))
+            replace_module(model, activation, nn.Identity())
+    replace_module(model, timing.entry, Steps(features, timing.scale))
     if timing.rest:
-        _replace(model, timing.rest, nn.Identity())
+        replace_module(model, timing.rest, nn.Identity())
     model.time_proj = features
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)
 
 
 def cache_time_features(

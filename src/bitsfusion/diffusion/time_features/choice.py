@@ -14,6 +14,7 @@ from bitsfusion.diffusion.time_features.basis import TimeBasis
 from bitsfusion.diffusion.time_features.cache import TimeFeatureBasis
 from bitsfusion.diffusion.time_features.fit import TOLERANCE, fit_time_basis, layer_values
 from bitsfusion.diffusion.time_features.layers import time_outputs_width, uncacheable
+from bitsfusion.diffusion.time_features.modulation import timing_of
 from bitsfusion.errors import InputError
 
 BASIS: Literal["basis"] = "basis"
@@ -56,41 +57,23 @@ def choose_features(
             step.
     """
     family = architecture_of(unet)
-    if family is not None and not family.timed:
-        if asked not in (None, BASIS):
-            raise InputError(f"cover: got steps for a {family.name}, wanted basis or any")
-        return _of_modulation(unet, scheduler_config, tolerance) if family.timing and asked else Choice(None, 0)
-    if asked is None:
-        return Choice(None, layer_values(unet))
-    if asked == BASIS:
-        placed = getattr(unet, "time_proj", None)
-        if isinstance(placed, TimeFeatureBasis):
-            return Choice(placed.stored, placed.stored.values)
-        reason = uncacheable(unet)
-        if reason is not None:
-            note = f"time layers stay, at 8 bits and for any sampler: the UNet has {reason}, no features to cache"
-            return Choice(None, layer_values(unet), note)
-        fitted = fit_time_basis(unet, int(scheduler_config.get("num_train_timesteps", _TRAINED_STEPS)), tolerance)
-        if fitted is not None:
-            return Choice(fitted, fitted.values)
-        note = (
-            "time layers stay, at 8 bits and for any sampler: their features are not smooth, no basis within "
-            f"{tolerance:g} would be smaller"
-        )
-        return Choice(None, layer_values(unet), note)
-    coverage = cover(asked, scheduler_config)
-    return Choice(coverage, len(coverage.steps) * time_outputs_width(unet))
-
-
-def _of_modulation(model: nn.Module, scheduler_config: Mapping[str, Any], tolerance: float) -> Choice:
-    """A basis of a transformer's modulation; where there is none the layers keep the bits of the recipe."""
-    placed = getattr(model, "time_proj", None)
-    if isinstance(placed, TimeFeatureBasis):
+    modulated = family is not None and not family.timed  # a transformer, whose modulation keeps the recipe's bits
+    if modulated and asked not in (None, BASIS):
+        raise InputError(f"cover: got steps for a {type(unet).__name__}, wanted basis or any")
+    if asked not in (None, BASIS):
+        coverage = cover(asked, scheduler_config)
+        return Choice(coverage, len(coverage.steps) * time_outputs_width(unet))
+    placed = getattr(unet, "time_proj", None)
+    if asked == BASIS and isinstance(placed, TimeFeatureBasis):
         return Choice(placed.stored, placed.stored.values)
-    reason = uncacheable(model)
-    if reason is not None:
-        return Choice(None, 0, f"modulation layers keep their bits: the model has {reason}, no features to store")
-    fitted = fit_time_basis(model, int(scheduler_config.get("num_train_timesteps", _TRAINED_STEPS)), tolerance)
+    kept = 0 if modulated else layer_values(unet)
+    if asked is None or (modulated and timing_of(unet) is None):
+        return Choice(None, kept)
+    stays = "modulation layers keep their bits" if modulated else "time layers stay, at 8 bits and for any sampler"
+    depends_on = uncacheable(unet)
+    if depends_on is not None:
+        return Choice(None, kept, f"{stays}: the model has {depends_on}, no features to store")
+    fitted = fit_time_basis(unet, int(scheduler_config.get("num_train_timesteps", _TRAINED_STEPS)), tolerance)
     if fitted is None:
-        return Choice(None, 0, f"modulation layers keep their bits: no basis within {tolerance:g} would be smaller")
+        return Choice(None, kept, f"{stays}: features are not smooth, no basis within {tolerance:g} would be smaller")
     return Choice(fitted, fitted.values)

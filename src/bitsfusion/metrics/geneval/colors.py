@@ -20,7 +20,7 @@ Image = npt.NDArray[np.uint8]
 OFFICIAL_CLIP = "openai/clip-vit-large-patch14"
 """The published evaluator's model (ViT-L/14 of OpenAI)."""
 GROUND = (0x99, 0x99, 0x99)
-"""What is put in the place of pixels that are not the object's."""
+"""The colour of pixels outside the object."""
 
 
 class ColorReader(Protocol):
@@ -39,18 +39,13 @@ class ClipColors:
 
     def __init__(self, scorer: ClipScorer, name: str) -> None:
         self.scorer = scorer
-        self._name = name
+        self.name = name
         self._directions: dict[str, torch.Tensor] = {}
 
     @classmethod
     def from_pretrained(cls, source: str = OFFICIAL_CLIP, device: str = "cpu") -> ClipColors:
-        """By a CLIP model from a folder or hub id. Raises InputError where there is none."""
+        """Loads the CLIP model from a folder or hub id; raises InputError if there is none."""
         return cls(ClipScorer.from_pretrained(source, device), source)
-
-    @property
-    def name(self) -> str:
-        """The CLIP model."""
-        return self._name
 
     def names(self, image: Image, found: Sequence[Detection], class_name: str) -> list[str]:
         """The likeliest of `COLORS` for each object."""

@@ -59,7 +59,7 @@ class Mask2FormerDetector:
     def __init__(self, model: Any, image_processor: Any, name: str) -> None:
         self.model = model.eval()
         self.image_processor = image_processor
-        self._name = name
+        self.name = name
         labels = model.config.id2label
         self.labels = [RENAMED.get(labels[index], labels[index]) for index in range(len(labels))]
 
@@ -79,17 +79,12 @@ class Mask2FormerDetector:
         )
         return cls(model.to(torch.device(device)), image_processor, f"{source} (transformers; not {OFFICIAL})")
 
-    @property
-    def name(self) -> str:
-        """The checkpoint, and that it is not the published one."""
-        return self._name
-
     def check_classes(self, names: tuple[str, ...]) -> None:
         """Raises InputError where the model has no label of a name."""
         unknown = [name for name in names if name not in self.labels]
         if unknown:
             raise InputError(
-                f"GenEval's detector: {self._name} knows {len(self.labels)} classes without {unknown[0]!r}, "
+                f"GenEval's detector: {self.name} knows {len(self.labels)} classes without {unknown[0]!r}, "
                 f"wanted one trained on the prompts' classes"
             )
 

@@ -6,12 +6,11 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from bitsfusion.data.pictures import METADATA_NAME, read_pictures
 from bitsfusion.errors import InputError
 from bitsfusion.io.schema import parse
-from bitsfusion.io.texts import read_lines, write_text
+from bitsfusion.io.texts import json_lines, write_text
 from bitsfusion.metrics.geneval.prompts import GenEvalPrompt
 from bitsfusion.metrics.geneval.scoring import Detections, Verdict
 from bitsfusion.metrics.geneval.summary import GenEvalResult
@@ -86,20 +85,16 @@ def read_results(path: Path) -> list[ResultLine]:
     Raises:
         InputError: there is no such file, or a line lacks something, has more, or has something of another type.
     """
-    lines = read_lines(path, "GenEval's results")
+    wanted = "a line of GenEval's results"
     found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}: wanted a line of GenEval's results"
+    for where, values in json_lines(path, wanted):
         try:
-            values: dict[str, Any] = json.loads(line)
             result = ResultLine(**values)
-        except (json.JSONDecodeError, TypeError) as error:
-            raise InputError(f"{where}, got {error}") from None
+        except TypeError as error:
+            raise InputError(f"{where}: wanted {wanted}, got {error}") from None
         for name, value in asdict(result).items():
-            wanted = bool if name == "correct" else str
-            if not isinstance(value, wanted):
-                raise InputError(f"{where}, with {name} a {wanted.__name__}, got {value!r}")
+            kind = bool if name == "correct" else str
+            if not isinstance(value, kind):
+                raise InputError(f"{where}: wanted {wanted}, with {name} a {kind.__name__}, got {value!r}")
         found.append(result)
     return found

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from bitsfusion.errors import InputError
 from bitsfusion.io.schema import parse
-from bitsfusion.io.texts import read_lines
+from bitsfusion.io.texts import json_lines
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -68,27 +68,14 @@ class GenEvalPrompt(_Strict):
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
-def parse_prompt(line: str, where: str) -> GenEvalPrompt:
-    """One line of the file.
-
-    Raises:
-        InputError: it is no JSON or no GenEval prompt; the line names `where`.
-    """
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: wanted a line of JSON with tag, include and prompt, got {error}") from None
-    return parse(GenEvalPrompt, value, where)
-
-
 def read_prompts(path: Path) -> tuple[GenEvalPrompt, ...]:
     """The prompts of a `.jsonl` file in GenEval's form (evaluation_metadata.jsonl), in its order.
 
     Raises:
         InputError: there is no such file, it holds no prompt, or a line is none.
     """
-    lines = read_lines(path, "GenEval's prompts")
-    prompts = tuple(parse_prompt(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip())
+    lines = json_lines(path, "GenEval's prompts, JSON with tag, include and prompt")
+    prompts = tuple(parse(GenEvalPrompt, value, where) for where, value in lines)
     if not prompts:
         raise InputError(f"{path}: got no prompts, wanted GenEval's, one a line")
     return prompts

@@ -50,7 +50,7 @@ class SentenceMatcher:
     def __init__(self, model: Any, tokenizer: Any, name: str, batch_size: int = 64) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self._name = name
+        self.name = name
         self.batch_size = batch_size
 
     @classmethod
@@ -71,11 +71,6 @@ class SentenceMatcher:
             unused="pooler.",
         )
         return cls(model.to(torch.device(device)), tokenizer, str(source), batch_size)
-
-    @property
-    def name(self) -> str:
-        """The encoder."""
-        return self._name
 
     def nearest(self, answers: Sequence[str], choices: Sequence[Sequence[str]]) -> list[str]:
         """For each answer the choice with the largest cosine."""

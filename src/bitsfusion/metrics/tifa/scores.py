@@ -66,17 +66,8 @@ class TifaScores(BaseModel):
         )
 
     def to_official(self) -> dict[str, Any]:
-        """The content of the official result file, as plain values."""
-        return {
-            "tifa_average": self.tifa_average,
-            "tifa_stdev": self.tifa_stdev,
-            "accuracy_by_type": dict(self.accuracy_by_type),
-            "question_details": {
-                caption: {question: entry.fields() for question, entry in entries.items()}
-                for caption, entries in self.question_details.items()
-            },
-            "caption_scores": dict(self.caption_scores),
-        }
+        """The content of the official result file, as plain values; of an entry no key that it did not have."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
 
 def answered(

@@ -19,7 +19,7 @@ from transformers import (
     ViltImageProcessorPil,
 )
 
-from bitsfusion.errors import InputError
+from bitsfusion.errors import InputError, reason
 from bitsfusion.metrics.checkpoint import load_checkpoint
 
 OFFICIAL = "mplug-large (modelscope)"
@@ -57,7 +57,7 @@ class _TransformersVqa(ABC):
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.image_processor = image_processor
-        self._name = name
+        self.name = name
 
     @classmethod
     def from_pretrained(cls, source: str | PathLike[str], device: str = "cpu") -> Self:
@@ -78,11 +78,6 @@ class _TransformersVqa(ABC):
             wanted=f"a {cls.model_class.__name__} with its tokenizer and image processor",
         )
         return cls(model.to(torch.device(device)), tokenizer, image_processor, str(source))
-
-    @property
-    def name(self) -> str:
-        """The model."""
-        return self._name
 
     @torch.no_grad()
     def answer(
@@ -182,5 +177,4 @@ def _model_type(source: str | PathLike[str]) -> str:
     try:
         return str(AutoConfig.from_pretrained(source).model_type)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"TIFA's VQA model: got {source}, wanted a BLIP or ViLT model ({reason})") from error
+        raise InputError(f"TIFA's VQA model: got {source}, wanted a BLIP or ViLT model ({reason(error)})") from error
