@@ -1,6 +1,6 @@
 """One layer on disk <-> its buffer in memory, each direction checked. The bytes are specified in docs/format.md.
 
-All of it in numpy: who looks at a folder needs no torch. `tensors` has the same for those who load.
+All of it is numpy, so that looking at a folder needs no torch; `tensors` converts for those who load it.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def decode_layers(layers: Iterable[tuple[str, np.ndarray, PackedEntry]]) -> Iter
 
 
 def check_scales(scales: np.ndarray, bits: int) -> None:
-    """Whether every weight that the scales can stand for is a finite float32.
+    """Whether every weight that the scales can produce is a finite float32.
 
     Args:
         scales: [out] float32.

@@ -7,24 +7,25 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, model_validator
+from pydantic import Field, ValidationError, computed_field, model_validator
 
 from bitsfusion.artifact.container import NAME, NAME_LENGTH
 from bitsfusion.artifact.limits import JSON_DEPTH, shown
 from bitsfusion.errors import ArtifactError
 from bitsfusion.io.hashes import sha256_json
+from bitsfusion.io.schema import Checked
 from bitsfusion.packing.accounting import LayerSize, average_bits
 
 QUANT_METHOD = "bitsfusion"
 FORMAT_VERSIONS = (1, 2)
-"""Those that are read. A folder is written in the oldest that can say it, so that older readers lose nothing."""
+"""The versions that are read. A folder is written in the oldest one that can express it, for older readers."""
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 CONFIG_FILE = "config.json"
 PACKED_SUFFIX = ".packed"
 ROWS_TENSOR = "time_proj.rows"
 TIME_TENSORS = (ROWS_TENSOR, "time_proj.mean", "time_proj.basis", "time_proj.curve")
-"""Those of stored time features, all float16."""
+"""The tensors of stored time features, all float16."""
 
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 
@@ -37,11 +38,7 @@ Fraction = Annotated[float, Field(strict=True, gt=-(1 << 31), lt=1 << 31)]
 Shape = Annotated[tuple[Size, ...], Field(min_length=2, max_length=5)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
-
-
-class PackedEntry(_Frozen):
+class PackedEntry(Checked):
     """One packed layer: b, the weight's shape, and the SHA-256 of its buffer as in memory (scales, radix bytes)."""
 
     bits: Annotated[int, Field(strict=True, ge=1, le=8)]
@@ -53,17 +50,17 @@ class PackedEntry(_Frozen):
         return LayerSize(self.bits, math.prod(self.shape), self.shape[0])
 
 
-class SamplerEntry(_Frozen):
-    """A sampler whose steps are covered."""
+class SamplerEntry(Checked):
+    """A sampler whose time steps are stored."""
 
     name: Annotated[str, Field(pattern="^[A-Za-z0-9_+-]{1,64}$")]
     steps: Size
 
 
-class TimeFeaturesEntry(_Frozen):
-    """How the time step reaches the blocks: cached rows, or time layers packed at 8 bits for any step.
+class TimeFeaturesEntry(Checked):
+    """How the time step reaches the blocks: rows cached for some steps, or time layers packed at 8 bits for any step.
 
-    `none` is of models that know no time step. A row's step with a fraction is a float32 number.
+    `none` is for models without a time step. A fractional step is a float32 number.
     """
 
     kind: Literal["cached", "layers_8bit", "none"]
@@ -90,11 +87,11 @@ class TimeFeaturesEntry(_Frozen):
 
     @property
     def version(self) -> Literal[1, 2]:
-        """The format version that such an entry came with."""
+        """The format version that introduced such an entry."""
         return 2 if any(isinstance(step, float) for step in self.steps) else 1
 
 
-class TimeBasisEntry(_Frozen):
+class TimeBasisEntry(Checked):
     """Time features of every step: `rank` directions and a cubic spline of `points` control points for each.
 
     The splines' knots begin at time step `start` and are `spacing` apart, so that `points` - 3 intervals are covered.
@@ -111,7 +108,7 @@ class TimeBasisEntry(_Frozen):
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """None is stored by itself."""
+        """Always empty: no step has a row of its own."""
         return ()
 
     @property
@@ -121,33 +118,33 @@ class TimeBasisEntry(_Frozen):
 
     @property
     def version(self) -> Literal[1, 2]:
-        """The format version that such an entry came with."""
+        """The format version that introduced such an entry."""
         return 2
 
 
 TimeFeatures: TypeAlias = Annotated[TimeFeaturesEntry | TimeBasisEntry, Field(discriminator="kind")]
 
 
-class PackedConfig(_Frozen):
+class PackedConfig(Checked):
     """The whole `quantization_config`.
 
     Fields:
         layers: every Linear, Conv2d and (of a text encoder) Embedding that is kept, in module order.
-        removed: the time layers that stored features stand for, with their weights' shapes; empty without them.
+        removed: the time layers that stored features replace, with their weights' shapes; empty without features.
         others_sha256: over every tensor that is no packed layer (see `payload.others_hash`).
         source_sha256: of what the model was made from, where known.
-        provenance: anything the writer wants to say; not interpreted.
-        config_sha256: over all of the above but provenance: a changed number of bits or time step is found, too.
+        provenance: free notes of the writer; not interpreted.
+        config_sha256: over all of the above but provenance, so that a changed bit width or time step is found.
     """
 
     quant_method: Literal["bitsfusion"] = "bitsfusion"
     format_version: Literal[1, 2] = 1
     layers: dict[LayerName, PackedEntry]
-    removed: dict[LayerName, Shape] = {}
+    removed: dict[LayerName, Shape] = Field(default_factory=dict)
     time_features: TimeFeatures
     others_sha256: Sha256
     source_sha256: Sha256 | None = None
-    provenance: dict[str, Any] = {}
+    provenance: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _bounded(self) -> PackedConfig:
@@ -183,7 +180,7 @@ class PackedConfig(_Frozen):
 
     @property
     def stores_features(self) -> bool:
-        """Whether values stand for the time layers, which are then removed."""
+        """Whether time features are stored; the time layers are then removed."""
         return self.feature_values > 0
 
     @property
@@ -195,7 +192,7 @@ class PackedConfig(_Frozen):
 def parse_config(values: Any) -> PackedConfig:
     """Checks a `quantization_config` read from a file.
 
-    Keys that begin with an underscore are diffusers' own notes and are passed over.
+    Keys that begin with an underscore are diffusers' own notes and are ignored.
 
     Raises:
         ArtifactError: another method or version, a key that is not known, a value out of range, or another hash.
@@ -230,7 +227,7 @@ def _content_hash(values: Mapping[str, Any]) -> str:
 
 
 def _small(value: Any) -> str:
-    """A text or an ordinary number as it is, of anything else its kind."""
+    """A string or an ordinary number as it is; of anything else, its type."""
     plain = isinstance(value, str) or (isinstance(value, (int, float)) and abs(value) < 1 << 63)
     return shown(repr(value), 80) if plain or value is None else f"a {type(value).__name__}"
 

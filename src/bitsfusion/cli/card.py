@@ -75,7 +75,7 @@ def card(
 
 
 def _asked() -> str:
-    """By the person at the keyboard, if there is one."""
+    """Asks the person at the keyboard, if there is one."""
     if not sys.stdin.isatty():
         raise InputError("license: got none, wanted --license NAME, the original's, such as creativeml-openrail-m")
     return str(typer.prompt("License of the original (apache-2.0, creativeml-openrail-m ...)"))

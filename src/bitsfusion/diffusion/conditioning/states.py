@@ -104,7 +104,7 @@ ENCODERS: Mapping[str, Encode] = {
     "ZImageTransformer2DModel": _z_image,
     "QwenImageTransformer2DModel": _qwen_image,
 }
-"""By the denoiser's class."""
+"""Class name of the denoiser -> how its captions are encoded."""
 
 
 @dataclass(frozen=True)
