@@ -13,7 +13,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 
 def silent(done: int, total: int) -> None:
-    """The progress that nobody asked for."""
+    """Ignores the progress."""
 
 
 class ProgressSink:
@@ -26,7 +26,7 @@ class ProgressSink:
         """`step` is done: in `seconds`, or None if it was done before."""
 
     def step(self, name: str) -> Progress:
-        """What reports to this sink under a name."""
+        """A `Progress` that reports to this sink under a name."""
         return partial(self.update, name)
 
     @contextmanager

@@ -11,7 +11,7 @@ from bitsfusion.runs.packing import init_pipeline
 
 # What the extras bring and nothing in the core does. (transformers itself wants typer and PyYAML.)
 EXTRAS = {
-    *("datasets", "webdataset", "matplotlib", "torchmetrics", "scipy", "rich", "ray", "starlette", "uvicorn"),
+    *("datasets", "webdataset", "jinja2", "matplotlib", "torchmetrics", "scipy", "rich", "ray", "starlette", "uvicorn"),
     *("hypothesis", "pytest", "bitsfusion_lab"),
 }
 SERVE = f"""

@@ -74,6 +74,13 @@ def test_a_listed_command_is_the_one_that_runs(name):
     assert loaded.help.startswith(listed)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_has_a_help_that_is_shown_whole(name):
+    """Rich takes words in brackets for its markup, and drops them."""
+    for option in load_command(name).params:
+        assert option.help and "[" not in option.help
+
+
 READ_AND_COUNT = {"plan", "assign", "pack", "inspect", "verify", "vote", "export"}
 """Commands whose work is on files."""
 

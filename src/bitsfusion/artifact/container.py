@@ -1,7 +1,7 @@
 """The files around the tensors, read strictly: JSON objects and the header of a safetensors file.
 
-Both have readers that make the best of what they get (the last of two equal keys wins, say); what is verified must be
-what every reader sees, so that doubtful files are refused.
+Other readers are lenient (of two equal keys, say, the last one wins). What is verified here must be what every reader
+sees, so ambiguous files are refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ITEM_BYTES = {"U8": 1, "F16": 2, "F32": 4}
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What a header says of one tensor. Fields: dtype as safetensors writes it, shape, bytes."""
+    """A tensor as the header describes it: its dtype in safetensors' spelling, its shape and its bytes."""
 
     dtype: str
     shape: tuple[int, ...]

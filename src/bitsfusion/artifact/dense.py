@@ -1,4 +1,4 @@
-"""A packed model back to an ordinary one, for those who want its weights."""
+"""Turns a packed model back into an ordinary one."""
 
 from __future__ import annotations
 

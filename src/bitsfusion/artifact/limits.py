@@ -15,14 +15,14 @@ MEMORY_FLOOR, MEMORY_RATIO = 1 << 30, 64
 """What weight files decode to takes at most a GiB and 64 times their size: trained weights give 1 to 8 times."""
 
 MODEL_NUMBER = 1 << 20
-"""No integer of a model's config is larger: widths, depths and counts are not. Bases of rotary embeddings may be."""
+"""The largest integer in a model's config: no width, depth or count is larger. Bases of rotary embeddings may be."""
 
 MODEL_MODULES = 10_000
 """SDXL's UNet has 1,930, Qwen-Image's transformer 2,297."""
 
 
 def shown(text: object, limit: int = 300) -> str:
-    """What came from a file, as one printable line for an error message."""
+    """Text from a file as one printable line, for an error message."""
     line = " ".join(str(text).split())
     line = "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in line)
     return line if len(line) <= limit else line[:limit] + "..."
@@ -49,14 +49,14 @@ def check_model_config(value: Any, where: str = "config.json", depth: int = 0) -
 
 
 def check_memory(decoded: int, stored: int) -> None:
-    """Refuses files that ask for far more memory than such files are worth, before any is allocated.
+    """Refuses files that decode to far more memory than their size justifies, before any is allocated.
 
     Args:
         decoded: bytes that the tensors take once decoded.
         stored: bytes that they take in the files.
 
     Raises:
-        ArtifactError: a config that lies, or a bomb.
+        ArtifactError: they do.
     """
     allowed = MEMORY_FLOOR + MEMORY_RATIO * stored
     if decoded > allowed:

@@ -1,6 +1,6 @@
 """One layer on disk <-> its buffer in memory, each direction checked. The bytes are specified in docs/format.md.
 
-All of it in numpy: who looks at a folder needs no torch. `tensors` has the same for those who load.
+All of it is numpy, so that looking at a folder needs no torch; `tensors` converts for those who load it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A loaded packed model back to the tensors of its file: what both libraries' `save_pretrained` write."""
+"""From a loaded packed model to the tensors of its file, for `save_pretrained` of both libraries."""
 
 from __future__ import annotations
 

@@ -17,14 +17,14 @@ from bitsfusion.packing.accounting import LayerSize, average_bits
 
 QUANT_METHOD = "bitsfusion"
 FORMAT_VERSIONS = (1, 2)
-"""Those that are read. A folder is written in the oldest that can say it, so that older readers lose nothing."""
+"""The versions that are read. A folder is written in the oldest one that can express it, for older readers."""
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 CONFIG_FILE = "config.json"
 PACKED_SUFFIX = ".packed"
 ROWS_TENSOR = "time_proj.rows"
 TIME_TENSORS = (ROWS_TENSOR, "time_proj.mean", "time_proj.basis", "time_proj.curve")
-"""Those of stored time features, all float16."""
+"""The tensors of stored time features, all float16."""
 
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 
@@ -54,16 +54,16 @@ class PackedEntry(_Frozen):
 
 
 class SamplerEntry(_Frozen):
-    """A sampler whose steps are covered."""
+    """A sampler whose time steps are stored."""
 
     name: Annotated[str, Field(pattern="^[A-Za-z0-9_+-]{1,64}$")]
     steps: Size
 
 
 class TimeFeaturesEntry(_Frozen):
-    """How the time step reaches the blocks: cached rows, or time layers packed at 8 bits for any step.
+    """How the time step reaches the blocks: rows cached for some steps, or time layers packed at 8 bits for any step.
 
-    `none` is of models that know no time step. A row's step with a fraction is a float32 number.
+    `none` is for models without a time step. A fractional step is a float32 number.
     """
 
     kind: Literal["cached", "layers_8bit", "none"]
@@ -90,7 +90,7 @@ class TimeFeaturesEntry(_Frozen):
 
     @property
     def version(self) -> Literal[1, 2]:
-        """The format version that such an entry came with."""
+        """The format version that introduced such an entry."""
         return 2 if any(isinstance(step, float) for step in self.steps) else 1
 
 
@@ -111,7 +111,7 @@ class TimeBasisEntry(_Frozen):
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """None is stored by itself."""
+        """Always empty: no step has a row of its own."""
         return ()
 
     @property
@@ -121,7 +121,7 @@ class TimeBasisEntry(_Frozen):
 
     @property
     def version(self) -> Literal[1, 2]:
-        """The format version that such an entry came with."""
+        """The format version that introduced such an entry."""
         return 2
 
 
@@ -136,8 +136,8 @@ class PackedConfig(_Frozen):
         removed: the time layers that stored features stand for, with their weights' shapes; empty without them.
         others_sha256: over every tensor that is no packed layer (see `payload.others_hash`).
         source_sha256: of what the model was made from, where known.
-        provenance: anything the writer wants to say; not interpreted.
-        config_sha256: over all of the above but provenance: a changed number of bits or time step is found, too.
+        provenance: free notes of the writer; not interpreted.
+        config_sha256: over all of the above but provenance, so that a changed bit width or time step is found.
     """
 
     quant_method: Literal["bitsfusion"] = "bitsfusion"
@@ -183,7 +183,7 @@ class PackedConfig(_Frozen):
 
     @property
     def stores_features(self) -> bool:
-        """Whether values stand for the time layers, which are then removed."""
+        """Whether time features are stored; the time layers are then removed."""
         return self.feature_values > 0
 
     @property
@@ -230,7 +230,7 @@ def _content_hash(values: Mapping[str, Any]) -> str:
 
 
 def _small(value: Any) -> str:
-    """A text or an ordinary number as it is, of anything else its kind."""
+    """A string or an ordinary number as it is; of anything else, its type."""
     plain = isinstance(value, str) or (isinstance(value, (int, float)) and abs(value) < 1 << 63)
     return shown(repr(value), 80) if plain or value is None else f"a {type(value).__name__}"
 

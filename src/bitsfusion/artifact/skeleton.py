@@ -1,4 +1,4 @@
-"""A model without weights in the exact shapes that a packed file holds."""
+"""A model without weights, in the exact shapes of a packed file."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def bounded_construction() -> Iterator[None]:
 
 
 def covered_steps(config: PackedConfig) -> str:
-    """The steps of stored time features, in words; only for a config that has such."""
+    """The steps of stored time features, in words; for a config that stores some."""
     return str(_stored_features(config).covered)
 
 

@@ -1,7 +1,7 @@
 """Which tensors a packed folder must hold, from its config.json.
 
-Of models whose shapes are known from their config (`Architecture.shapes`) no model is built and no torch imported: that
-way only ever says that config and layers fit. Of all others, and to say what does not fit, the model on meta decides.
+For models whose shapes follow from their config (`Architecture.shapes`), no model is built and torch is not imported,
+as long as config and layers fit. Otherwise, and to say what does not fit, the model is built on meta.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a new packed folder may take the place of: nothing, an empty folder, or a packed one and nothing else."""
+"""What a new packed folder may replace: nothing, an empty folder, or a packed one without other files in it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bitsfusion.pipelines.weight_files import is_weight_file
 
 
 def check_target(folder: Path) -> None:
-    """A typing slip must not replace someone's home, nor the model that is being packed, nor notes kept beside it.
+    """Refuses to replace other files: a typing error must not cost a home folder, the source model, or notes beside it.
 
     Raises:
         InputError: the folder holds something that would be lost.

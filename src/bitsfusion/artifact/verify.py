@@ -22,7 +22,7 @@ from bitsfusion.pipelines.resolve import HASHES_FILE
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 CODE = (".py", ".pyc", ".so", ".dylib", ".dll", ".exe", ".sh", ".bat", ".js")
 _ABOUT = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "card", ".gitattributes")
-"""Files and folders beside a pipeline that tell about it: no loader reads them."""
+"""Files and folders that describe a pipeline; no loader reads them."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Verification:
         packed: the packed components that were checked; a model alone is "".
         dense: the other components that were checked.
         files: how many files were compared with their hashes in SHA256SUMS; None where there is no such file.
-        unchecked: what nothing here speaks of, one line each.
+        unchecked: what could not be checked, one line each.
     """
 
     path: str
@@ -51,7 +51,7 @@ class Verification:
 
 
 def verify_folder(path: Path | str) -> None:
-    """`verify`, for those who need a whole folder.
+    """Raises an error unless `verify` finds no fault.
 
     Raises:
         InputError: no packed folder.

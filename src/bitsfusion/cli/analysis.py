@@ -63,37 +63,43 @@ def analyze(
     ] = AnalysisMethod.JACOBIAN,
     data: CaptionedData = None,
     resolution: Annotated[int, typer.Option(help="Pixels of the square training images.")] = 512,
-    samples: Annotated[int, typer.Option(min=1, help="Noisy latents of the cheaper methods.")] = 64,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Noisy latents to measure on, for the methods without training.")
+    ] = 64,
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="Prompts of the methods paper (K are taken, evenly spaced) and calibrated: .txt, .jsonl or .tsv."
+            help="File of prompts (.txt, .jsonl, .tsv) for methods paper and calibrated; paper takes K, evenly spaced."
         ),
     ] = None,
-    images: Annotated[int, typer.Option(min=1, help="K, images for each candidate of the paper's method.")] = 100,
-    iterations: Annotated[
-        int, typer.Option(min=0, help="T, training steps for each candidate of the paper's method.")
-    ] = 100,
-    train_batch_size: Annotated[int, typer.Option(min=1, help="Of the paper's method.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Of the paper's method.")] = 1e-5,
-    steps: Annotated[int, typer.Option(min=1, help="Sampler steps of the paper's method.")] = 50,
-    clip: Annotated[str | None, typer.Option(help="CLIP model for the drop of CLIP score: a folder or hub id.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    images: Annotated[int, typer.Option(min=1, help="K, images drawn for each candidate (method paper).")] = 100,
+    iterations: Annotated[int, typer.Option(min=0, help="T, training steps for each candidate (method paper).")] = 100,
+    train_batch_size: Annotated[int, typer.Option(min=1, help="Samples in a training step (method paper).")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW (method paper).")] = 1e-5,
+    steps: Annotated[int, typer.Option(min=1, help="Sampler steps for each image (method paper).")] = 50,
+    clip: Annotated[
+        str | None, typer.Option(help="Folder or hub id of a CLIP model, to measure how far the CLIP score drops.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of noise, time steps and training.")] = 0,
     cover: Covered = ["basis"],  # noqa: B006 (typer reads it, nobody changes it)
     device: Device = AUTO,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that measure, by Ray; 0: this one, without Ray.")] = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Worker processes, started with Ray; 0 measures in this process, without Ray.")
+    ] = 0,
     ray_address: Annotated[
-        str | None, typer.Option(help="Of a Ray cluster; without it the workers are on this machine.")
+        str | None, typer.Option(help="Address of a Ray cluster; without it the workers run on this machine.")
     ] = None,
-    cpus_per_worker: Annotated[int | None, typer.Option(min=1, help="Cores of a worker.")] = None,
+    cpus_per_worker: Annotated[int | None, typer.Option(min=1, help="CPU cores for each worker.")] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Folder for tables 1 and 2 and the figures of errors and skewness.")
+        Path | None, typer.Option(help="Folder to write tables 1 and 2 and the figures of errors and skewness to.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost, from a timed sample.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Time a small sample, print what the whole will cost, and stop.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """How much each layer suffers at 1, 2 and 3 bits (section 3.2). Killed, the same command continues."""
+    """Measures how sensitive each layer is to 1, 2 and 3 bits (section 3.2). If killed, run the same command again."""
     settings: Settings
     known = embedded_model(model)
     if method is AnalysisMethod.PAPER:
@@ -179,24 +185,27 @@ def _print_plan(plan: Plan, workers: int, json: bool) -> None:
 
 
 def assign(
-    sensitivity: Annotated[Path, typer.Argument(help="Sensitivity file.")],
+    sensitivity: Annotated[Path, typer.Argument(help="Sensitivity file written by `bitsfusion analyze`.")],
     out: Annotated[Path, typer.Option(help="Recipe file to write.")],
     bits: Annotated[
-        float | None, typer.Option(help="Average bits a weight by Appendix H, time features counted.  [default: 1.99]")
+        float | None,
+        typer.Option(help="Average bits per weight by Appendix H, time features included.", show_default="1.99"),
     ] = None,
     true_bits: Annotated[
-        float | None, typer.Option(help="Average bits a weight on disk instead: the entropy of the levels.")
+        float | None,
+        typer.Option(help="Instead of --bits: average bits per weight on disk, by the entropy of the levels."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Whose weights the entropies are of; by default the sensitivity file's model.")
+        str | None,
+        typer.Option(help="With --true-bits: the model to take entropies from, if not the sensitivity file's."),
     ] = None,
     strategy: Annotated[
-        Strategy, typer.Option(help="The paper's threshold, or the least total error.")
+        Strategy, typer.Option(help="paper: its threshold on scores; optimal: the least total error.")
     ] = Strategy.OPTIMAL,
-    eta: Annotated[float, typer.Option(help="Exponent of the layer size in the paper's strategy.")] = 0.3,
+    eta: Annotated[float, typer.Option(help="Exponent of the layer size (strategy paper).")] = 0.3,
     quiet: Quiet = False,
 ) -> None:
-    """Bits for each layer from its sensitivity (section 3.3)."""
+    """Assigns bits to each layer from its sensitivity (section 3.3)."""
     table = read_table(sensitivity)
     if true_bits is None:
         recipe = assign_bits(table, DEFAULT_BITS if bits is None else bits, strategy, eta=eta)

@@ -22,7 +22,7 @@ Folder = Annotated[str, typer.Argument(help="A packed pipeline or model folder, 
 
 
 def inspect(folder: Folder, json: Json = False) -> None:
-    """Where every byte is, layer by layer."""
+    """Shows bits, entropy and bytes of every layer and component of a packed folder."""
     path = _local(folder)
     if not (path / INDEX).is_file():
         inspection = inspect_folder(path)
@@ -110,7 +110,7 @@ def _print_inspection(inspection: Inspection) -> None:
 
 
 def verify(folder: Folder, json: Json = False) -> None:
-    """Checks every file of a packed folder: hashes, shapes, ranges and kinds; exit code 1 where something is wrong."""
+    """Checks every file of a packed folder: hashes, shapes, values and file types. Exit code 1 if any is wrong."""
     path = _local(folder)
     found = verify_path(path)
     unchecked = list(found.unchecked)

@@ -27,23 +27,30 @@ from bitsfusion.report.hub import push_to_hub as upload
 def card(
     folder: Annotated[Path, typer.Argument(help="A packed pipeline folder.")],
     license: Annotated[
-        str | None, typer.Option(help="The original's, as the hub names it: apache-2.0, creativeml-openrail-m ...")
+        str | None,
+        typer.Option(help="License of the original, as the hub names it: apache-2.0, creativeml-openrail-m ..."),
     ] = None,
-    base_model: Annotated[str | None, typer.Option(help="The original's hub id, if the scores name none.")] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="Hub id of the original, if the scores do not name it.")
+    ] = None,
     scores: Annotated[
         Path | None,
-        typer.Option(help="summary.json of a run (by default the one around the folder) or scores.json."),
+        typer.Option(
+            help="summary.json of a run or scores.json of `evaluate`; by default the summary.json beside the folder."
+        ),
     ] = None,
-    prompt: Annotated[list[str], typer.Option(help="Of a sample to draw; repeat for more.")] = [],  # noqa: B006
-    seed: Annotated[int, typer.Option(min=0, help="Of the first sample; the next ones count on.")] = 1024,
-    guidance: Annotated[float, typer.Option(help="Of the samples.")] = 7.5,
-    command: Annotated[str, typer.Option(help="That made the folder, to be shown.")] = "",
-    push_to_hub: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload the folder there.")] = None,
-    private: Annotated[bool, typer.Option(help="If the repository has to be made, for its owner only.")] = False,
+    prompt: Annotated[list[str], typer.Option(help="Prompt of a sample to draw. May be repeated.")] = [],  # noqa: B006
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first sample; the others count up from it.")] = 1024,
+    guidance: Annotated[float, typer.Option(help="Guidance scale of the samples.")] = 7.5,
+    command: Annotated[str, typer.Option(help="Command that made the folder, to be shown in the card.")] = "",
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the folder to this repository of the hub.")
+    ] = None,
+    private: Annotated[bool, typer.Option(help="Make the repository private, if it is new.")] = False,
     device: Device = AUTO,
     quiet: Quiet = False,
 ) -> None:
-    """Writes README.md, with bits, sizes, scores, samples and how to load it, into a packed folder."""
+    """Writes a model card into a packed folder: bits, sizes, scores, samples and how to load it."""
     if base_model is not None and not HUB_ID.fullmatch(base_model):
         raise InputError(f"base model: got {base_model!r}, wanted the original's hub id, OWNER/NAME")
     scores = scores or run_scores(folder)
@@ -68,7 +75,7 @@ def card(
 
 
 def _asked() -> str:
-    """By the person at the keyboard, if there is one."""
+    """Asks the person at the keyboard, if there is one."""
     if not sys.stdin.isatty():
         raise InputError("license: got none, wanted --license NAME, the original's, such as creativeml-openrail-m")
     return str(typer.prompt("License of the original (apache-2.0, creativeml-openrail-m ...)"))

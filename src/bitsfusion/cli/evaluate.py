@@ -57,52 +57,72 @@ def evaluate(
         str, typer.Argument(help='A packed or diffusers folder, a hub id, "embedded", or a folder of pictures.')
     ],
     against: Annotated[
-        str | None, typer.Option(help="The original, drawn with the same prompts and seeds, or its pictures.")
+        str | None,
+        typer.Option(help="The original model, drawn with the same prompts and seeds, or a folder of its pictures."),
     ] = None,
     metrics: Annotated[
         str | None,
-        typer.Option(help=f"With commas: {', '.join(NAMES)}. By default those that need nothing more."),
+        typer.Option(help=f"Separated by commas: {', '.join(NAMES)}. By default, those that need no other option."),
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(help=".txt, .jsonl (GenEval), .tsv (PartiPrompts), .json (TIFA); else of pictures, embedded."),
+        typer.Option(help="File of prompts: .txt, .jsonl (GenEval), .tsv (PartiPrompts) or .json (TIFA)."),
     ] = None,
-    per_task: Annotated[int, typer.Option(min=1, help="Of each task of the drawn world's prompts.")] = 100,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first that many prompts of the file.")] = None,
-    images_per_prompt: Annotated[int, typer.Option(min=1, help="GenEval is published with 4.")] = 1,
+    per_task: Annotated[int, typer.Option(min=1, help="Prompts for each task of an embedded model's world.")] = 100,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Use only this many prompts, from the start of the file.")
+    ] = None,
+    images_per_prompt: Annotated[
+        int, typer.Option(min=1, help="Images for each prompt; published GenEval scores have 4.")
+    ] = 1,
     guidance: Annotated[
         str | None,
-        typer.Option(help="With commas, or as 2.5-9.5 (the paper's) in steps of 1.  [default: 7.5, embedded:grid 3]"),
+        typer.Option(
+            help="Scales separated by commas, or a range in steps of 1: 2.5-9.5 is the paper's.",
+            show_default="7.5, or the embedded model's own",
+        ),
     ] = None,
     sampler: Annotated[
         str | None,
-        typer.Option(help="Any scheduler of diffusers by name, or own.  [default: pndm, of flow models own]"),
+        typer.Option(
+            help="Any scheduler of diffusers by name, or own for the pipeline's.",
+            show_default="pndm; own for flow models",
+        ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1)] = 50,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next ones count on.")] = 1024,
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Sampler steps.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first image; the others count up from it.")] = 1024,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images drawn at once.")] = 8,
     out: Annotated[
-        Path, typer.Option(help="Folder for the images and scores.json; the same command continues.")
+        Path, typer.Option(help="Folder for the images and scores.json. The same command resumes it.")
     ] = Path("evaluation"),
-    clip: Annotated[str | None, typer.Option(help=f"Model of the CLIP score; {CLIP} by default.")] = None,
-    lpips: Annotated[str, typer.Option(help="alex, vgg, squeeze, or a TorchScript file.")] = "alex",
-    fid_features: Annotated[str, typer.Option(help="inception, clip:MODEL, or a TorchScript file.")] = "inception",
+    clip: Annotated[
+        str | None, typer.Option(help="Folder or hub id of the CLIP score's model.", show_default=CLIP)
+    ] = None,
+    lpips: Annotated[str, typer.Option(help="Network of LPIPS: alex, vgg, squeeze, or a TorchScript file.")] = "alex",
+    fid_features: Annotated[
+        str, typer.Option(help="Features of FID: inception, clip:MODEL, or a TorchScript file.")
+    ] = "inception",
     fid_reference: Annotated[Path | None, typer.Option(help="Folder of real images for FID.")] = None,
     detector: Annotated[
-        str, typer.Option(help='Of GenEval: a Mask2Former of transformers, or "world", the drawn world\'s reader.')
+        str,
+        typer.Option(
+            help='Detector of GenEval: a Mask2Former of transformers, or "world", the exact reader of drawn worlds.'
+        ),
     ] = DETECTOR,
-    colors: Annotated[str, typer.Option(help="CLIP that names GenEval's colours.")] = OFFICIAL_CLIP,
-    questions: Annotated[Path | None, typer.Option(help="TIFA's questions about the captions of --prompts.")] = None,
-    vqa: Annotated[str, typer.Option(help="BLIP or ViLT that answers TIFA's questions.")] = VQA,
+    colors: Annotated[str, typer.Option(help="CLIP model that names colours for GenEval.")] = OFFICIAL_CLIP,
+    questions: Annotated[
+        Path | None, typer.Option(help="File of TIFA's questions about the captions of --prompts.")
+    ] = None,
+    vqa: Annotated[str, typer.Option(help="BLIP or ViLT model that answers TIFA's questions.")] = VQA,
     sentence_encoder: Annotated[
-        str, typer.Option(help="Text encoder that maps TIFA's answers to choices.")
+        str, typer.Option(help="Text encoder that matches TIFA's answers to choices.")
     ] = OFFICIAL_ENCODER,
     device: Device = AUTO,
-    dtype: Annotated[str, typer.Option(help=f"Of the pipelines: {', '.join(DTYPES)}.")] = "float32",
+    dtype: Annotated[str, typer.Option(help=f"Dtype of the pipelines: {', '.join(DTYPES)}.")] = "float32",
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Scores a model, beside the original if there is one. Killed, the same command continues."""
+    """Scores a model, and compares it with the original. If killed, run the same command again."""
     device = str(resolve(device))
     for side in filter(None, (model, against)):
         check_source(side)

@@ -19,26 +19,26 @@ from bitsfusion.exporting.gguf_blocks import BLOCK_TYPES
 
 def export(
     folder: Annotated[str, typer.Argument(help="A packed pipeline or model folder, or a hub id.")],
-    to: Annotated[str, typer.Option(help=f"What to make: {', '.join(TARGETS)}.")],
-    out: Annotated[Path, typer.Option(help="The new folder or file.")],
+    to: Annotated[str, typer.Option(help=f"Format to write: {', '.join(TARGETS)}.")],
+    out: Annotated[Path, typer.Option(help="Folder or file to write.")],
     dtype: Annotated[
-        str | None, typer.Option(help=f"Of a dense folder: {', '.join(DTYPES)}.  [default: {DTYPE}]")
+        str | None, typer.Option(help=f"Dtype of a dense folder: {', '.join(DTYPES)}.", show_default=DTYPE)
     ] = None,
     types: Annotated[
         str | None,
-        typer.Option(help=f"Of a GGUF file: block types that its reader knows.  [default: {','.join(BLOCK_TYPES)}]"),
+        typer.Option(help="Block types that a GGUF file may have.", show_default=",".join(BLOCK_TYPES)),
     ] = None,
     names: Annotated[
-        str | None, typer.Option(help=f"Of a GGUF file: whose names, {' or '.join(NAMES)}.  [default: {NAMES[0]}]")
+        str | None, typer.Option(help=f"Tensor names in a GGUF file: {' or '.join(NAMES)}.", show_default=NAMES[0])
     ] = None,
     vendor: Annotated[
         Path | None,
-        typer.Option(help="Of a page: a folder with the archives that `npm pack` gives.  [default: call npm]"),
+        typer.Option(help="For a web page: a folder with the archives that `npm pack` makes.", show_default="call npm"),
     ] = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Carries a packed model over to what other programs read."""
+    """Converts a packed model to a format that other programs read."""
     with progress_bars(quiet or json) as progress:
         made = export_model(
             folder,

@@ -17,18 +17,18 @@ from bitsfusion.evaluation.drawing import generate_to_folder
 
 def generate(
     folder: Annotated[str, typer.Argument(help="A packed folder, or any diffusers pipeline.")],
-    prompts: Annotated[list[str], typer.Argument(help="One image each.")],
+    prompts: Annotated[list[str], typer.Argument(help="Prompts; each gives one image.")],
     out: Annotated[Path, typer.Option(help="Folder for the PNG files and metadata.jsonl.")] = Path("images"),
-    sampler: Annotated[
-        str, typer.Option(help="The folder's own scheduler (own), or any scheduler of diffusers by name.")
-    ] = OWN,
-    steps: Annotated[int, typer.Option(min=1)] = 50,
-    guidance: Annotated[float | None, typer.Option(help="[default: 7.5, embedded:grid 3]")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next ones count on.")] = 1024,
+    sampler: Annotated[str, typer.Option(help="Any scheduler of diffusers by name, or own for the folder's.")] = OWN,
+    steps: Annotated[int, typer.Option(min=1, help="Sampler steps.")] = 50,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale.", show_default="7.5, or the embedded model's own")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first image; the others count up from it.")] = 1024,
     device: Device = AUTO,
     quiet: Quiet = False,
 ) -> None:
-    """Draws images with a packed model."""
+    """Generates images with a packed model, or with any pipeline."""
     with progress_bars(quiet) as progress:
         paths = generate_to_folder(
             folder,

@@ -18,18 +18,18 @@ Model = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Device = Annotated[
-    str, typer.Option(help=f"Where it computes: {AUTO} (an accelerator if there is one), cpu, cuda, cuda:1, mps.")
+    str, typer.Option(help=f"Device to compute on: {AUTO} (an accelerator if there is one), cpu, cuda, cuda:1, mps.")
 ]
 ConfigDevice = Annotated[
-    str | None, typer.Option("--device", help="In the place of the config's device: cpu, cuda, cuda:1, mps.")
+    str | None, typer.Option("--device", help="Device to compute on, instead of the config's: cpu, cuda, cuda:1, mps.")
 ]
 Covered = Annotated[
     list[str],
     typer.Option(
         "--cover",
-        help="Time steps that the packed model knows. basis: every one, as a low-rank basis within .005. NAME:STEPS, "
-        "repeat for more: exactly those of a sampler, any scheduler of diffusers by name, or own for the folder's. "
-        "any: every one, by time layers kept at 8 bits.",
+        help="Time steps that the packed model serves. basis: all, by a low-rank basis with an error of at most 0.005. "
+        "NAME:STEPS: exactly those of a sampler (any scheduler of diffusers, or own for the folder's), repeatable. "
+        "any: all, by time layers kept at 8 bits.",
     ),
 ]
 
@@ -63,7 +63,7 @@ CaptionedData = Annotated[
     str | None,
     typer.Option(
         "--data",
-        help="Captioned images: an imagefolder, WebDataset shards (tar files, braces, or a folder of them), or a "
-        "dataset of the datasets library; the embedded model needs none.",
+        help="Captioned images: a folder with a metadata.jsonl, WebDataset shards (tar files, braces, or a folder of "
+        "them), or a dataset of the datasets library. Embedded models need none.",
     ),
 ]

@@ -14,12 +14,14 @@ from bitsfusion.runs.plan import plan as plan_model
 
 def plan(
     model: Model,
-    bits: Annotated[float, typer.Option(help="Average bits of the UNet or transformer (Appendix H).")] = DEFAULT_BITS,
+    bits: Annotated[
+        float, typer.Option(help="Average bits per weight of the UNet or transformer (Appendix H).")
+    ] = DEFAULT_BITS,
     recipe: Annotated[str | None, typer.Option(help="Instead of --bits: a recipe file, sd15, or uniform:N.")] = None,
     cover: Covered = ["basis"],  # noqa: B006
     json: Json = False,
 ) -> None:
-    """Layers and bytes of every component once packed, from config.json files alone: nothing else is fetched."""
+    """Predicts the size of a packed pipeline, layer by layer, from its config.json files; no weights are downloaded."""
     planned = plan_model(model, bits, recipe, samplers=time_cover(cover))
     if json:
         print_json(planned.to_dict())

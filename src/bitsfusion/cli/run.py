@@ -29,19 +29,23 @@ class World(str, Enum):
     GRID = "grid"
 
 
-Until = Annotated[str, typer.Option(help=f"Stop after this step: {', '.join(STEPS)}.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and what training costs, and stop.")]
+Until = Annotated[str, typer.Option(help=f"Last step to run: {', '.join(STEPS)}.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the resolved config and what training will cost, and stop.")
+]
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Run folder; the same command continues it.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Run folder. The same command resumes it.")] = Path("runs/demo"),
     until: Until = STEPS[-1],
-    world: Annotated[World, typer.Option(help="Whose model: quick, or grid, which tells methods apart.")] = World.QUICK,
+    world: Annotated[
+        World, typer.Option(help="Embedded model to use: quick, or grid, which is harder and tells methods apart.")
+    ] = World.QUICK,
     device: ConfigDevice = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """The whole method on an embedded model, in minutes."""
+    """Runs the whole method on a tiny model that ships with the package, in minutes."""
     preset = resources.files("bitsfusion.runs") / "presets" / "demo.yaml"
     values = yaml.safe_load(preset.read_text(encoding="utf-8"))
     named = {model.world_name: name for name, model in reversed(list(MODELS.items()))}
@@ -52,8 +56,8 @@ def demo(
 
 
 def run(
-    config: Annotated[Path, typer.Argument(help="YAML file; see configs/.")],
-    out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/ and the config's name.")] = None,
+    config: Annotated[Path, typer.Argument(help="YAML file; examples are in configs/.")],
+    out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/ and the config's name")] = None,
     until: Until = STEPS[-1],
     dry_run: DryRun = False,
     gpu: PlannedGpu = Gpu.A100,
@@ -62,7 +66,7 @@ def run(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """The same steps on any Stable Diffusion pipeline, as a YAML file says."""
+    """Runs the whole method on your own pipeline, as a YAML file describes it."""
     resolved = on_device(read_config(config), device)
     if dry_run:
         print_planned(resolved, MACHINES[gpu.value], gpus, json)

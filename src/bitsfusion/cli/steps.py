@@ -26,7 +26,7 @@ from bitsfusion.runs.packing import ScaleDtype, init_pipeline, pack_checkpoint
 OtherRecipe = Annotated[
     str | None,
     typer.Option(
-        help="Packs it, too: N bits in every layer, an average such as 4.5 spread by the weights' own errors, "
+        help="Pack this, too: N bits in every layer, an average such as 4.5 spread by the weights' errors, "
         "uniform:N, or a recipe file."
     ),
 ]
@@ -34,11 +34,11 @@ Whole = Annotated[
     bool,
     typer.Option(
         "--whole",
-        help=f"Packs text encoders and VAE, too: --text-encoder {WHOLE.text_encoder} --vae {WHOLE.vae} unless said.",
+        help=f"Pack text encoders and VAE, too: the same as --text-encoder {WHOLE.text_encoder} --vae {WHOLE.vae}.",
     ),
 ]
 ScaleType = Annotated[
-    ScaleDtype, typer.Option(help="float16 rounds every scale to what float16 holds: export to GGUF is exact then.")
+    ScaleDtype, typer.Option(help="float16 rounds scales to float16, so that an export to GGUF is exact.")
 ]
 _CALIBRATION = CalibrationSettings()
 TokenEmbedding = Annotated[int, typer.Option(min=1, max=8, help="Bits of a packed text encoder's token embedding.")]
@@ -46,11 +46,11 @@ TokenEmbedding = Annotated[int, typer.Option(min=1, max=8, help="Bits of a packe
 Config = Annotated[
     str | None,
     typer.Option(
-        help="Of a single file: the pipeline folder whose configs and tokenizers it takes. Of a component or a "
+        help="For a single file: a pipeline folder to take configs and tokenizers from. For a component or a "
         "trainer's checkpoint: the pipeline that it belongs to."
     ),
 ]
-Without = Annotated[list[str], typer.Option(help="A component to leave out, such as safety_checker; repeat for more.")]
+Without = Annotated[list[str], typer.Option(help="Component to leave out, such as safety_checker. May be repeated.")]
 
 
 def init(
@@ -60,10 +60,11 @@ def init(
         str | None, typer.Option(help="Recipe file, sd15 (published), sdxl, or uniform:N for N bits everywhere.")
     ] = None,
     bits: Annotated[
-        float | None, typer.Option(help="Instead of a recipe: average bits, spread by the weights' own errors.")
+        float | None, typer.Option(help="Instead of a recipe: average bits per weight, spread by the weights' errors.")
     ] = None,
     scale_init: Annotated[
-        ScaleInit, typer.Option(help="How scales are found; compact: as exact, a little coarser.")
+        ScaleInit,
+        typer.Option(help="How scales are found. compact: like exact, with slightly larger scales, for smaller files."),
     ] = ScaleInit.COMPACT,
     cover: Covered = ["basis"],  # noqa: B006
     whole: Whole = False,
@@ -76,26 +77,31 @@ def init(
     calibrate: Annotated[
         bool,
         typer.Option(
-            "--calibrate", help="Codes, scales and biases by what the models compute, not by weights alone: minutes."
+            "--calibrate",
+            help="Fit codes, scales and biases to what the model computes, not to its weights alone. Takes minutes.",
         ),
     ] = False,
     calibration_prompts: Annotated[
-        Path | None, typer.Option(help="Prompts to calibrate with: .txt, .jsonl or .tsv.  [default: the package's own]")
+        Path | None,
+        typer.Option(help="File of prompts to calibrate with: .txt, .jsonl or .tsv.", show_default="the package's own"),
     ] = None,
     calibration_samples: Annotated[
-        int | None, typer.Option(min=1, help=f"Pictures drawn for it.  [default: {_CALIBRATION.samples}]")
+        int | None, typer.Option(min=1, help="Images drawn to calibrate on.", show_default=str(_CALIBRATION.samples))
     ] = None,
     calibration_steps: Annotated[
-        int | None, typer.Option(min=1, help=f"Sampler steps of each.  [default: {_CALIBRATION.steps}]")
+        int | None, typer.Option(min=1, help="Sampler steps for each.", show_default=str(_CALIBRATION.steps))
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="With --calibrate: print its memory and hours on this machine, and stop.")
+        bool,
+        typer.Option(
+            "--dry-run", help="With --calibrate: print how much memory and time it needs on this machine, and stop."
+        ),
     ] = False,
     device: Device = AUTO,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Quantizes and packs without training (section 4.1)."""
+    """Quantizes and packs a pipeline without training (section 4.1)."""
     job = _calibration(model, calibrate, calibration_prompts, calibration_samples, calibration_steps, device)
     if dry_run:
         if job is None:
@@ -121,9 +127,9 @@ def init(
 
 
 def pack(
-    checkpoint: Annotated[Path, typer.Argument(help="A finished stage's folder, or a checkpoint of it.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a finished training stage, or one of its checkpoints.")],
     out: Annotated[Path, typer.Option(help="Packed folder to write.")],
-    model: Annotated[str, typer.Option(help="The pipeline it was trained from.")] = EMBEDDED,
+    model: Annotated[str, typer.Option(help="Pipeline that it was trained from.")] = EMBEDDED,
     cover: Covered = ["basis"],  # noqa: B006
     whole: Whole = False,
     text_encoder: OtherRecipe = None,
@@ -133,7 +139,7 @@ def pack(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Turns a trained student into real bits."""
+    """Packs a trained student."""
     others = _others(whole, text_encoder, vae, token_embedding)
     with progress_bars(quiet or json) as progress:
         configs = pack_checkpoint(checkpoint, model, out, time_cover(cover), progress, others, scale_dtype)

@@ -24,11 +24,13 @@ from bitsfusion.training.ranks import Ranks
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML file of a stage or of a whole run; see configs/.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to write; by default runs/ and the config's name.")] = None,
+    config: Annotated[Path, typer.Argument(help="YAML file of one stage or of a whole run; examples are in configs/.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write.", show_default="runs/ and the config's name")
+    ] = None,
     set: Annotated[
         list[str] | None,
-        typer.Option(help="KEY.KEY=VALUE in the place of what the file says, as training.seed=1; repeat for more."),
+        typer.Option(help="KEY.KEY=VALUE instead of the file's value, such as training.seed=1. May be repeated."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved config and what it will cost, and stop.")
@@ -39,7 +41,7 @@ def train(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Trains (section 4.2): one stage by itself, or both of a run with the steps before them where they are missing.
+    """Trains one stage, or both stages of a run with the steps that they need (section 4.2).
 
     Under `accelerate launch` or torchrun all processes train together.
     """
@@ -66,20 +68,22 @@ def train(
 
 def timesteps(
     model: Model,
-    quantized: Annotated[Path, typer.Argument(help="A finished stage's folder, a checkpoint, or a packed folder.")],
-    out: Annotated[Path, typer.Option(help="Curve to write; a picture of it beside it, .png.")] = Path(
+    quantized: Annotated[
+        Path, typer.Argument(help="Folder of a finished training stage, a checkpoint, or a packed folder.")
+    ],
+    out: Annotated[Path, typer.Option(help="JSON file to write the curve to; its plot goes beside it as .png.")] = Path(
         "time_steps.json"
     ),
     data: CaptionedData = None,
     resolution: Annotated[int, typer.Option(help="Pixels of the square images.")] = 512,
     points: Annotated[int, typer.Option(min=2, help="Time steps to measure at.")] = 20,
-    samples: Annotated[int, typer.Option(min=1, help="Noisy latents at each.")] = 32,
-    alpha: Annotated[float, typer.Option(help="Of the Beta distribution in the picture.")] = 3.0,
-    beta: Annotated[float, typer.Option()] = 1.0,
+    samples: Annotated[int, typer.Option(min=1, help="Noisy latents at each time step.")] = 32,
+    alpha: Annotated[float, typer.Option(help="Alpha of the Beta distribution in the plot.")] = 3.0,
+    beta: Annotated[float, typer.Option(help="Beta of the same.")] = 1.0,
     device: Device = AUTO,
     json: Json = False,
 ) -> None:
-    """At which time steps a quantized model errs (Eq. 9, figure 4)."""
+    """Measures the error of a quantized model at each time step (Eq. 9, figure 4)."""
     source = own_data(model, pool=1024) if data is None else named_data(data, resolution=resolution)
     pipeline = load_pipeline(model)
     held_out = training_data(source, pipeline, "validation", device=resolve(device))

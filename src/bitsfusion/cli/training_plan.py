@@ -21,8 +21,10 @@ class Gpu(str, Enum):
     RTX4090 = "rtx4090"
 
 
-PlannedGpu = Annotated[Gpu, typer.Option(help="Of the plan that --dry-run prints.")]
-PlannedGpus = Annotated[int | None, typer.Option(min=1, help="How many.  [default: 8 a100, 1 rtx4090]")]
+PlannedGpu = Annotated[Gpu, typer.Option(help="GPU that --dry-run plans for.")]
+PlannedGpus = Annotated[
+    int | None, typer.Option(min=1, help="How many GPUs --dry-run plans for.", show_default="8 a100, 1 rtx4090")
+]
 
 
 def print_planned(config: StageConfig | RunConfig, machine: Machine, gpus: int | None, json: bool) -> None:

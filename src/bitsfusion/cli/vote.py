@@ -27,14 +27,17 @@ def vote(
     a: Annotated[Path | None, typer.Argument(help="Folder of images, as `bitsfusion generate` writes it.")] = None,
     b: Annotated[Path | None, typer.Argument(help="Another model's images of the same prompts.")] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="PartiPrompts.tsv, or a TSV of its form: only its prompts, by its categories.")
+        Path | None,
+        typer.Option(help="PartiPrompts.tsv, or a TSV like it: only its prompts are voted on, by category."),
     ] = None,
-    database: Annotated[Path, typer.Option(help="Where votes are kept; an earlier file is continued.")] = Path(
+    database: Annotated[Path, typer.Option(help="File that keeps the votes. An existing one is continued.")] = Path(
         "votes.sqlite"
     ),
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="8021, or any free one, unless given.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port to serve on.", show_default="8021, or any free one")
+    ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to serve; any other than this lets other computers in.")
+        str, typer.Option(help="Address to serve on; any other than the default lets other computers in.")
     ] = "127.0.0.1",
     voter: Annotated[str | None, typer.Option(help="Your name; the page asks for one otherwise.")] = None,
     results: Annotated[Path | None, typer.Option(help="Print the results of this file and serve nothing.")] = None,
@@ -42,7 +45,7 @@ def vote(
     figures: Annotated[Path | None, typer.Option(help="With --results: write bar charts to this folder.")] = None,
     json: Json = False,
 ) -> None:
-    """Serves a page that asks which of two images is better, or prints what the votes came to."""
+    """Serves a page where people choose the better of two images, or prints the results."""
     if results is not None:
         if a is not None:
             raise InputError("vote: got folders and --results, wanted one of them")

@@ -1,4 +1,4 @@
-"""What training reads: latents and captions, chosen by (seed, step, place in the step) alone: runs resume exactly."""
+"""The batches that training reads. They follow from (seed, step, place in the step) alone, so runs resume exactly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filling the cache: every record is read, decoded and encoded once, by however many processes there are."""
+"""Fills the cache: every record is read, decoded and encoded once, by any number of processes."""
 
 from __future__ import annotations
 

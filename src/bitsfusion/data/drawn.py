@@ -1,4 +1,4 @@
-"""A drawn world as training data: a pool of captioned scenes, encoded once and sampled from for ever."""
+"""A drawn world as training data: a pool of captioned scenes, encoded once, then sampled."""
 
 from __future__ import annotations
 

@@ -30,12 +30,12 @@ class EmbeddedModel:
     """A pipeline that ships inside the package. Its world gives it data that never ends, and exact scores.
 
     Fields:
-        title: what people call it.
+        title: its name in texts.
         pipeline: the folder.
         scorer: the folder of its world's CLIP model.
-        guidance: that it draws with unless told otherwise, chosen on validation prompts.
+        guidance: its default guidance scale, chosen on validation prompts.
         world_name: see `world_of`.
-        sampler: that it draws with unless told otherwise.
+        sampler: its default sampler.
     """
 
     title: str
@@ -47,7 +47,7 @@ class EmbeddedModel:
 
     @property
     def world(self) -> World:
-        """What it draws."""
+        """The drawn world that it was trained on."""
         return world_of(self.world_name)
 
 
@@ -58,7 +58,7 @@ MODELS: Mapping[str, EmbeddedModel] = {
         "The grid world's flow model", FLOW_PIPELINE_FOLDER, GRID_SCORER_FOLDER, 1.5, "grid", "own"
     ),
 }
-"""By the names that commands take."""
+"""The embedded models, by the names that commands take."""
 
 
 def embedded_model(*names: str | None) -> EmbeddedModel | None:
@@ -67,7 +67,7 @@ def embedded_model(*names: str | None) -> EmbeddedModel | None:
 
 
 def guidance_of(*names: str | None) -> float:
-    """What models are drawn with unless told otherwise: the first embedded one's own guidance, or the paper's."""
+    """The default guidance scale: that of the first embedded model among those named, or the paper's."""
     found = embedded_model(*names)
     return found.guidance if found else PAPER_GUIDANCE
 

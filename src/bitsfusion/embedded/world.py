@@ -117,7 +117,7 @@ class World(ABC):
     """
 
     name: str
-    """What fingerprints of its data call it."""
+    """Its name in fingerprints of its data."""
     seed: str
     """Shuffles its captions."""
     tasks: tuple[str, ...] = TASKS
@@ -125,9 +125,9 @@ class World(ABC):
     sizes: tuple[str, ...] = ("large",)
     colors: ClassVar[Mapping[str, tuple[int, int, int]]]
     cells: Sequence[int]
-    """Those that may hold an object."""
+    """The cells that may hold an object."""
     counts: Sequence[int]
-    """Asked for of one shape, in the task counting."""
+    """The numbers of objects that the task counting asks for."""
     prefixes: tuple[str, ...]
     scales: ClassVar[Mapping[str, float]] = {"large": 1.0}
 

@@ -1,1 +1,1 @@
-"""How good a model is beside its original: noise errors, pictures, scores, and the page that reports them."""
+"""Compares a model with its original: noise errors, pictures and scores."""

@@ -14,10 +14,10 @@ from scipy.stats import t as student_t
 from bitsfusion.metrics.intervals import bootstrap_mean_interval
 
 FEWEST = 6
-"""Prompts below which nothing is shown: that all of five go one way happens by chance more often than in 5 % (2 / 2^5),
-and the bootstrap of so few has intervals that are far too narrow, of one prompt none at all."""
+"""Fewer prompts than this show nothing: five of five agree by chance more often than in 5 % of cases (2 / 2^5), and
+bootstrap intervals of so few are far too narrow."""
 LEVEL = 0.05
-"""The chance of any wrong verdict among those that are given together."""
+"""The probability of any wrong verdict among those that are reported together."""
 
 Values: TypeAlias = Sequence[float] | npt.NDArray[np.float64]
 

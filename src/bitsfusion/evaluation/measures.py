@@ -27,7 +27,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class Metric(str, Enum):
-    """What can be asked for."""
+    """The metrics that can be asked for."""
 
     CLIP = "clip"
     MSE = "mse"
@@ -40,7 +40,7 @@ class Metric(str, Enum):
 
 
 PAIRED = (Metric.MSE, Metric.PSNR, Metric.SSIM, Metric.LPIPS)
-"""Those of a picture and the original's of the same prompt and seed."""
+"""Metrics of a picture and the original's picture of the same prompt and seed."""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class PromptSet:
         return replace(several, seeds=tuple(range(self.seeds[0], self.seeds[0] + len(several.texts))))
 
     def chosen(self, places: Sequence[int]) -> PromptSet:
-        """Those at `places`, in that order."""
+        """The prompts at `places`, in that order."""
         texts, seeds = tuple(self.texts[i] for i in places), tuple(self.seeds[i] for i in places)
         return PromptSet(texts, seeds, tuple(self.asked[i] for i in places if self.asked), self.world)
 

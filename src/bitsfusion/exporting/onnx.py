@@ -10,52 +10,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bitsfusion.artifact.reader import open_components
 from bitsfusion.errors import InputError
 from bitsfusion.exporting.exported import Exported, Progress, Tally, check_new_folder, written
+from bitsfusion.exporting.traced import Decoder, TextEncoder, TimedUNet, traced
 from bitsfusion.exporting.weights import PackedLayer, open_weights
 from bitsfusion.io.atomic import atomic_folder
 from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.pipelines.resolve import resolve
 
-OPSET = 21
-"""The first with integers of four bits."""
 GRAPHS = ("text_encoder", "unet", "vae_decoder")
 NOTE = "in ONNX Runtime set session.disable_quant_qdq to 1: otherwise it may round activations to int8"
-_BATCH = {0: "batch"}
 _EXTERNAL = 1024  # bytes from which a tensor lies in the file beside the graph
-
-
-class _TextEncoder(nn.Module):
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        hidden: Tensor = self.model(input_ids, return_dict=False)[0]
-        return hidden
-
-
-class _UNet(nn.Module):
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        prediction: Tensor = self.model(sample, timestep, encoder_hidden_states, return_dict=False)[0]
-        return prediction
-
-
-class _Decoder(nn.Module):
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, latents: Tensor) -> Tensor:
-        image: Tensor = self.model.decode(latents, return_dict=False)[0]
-        return image
 
 
 def export_onnx(model: str | Path, out: Path, progress: Progress | None = None) -> Exported:
@@ -112,7 +80,6 @@ def _library() -> Any:
         raise InputError(f"onnx: got no {error.name} library, wanted it: pip install 'bitsfusion[export]'") from None
 
 
-@torch.no_grad()
 def _traced(onnx: Any, name: str, pipeline: Any, component: Any) -> Any:
     """The graph of a component in float32, a ModelProto."""
     if hasattr(component, "dequantize"):
@@ -123,25 +90,13 @@ def _traced(onnx: Any, name: str, pipeline: Any, component: Any) -> Any:
     text = torch.randn(2, length, config.cross_attention_dim)
     wrapped: nn.Module
     if name == "text_encoder":
-        wrapped, inputs = _TextEncoder(component), {"input_ids": torch.zeros(2, length, dtype=torch.long)}
+        wrapped, inputs = TextEncoder(component), {"input_ids": torch.zeros(2, length, dtype=torch.long)}
     elif name == "unet":
-        wrapped = _UNet(component)
+        wrapped = TimedUNet(component)
         inputs = {"sample": latents, "timestep": torch.tensor([5.0, 5.0]), "encoder_hidden_states": text}
     else:
-        wrapped, inputs = _Decoder(component), {"latents": latents}
-    program = torch.onnx.export(
-        wrapped.eval(),
-        tuple(inputs.values()),
-        dynamo=True,
-        opset_version=OPSET,
-        optimize=False,
-        verbose=False,
-        input_names=list(inputs),
-        output_names=["output"],
-        dynamic_shapes=tuple(_BATCH for _ in inputs),
-    )
-    assert program is not None
-    return program.model_proto
+        wrapped, inputs = Decoder(component), {"latents": latents}
+    return traced(wrapped, inputs).model_proto
 
 
 def _with_integers(onnx: Any, graph: Any, layers: Mapping[str, PackedLayer], tally: Tally) -> None:

@@ -1,4 +1,4 @@
-"""Work done on threads a little ahead of whoever asks for it."""
+"""Work on threads, a little ahead of its consumer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hashes that tie one step's output to the next one's input."""
+"""Hashes of files, folders and JSON."""
 
 from __future__ import annotations
 

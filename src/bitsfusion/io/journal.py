@@ -1,4 +1,4 @@
-"""What was measured so far, kept line by line, so that killed work continues where it was."""
+"""Keeps results line by line, so that killed work resumes where it stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which implementation serves which device, and why not a faster one."""
+"""Chooses the implementation for each device, and says why it is not a faster one."""
 
 from __future__ import annotations
 

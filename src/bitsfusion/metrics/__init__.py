@@ -1,1 +1,1 @@
-"""What images are measured by: error against other images, CLIP score, GenEval; and how images are generated."""
+"""Metrics of images (error against other images, CLIP score, FID, GenEval, TIFA), and image generation."""

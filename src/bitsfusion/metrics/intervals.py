@@ -14,7 +14,7 @@ from bitsfusion.errors import InputError
 
 
 def wilson_interval(successes: float, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion, within [0, 1]; honest at 0 % and 100 % where the plain one is not.
+    """Wilson's score interval of a proportion, within [0, 1]; holds at 0 % and 100 %, where the normal one fails.
 
     `successes` may be a fraction, where a trial can succeed in part.
 

@@ -1,4 +1,4 @@
-"""Where a layer's scales start: `numerics.initial_scale`, by the compiled search where there is one."""
+"""Initial scales of a layer: `numerics.initial_scale`, by the compiled search where there is one."""
 
 from __future__ import annotations
 

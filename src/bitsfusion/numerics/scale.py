@@ -1,4 +1,4 @@
-"""Where a layer's scales start (section 4.1): min-max, the paper's alternating optimisation, and the best scale."""
+"""Initial scales of a layer (section 4.1): min-max, the paper's alternating optimisation, and the exact optimum."""
 
 from __future__ import annotations
 

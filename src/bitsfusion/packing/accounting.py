@@ -1,4 +1,4 @@
-"""THE table of bits and bytes: what a layer costs by the paper's count, in memory and on disk (Appendix H)."""
+"""The one table of bits and bytes: a layer's cost by the paper's count, in memory and on disk (Appendix H)."""
 
 from __future__ import annotations
 

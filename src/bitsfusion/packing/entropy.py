@@ -1,4 +1,4 @@
-"""The last few per cent: packed bytes under zstd, one frame a layer, so that a file costs about its entropy."""
+"""Entropy coding: packed bytes under zstd, one frame per layer, so that a file costs about its entropy."""
 
 from __future__ import annotations
 

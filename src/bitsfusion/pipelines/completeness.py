@@ -1,4 +1,4 @@
-"""Is a component all there? Files that a broken download leaves out, cuts short, or leaves as pointers to elsewhere."""
+"""Checks that a component is complete: a broken download leaves files out, cuts them short, or leaves pointers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _NO_MODEL = {
     "ProcessorPil": ("preprocessor_config.json",),
     "Extractor": ("preprocessor_config.json",),
 }
-"""How a class's name ends -> files of which one must be there; all other classes are models."""
+"""End of a class name -> files of which at least one must exist; all other classes are models."""
 
 
 def check_complete(folder: PipelineFolder) -> None:
-    """Refuses a pipeline that would not load from its own files.
+    """Refuses a pipeline that cannot be loaded from its own files.
 
     Raises:
         InputError: names the component and the file: missing weights or config, a git-lfs pointer, a download that was

@@ -1,4 +1,4 @@
-"""The components of a pipeline that are not packed (tokenizers, schedulers, dense models), copied as files."""
+"""Copies the components that are not packed (tokenizers, schedulers, dense models) as files."""
 
 from __future__ import annotations
 

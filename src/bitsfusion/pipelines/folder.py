@@ -39,7 +39,7 @@ class Form(str, Enum):
     COMPONENT = "component"
     """One model alone: `config.json` and its weights."""
     CHECKPOINT = "checkpoint"
-    """What a trainer saves on its way: the folder of the trained model among the state of the optimizer."""
+    """A trainer's checkpoint: the trained model's folder beside the optimizer's state."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Component:
 
     @functools.cached_property
     def files(self) -> tuple[Path, ...]:
-        """Its files but hidden ones, in order of name. Links are followed."""
+        """Its files without hidden ones, sorted by name. Links are followed."""
         return tuple(sorted(path for path in self.folder.iterdir() if path.is_file() and not path.name.startswith(".")))
 
     @functools.cached_property
@@ -74,12 +74,12 @@ class Component:
 
     @property
     def variant(self) -> str | None:
-        """What stands in the names of its weight files, such as fp16."""
+        """The variant in the names of its weight files, such as fp16."""
         return None if self.weights is None else self.weights.variant
 
     @property
     def architecture(self) -> Architecture | None:
-        """What is packed of it; None where its class is none that is packed."""
+        """The architecture of its class; None for a class that is not packed."""
         return architecture_named(self.class_name)
 
     @functools.cached_property
@@ -135,7 +135,7 @@ class PipelineFolder:
 
     @property
     def optional(self) -> tuple[str, ...]:
-        """The components that its class, if diffusers has it, can draw without."""
+        """The components that its class can do without, if it is a class of diffusers."""
         import diffusers
 
         made: Any = getattr(diffusers, self.class_name or "", None)
@@ -249,7 +249,7 @@ def _component(name: str, folder: Path) -> Component:
 
 
 def _instead(path: Path) -> str:
-    """What a folder holds that a model could be in."""
+    """A hint at what the folder holds instead."""
     names = sorted(file.name for file in path.iterdir() if not file.name.startswith("."))
     if "pytorch_lora_weights.safetensors" in names:
         return " but with an adapter (fuse it into its pipeline and save that)"

@@ -1,4 +1,4 @@
-"""Loading the full-precision pipeline that everything starts from."""
+"""Loads pipelines into memory."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def load_pipeline(model: str | PipelineFolder, dtype: torch.dtype = torch.float3
 
 
 def check_draws_from_text(pipeline: DiffusionPipeline) -> None:
-    """Refuses a pipeline whose call wants a picture, or that draws no image from a prompt.
+    """Refuses a pipeline that needs an input image, or takes no prompt.
 
     Raises:
         InputError: names its class and what it wants.

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitsfusion.architectures.base import Denoiser
 from bitsfusion.architectures.registry import denoiser_called
 from bitsfusion.architectures.unet import UNET
+from bitsfusion.architectures.vae import Autoencoder
 from bitsfusion.errors import InputError
 from bitsfusion.io.texts import read_json
 from bitsfusion.pipelines.folder import Form, PipelineFolder
 from bitsfusion.pipelines.load import whole_pipeline
 from bitsfusion.pipelines.resolve import resolve_configs
 
-_LEVELS = ("block_out_channels", "encoder_block_out_channels", "dim_mult")  # KL, deep compression, Qwen-Image
 _UNLIMITED = 1 << 20  # what tokenizers without a limit say is larger
 
 
@@ -53,7 +52,7 @@ def planned_denoiser(model: str) -> PlannedDenoiser:
     config = _config(denoiser.folder)
     family = denoiser_called(config)
     tokens = _clip_tokens(pipeline) if family is UNET else family.prompt_tokens(_sequence_length(pipeline))
-    return PlannedDenoiser(config, tokens, _pixels(pipeline, family))
+    return PlannedDenoiser(config, tokens, _pixels(pipeline))
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -89,12 +88,10 @@ def _sequence_length(pipeline: PipelineFolder) -> int:
     return min(int(own.default), limits[-1])
 
 
-def _pixels(pipeline: PipelineFolder, family: Denoiser) -> int:
+def _pixels(pipeline: PipelineFolder) -> int:
     vae = pipeline.component("vae")
     if vae is None:
         raise InputError(f"{pipeline.path}: got no vae, wanted a pipeline of latents")
-    config = read_json(vae.folder / "config.json")
-    levels = next((config[key] for key in _LEVELS if key in config), None)
-    if levels is None:
+    if not isinstance(vae.architecture, Autoencoder):
         raise InputError(f"{vae.folder}: got a {vae.class_name}, whose size of latents is not known")
-    return int(2 ** (len(levels) - 1)) * family.compression
+    return vae.architecture.latents.stride(read_json(vae.folder / "config.json"))

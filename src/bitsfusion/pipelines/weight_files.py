@@ -1,4 +1,4 @@
-"""Which files of a component's folder hold its weights, as `from_pretrained` would choose them."""
+"""Which files of a component's folder hold its weights: the ones that `from_pretrained` would choose."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def weight_files(folder: Path) -> WeightFiles | None:
 
 
 def preferred(folder: Path) -> WeightChoice | None:
-    """The one of a folder's `weight_choices` that is read, in the order that `weight_files` has; its files unseen."""
+    """The first of a folder's `weight_choices` in the order of `weight_files`; its files are not opened."""
     choices = weight_choices(folder)
     return next((choice for variant in _PREFERRED for choice in choices if choice.variant == variant), None)
 

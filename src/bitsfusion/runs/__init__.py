@@ -1,1 +1,1 @@
-"""A run: every step of the method in one folder, each done once and resumed after a kill."""
+"""A run: all steps of the method in one folder; each is done once, and resumes after a kill."""

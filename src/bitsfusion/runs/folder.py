@@ -1,4 +1,4 @@
-"""The run folder: which steps are done, from what they were made, and what must be done again."""
+"""The run folder: which steps are done, on which inputs, and which must be done again."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class RunFolder:
         return True
 
     def _wait_for_main(self) -> None:
-        """By file: a step may take hours, after which a collective operation would have given up."""
+        """Waits by polling a file: a step may take hours, for which a collective operation would time out."""
         while not self._told.exists() or read_json(self._told)["steps_done"] < self._steps_done:
             time.sleep(0.2)
 

@@ -1,4 +1,4 @@
-"""What a run comes to, for people: the page report/index.html."""
+"""The outcome of a run for people: the page report/index.html."""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ from bitsfusion.pipelines.folder import PipelineFolder
 from bitsfusion.pipelines.load import whole_pipeline
 from bitsfusion.pipelines.planned import planned_denoiser
 from bitsfusion.progress import SILENT, ProgressSink
+from bitsfusion.recipe.assign import assign
 from bitsfusion.recipe.named import recipe_bits
 from bitsfusion.runs.config import (
     DataSource,
@@ -41,6 +42,7 @@ from bitsfusion.runs.prompts import prompts_of
 from bitsfusion.runs.sources import training_data
 from bitsfusion.sensitivity.passes import forward_passes
 from bitsfusion.sensitivity.table import MEASURED_BITS
+from bitsfusion.sensitivity.weight_error import weight_error_table
 from bitsfusion.training.checkpoint import STUDENT_INFO, find_checkpoint, load_student
 from bitsfusion.training.config import TrainingConfig
 from bitsfusion.training.loop import TrainingResult, train
@@ -57,8 +59,9 @@ class StageConfig(BaseModel):
     model: str
     """A diffusers folder, a hub id, or an embedded model: the teacher, and the text encoder, tokenizer and VAE."""
     data: Annotated[DataSource | TrajectorySource, Field(discriminator="kind")]
-    recipe: str | None = None
-    """Start from the model's own weights with these bits: a recipe file, or a shipped recipe's name."""
+    recipe: str | float | None = None
+    """Start from the model's own weights with these bits: a recipe file, a shipped recipe's name, uniform:N, or an
+    average such as 1.99, spread by the weights' own errors."""
     scale_init: ScaleInit = ScaleInit.EXACT
     student: Path | None = None
     """Or start from a finished stage's folder, or a checkpoint of it."""
@@ -213,7 +216,7 @@ def _shapes(config: StageConfig | RunConfig) -> tuple[Mapping[str, Any], int, in
 
 def _load(model: str) -> _Parts:
     folder = whole_pipeline(model)
-    left = {folder.denoiser.name: None}
+    left = {name: None for name, entry in folder.index.items() if entry == [None, None]} | {folder.denoiser.name: None}
     try:
         components: Any = DiffusionPipeline.from_pretrained(folder.path, **left, dtype=torch.float32)
     except (OSError, ValueError) as error:
@@ -225,13 +228,26 @@ def _student(config: StageConfig, parts: _Parts, out: Path) -> ModelMixin:
     if config.student is not None:
         return load_student(config.student)
     unet = parts.denoiser()
-    bits = recipe_bits(config.recipe or "", model_layers(unet))
+    bits = _bits(config, unet)
     scales = None
     if (out / STUDENT_INFO).exists() or find_checkpoint(out, config.training.resume_from_checkpoint):
         # What is there brings its own scales: no need to look for them again.
         scales = {name: torch.ones(len(unet.get_submodule(name).weight)) for name in bits}
     fake_quantize_model(unet, bits, config.scale_init, scales)
     return unet
+
+
+def _bits(config: StageConfig, denoiser: Any) -> dict[str, int]:
+    layers = model_layers(denoiser)
+    if not isinstance(config.recipe, float):
+        return recipe_bits(config.recipe or "", layers)
+    table = weight_error_table(
+        layers,
+        lambda name: denoiser.get_submodule(name).weight.detach(),
+        model=config.model,
+        feature_values=0,
+    )
+    return dict(assign(table, config.recipe, keep_time_layers=True).bits)
 
 
 def _data(

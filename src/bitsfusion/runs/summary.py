@@ -1,4 +1,4 @@
-"""What a run comes to: its rungs, and summary.json for other programs."""
+"""The outcome of a run: its rungs, and summary.json for other programs."""
 
 from __future__ import annotations
 

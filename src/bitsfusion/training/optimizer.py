@@ -118,7 +118,7 @@ def _adamw_8bit() -> Any:
 
 
 def learning_rate_factor(config: TrainingConfig) -> Callable[[int], float]:
-    """By what the learning rates are multiplied at each step (from 0): diffusers' schedule of that name."""
+    """The factor of the learning rates at each step (from 0): diffusers' schedule of that name."""
     unused = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     schedule = get_scheduler(
         config.lr_scheduler, unused, num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.max_train_steps

@@ -1,1 +1,1 @@
-"""Human preference: two models' images of one prompt side by side, blind, and what the votes come to (section 5)."""
+"""Human preference: a blind vote on two models' images of the same prompts, and its results (section 5)."""

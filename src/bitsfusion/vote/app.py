@@ -1,4 +1,4 @@
-"""The vote as a web application: one page, three calls, the pictures by names that say nothing, the results."""
+"""The vote as a web application: one page, three calls, pictures under meaningless names, and the results."""
 
 from __future__ import annotations
 

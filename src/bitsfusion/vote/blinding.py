@@ -1,4 +1,4 @@
-"""What keeps the comparison blind: one secret seed gives the order, the sides, and names that say nothing."""
+"""Keeps the comparison blind: one secret seed decides the order, the sides and meaningless picture names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the votes come to: win rates overall, by category and by challenge, with Wilson's intervals (section 5)."""
+"""The results of a vote: win rates overall, by category and by challenge, with Wilson's intervals (section 5)."""
 
 from __future__ import annotations
 

@@ -25,24 +25,29 @@ def bench(
     folder: Annotated[Path, typer.Argument(help="A packed pipeline or model folder.")],
     against: Annotated[str, typer.Option(help='The dense model: a folder, a hub id, or "embedded".')],
     peers: Annotated[
-        str, typer.Option(help="all that are installed, none, or names or libraries with commas: quanto,gguf-q4_0.")
+        str, typer.Option(help="all (that are installed), none, or names separated by commas: quanto,gguf-q4_0.")
     ] = "all",
-    dtype: Annotated[Dtype, typer.Option(help="What everything computes in.")] = Dtype.BF16,
+    dtype: Annotated[Dtype, typer.Option(help="Dtype that everything computes in.")] = Dtype.BF16,
     latent: Annotated[int, typer.Option(min=8, help="Height and width of the latent.")] = 32,
-    batch: Annotated[int, typer.Option(min=1, help="Latents at once.")] = 2,
+    batch: Annotated[int, typer.Option(min=1, help="Latents in a batch.")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="Timed forwards of each method.")] = 7,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of each process; all cores by default.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of each process.", show_default="all cores")
+    ] = None,
     memory: Annotated[
-        float | None, typer.Option(min=1, help="GB that methods timed in turn may hold; 80 % by default.")
+        float | None,
+        typer.Option(
+            min=1, help="GB that the methods may hold together while they are timed.", show_default="80 % of all"
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Result file to write.")] = Path("bench.json"),
     work: Annotated[
-        Path | None, typer.Option(help="Folder for what the peers save; beside the result by default.")
+        Path | None, typer.Option(help="Folder for what the peers save.", show_default="beside the result")
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Size, fidelity, load time, memory and speed on the CPU, beside the dense model and the peers installed."""
+    """Compares size, fidelity, load time, memory and CPU speed with the dense model and other quantizers."""
     settings = BenchSettings(
         dtype=dtype,
         latent=latent,

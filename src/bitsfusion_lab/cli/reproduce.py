@@ -22,25 +22,30 @@ from bitsfusion_lab.reproduction.tables import TABLES, chosen_tables
 
 
 def reproduce(
-    table: Annotated[str, typer.Option(help=f"{', '.join(map(str, TABLES))} or all; several with commas.")] = "4",
-    out: Annotated[Path, typer.Option(help="Folder; the same command continues it.")] = Path("runs/reproduce"),
-    seeds: Annotated[str, typer.Option(help="Of training, with commas.")] = "0,1,2",
-    steps: Annotated[int, typer.Option(min=1, help="Of Stage I; Stage II has half of them.")] = 200,
+    table: Annotated[
+        str, typer.Option(help=f"{', '.join(map(str, TABLES))}, several separated by commas, or all.")
+    ] = "4",
+    out: Annotated[Path, typer.Option(help="Folder. The same command resumes it.")] = Path("runs/reproduce"),
+    seeds: Annotated[str, typer.Option(help="Training seeds, separated by commas.")] = "0,1,2",
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of Stage I; Stage II has half of them.")] = 200,
     per_task: Annotated[int, typer.Option(min=1, help="Prompts of each of the six tasks.")] = 50,
-    split: Annotated[
-        str, typer.Option(help="Of the prompts: validation to choose settings on, test to report.")
-    ] = "test",
-    guidance: Annotated[str, typer.Option(help="Of the images, with commas; the paper's: 3.5,5.5,7.5,9.5.")] = "7.5",
-    sampler_steps: Annotated[int, typer.Option(min=1, help="Of PNDM.")] = 50,
+    split: Annotated[str, typer.Option(help="Prompts to use: validation to choose settings, test to report.")] = "test",
+    guidance: Annotated[
+        str, typer.Option(help="Guidance scales, separated by commas; the paper has 3.5,5.5,7.5,9.5.")
+    ] = "7.5",
+    sampler_steps: Annotated[int, typer.Option(min=1, help="Sampler steps of PNDM.")] = 50,
     sensitivity: Annotated[
-        Path | None, typer.Option(help="The embedded model's table from `bitsfusion analyze`, instead of noise error.")
+        Path | None,
+        typer.Option(help="Sensitivity file of the embedded model to use, instead of measuring noise error."),
     ] = None,
     device: Device = AUTO,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print settings and cost, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print settings and what they will cost, and stop.")
+    ] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """The paper's tables in miniature: every method on the same data, steps, prompts and seeds."""
+    """Reproduces the paper's tables in miniature, every method with the same data, steps, prompts and seeds."""
     values = {
         "seeds": _numbers("seeds", seeds, int, 2**63 - 1),
         "steps": steps,

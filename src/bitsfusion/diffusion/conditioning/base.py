@@ -1,4 +1,4 @@
-"""What turns captions into a denoiser's conditioning: rows that a cache can keep, then the tensors of a forward."""
+"""Turns captions into a denoiser's conditioning: first rows that a cache can keep, then the tensors of a forward."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Conditioner(Protocol):
         ...
 
     def rows(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """By name, [n, ...] each, on the CPU; n may be 0."""
+        """The captions' rows by name, [n, ...] each, on the CPU; n may be 0."""
         ...
 
     def cut(self, captions: Sequence[str]) -> int:

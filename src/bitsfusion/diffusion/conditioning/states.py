@@ -6,6 +6,7 @@ memory: rows are states, masks and pooled texts instead of token ids.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ ENCODERS: Mapping[str, Encode] = {
     "ZImageTransformer2DModel": _z_image,
     "QwenImageTransformer2DModel": _qwen_image,
 }
-"""By the denoiser's class."""
+"""Class name of the denoiser -> how its captions are encoded."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,10 @@ def states_conditioner(pipeline: Any, model: nn.Module) -> StatesConditioner:
         raise InputError(f"conditioning: got a {name}, wanted one of {', '.join(ENCODERS)} or a UNet")
     if not _components(pipeline, "text_encoder"):
         raise InputError(f"{type(pipeline).__name__}: got no text encoder, wanted a pipeline that draws from prompts")
+    component = denoiser_of(model).component
+    if getattr(pipeline, component, None) is None:  # some pipelines ask their denoiser's config for widths
+        pipeline = copy.copy(pipeline)
+        pipeline.register_modules(**{component: model})
     guided = bool(getattr(model, "config", {}).get("guidance_embeds", False))
     guidance = inspect.signature(type(pipeline).__call__).parameters["guidance_scale"].default if guided else None
     return StatesConditioner(pipeline, ENCODERS[name], sequence_length(pipeline), guidance)

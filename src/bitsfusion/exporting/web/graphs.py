@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from bitsfusion.artifact.schema import PackedEntry
 from bitsfusion.diffusion.time_features import place_time_features
 from bitsfusion.errors import BitsFusionError, InputError
+from bitsfusion.exporting.traced import Decoder as Decoder
+from bitsfusion.exporting.traced import TextEncoder as TextEncoder
+from bitsfusion.exporting.traced import TimedUNet as TimedUNet
+from bitsfusion.exporting.traced import traced
 
-OPSET = 21
-"""The first with integers of four bits."""
 LOCATION = "weights"
 """What graphs call the buffer."""
 _PREFIX = "model."
 _ALIGNED = 64
-_BATCH = {0: "batch"}
 _INT4, _INT8 = 3, 7  # the most bits whose levels they hold
 
 
@@ -50,42 +51,6 @@ class Layout:
         self.tensors.append((name, kind, offset, numbers))
         self.bytes = -(-(offset + length) // _ALIGNED) * _ALIGNED
         return offset, length
-
-
-class TextEncoder(nn.Module):
-    """Token ids [batch, length] to states [batch, length, width]."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        hidden: Tensor = self.model(input_ids, return_dict=False)[0]
-        return hidden
-
-
-class Decoder(nn.Module):
-    """Latents to a picture [batch, 3, height, width] from -1 to 1."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, latents: Tensor) -> Tensor:
-        image: Tensor = self.model.decode(latents, return_dict=False)[0]
-        return image
-
-
-class TimedUNet(nn.Module):
-    """A UNet with its time layers: a time step [batch] is its second input."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        prediction: Tensor = self.model(sample, timestep, encoder_hidden_states, return_dict=False)[0]
-        return prediction
 
 
 class FeaturedUNet(nn.Module):
@@ -122,7 +87,7 @@ def write_graph(
     """Traces a model on meta and writes its graph.
 
     Args:
-        wrapped: one of the classes above.
+        wrapped: `FeaturedUNet`, or one of `exporting.traced`.
         inputs: by name, on meta, two samples each; the batch is free in the graph, all other sizes are these.
         layers: the packed ones, by name.
         path: of the .onnx file.
@@ -135,20 +100,7 @@ def write_graph(
         BitsFusionError: a constant of the model that is not known here.
     """
     ir, optimizer = _libraries()
-    with torch.no_grad():
-        program = torch.onnx.export(
-            wrapped.eval(),
-            tuple(inputs.values()),
-            dynamo=True,
-            opset_version=OPSET,
-            optimize=False,
-            verbose=False,
-            input_names=list(inputs),
-            output_names=["output"],
-            dynamic_shapes=tuple(_BATCH for _ in inputs),
-        )
-    assert program is not None
-    model: Any = program.model
+    model: Any = traced(wrapped, inputs).model
     parameters = _as_inputs(ir, model.graph, wrapped)
     optimizer.optimize_ir(model)
     del model.graph.inputs[len(inputs) :]

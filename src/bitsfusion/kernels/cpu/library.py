@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 INTERFACE = 2  # of the C++ sources; another one is a library left over from another version
-FILE_PATTERN = "_native*.so"
+FILE_PATTERN = "_native*.pyd" if os.name == "nt" else "_native*.so"
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _ALONE = 1 << 15  # weights that are not worth waking a second thread for
 

@@ -10,8 +10,10 @@
 #include <thread>
 #include <vector>
 
+#if !defined(_WIN32)
 #include <dlfcn.h>
 #include <pthread.h>
+#endif
 
 namespace bitsfusion {
 
@@ -22,6 +24,10 @@ inline std::atomic<bool>& forked() {
     return flag;
 }
 
+#if defined(_WIN32)
+// The OpenMP of torch has no such entry point there.
+inline Team team() { return nullptr; }
+#else
 // OpenMP's workers do not survive a fork, and its runtime does not know that they are gone.
 inline Team team() {
     static const Team found = [] {
@@ -30,6 +36,7 @@ inline Team team() {
     }();
     return forked() ? nullptr : found;
 }
+#endif
 
 // Calls body(part) for every part from 0 to parts - 1, on `threads` threads at most; returns when all are done.
 template <class Body>

@@ -20,7 +20,7 @@ Image = npt.NDArray[np.uint8]
 OFFICIAL_CLIP = "openai/clip-vit-large-patch14"
 """The published evaluator's model (ViT-L/14 of OpenAI)."""
 GROUND = (0x99, 0x99, 0x99)
-"""What is put in the place of pixels that are not the object's."""
+"""The colour of pixels outside the object."""
 
 
 class ColorReader(Protocol):
@@ -44,7 +44,7 @@ class ClipColors:
 
     @classmethod
     def from_pretrained(cls, source: str = OFFICIAL_CLIP, device: str = "cpu") -> ClipColors:
-        """By a CLIP model from a folder or hub id. Raises InputError where there is none."""
+        """Loads the CLIP model from a folder or hub id; raises InputError if there is none."""
         return cls(ClipScorer.from_pretrained(source, device), source)
 
     def names(self, image: Image, found: Sequence[Detection], class_name: str) -> list[str]:

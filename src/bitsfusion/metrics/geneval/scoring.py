@@ -34,7 +34,7 @@ class Detection:
 
 
 Detections = Mapping[str, Sequence[Detection]]
-"""By class; a class that was not seen is absent or empty."""
+"""Class name -> its detections; a class that was not seen is absent or empty."""
 
 ColorNames = Callable[[Sequence[Detection], str], Sequence[str]]
 """The colour's name of each object of a class, in the image that is judged."""

@@ -45,7 +45,7 @@ class TifaQuestion(_Entry):
     element: str | None = None
 
     def answered(self, free_form: str, choice: str) -> AnsweredQuestion:
-        """With a model's own words and the choice that they stand for."""
+        """The question with a model's own words and the choice that they stand for."""
         verdict = {"free_form_vqa": free_form, "multiple_choice_vqa": choice, "scores": int(choice == self.answer)}
         return AnsweredQuestion.model_validate(self.fields() | verdict)
 

@@ -43,6 +43,7 @@ export function openSession(ort, backend, graph, weights, entry) {
     executionProviders: [backend],
     externalData: [{ path: "weights", data: weights }],
     enableMemPattern: !large,
+    logSeverityLevel: 3,
     extra: {
       session: { disable_quant_qdq: "1", ...(large && { disable_prepacking: "1" }) },
       ...(large && { optimization: { disable_specified_optimizers: "ConstantFolding" } }),

@@ -1,0 +1,72 @@
+"""The models of a pipeline as ONNX sees them: plain modules of tensors, traced with a free batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+OPSET = 21
+"""The first with integers of four bits."""
+_BATCH = {0: "batch"}
+
+
+class TextEncoder(nn.Module):
+    """Token ids [batch, length] to states [batch, length, width]."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        hidden: Tensor = self.model(input_ids, return_dict=False)[0]
+        return hidden
+
+
+class Decoder(nn.Module):
+    """Latents to a picture [batch, 3, height, width] from -1 to 1."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, latents: Tensor) -> Tensor:
+        image: Tensor = self.model.decode(latents, return_dict=False)[0]
+        return image
+
+
+class TimedUNet(nn.Module):
+    """A UNet with its time layers: a time step [batch] is its second input."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        prediction: Tensor = self.model(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+        return prediction
+
+
+@torch.no_grad()
+def traced(wrapped: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+    """A model as torch's ONNXProgram, not optimized; weights are initializers called `model.NAME`.
+
+    Args:
+        wrapped: one of the classes above, or another that keeps its model as `model`.
+        inputs: by name, in the forward's order, two samples each; the batch is free, all other sizes are these.
+    """
+    program = torch.onnx.export(
+        wrapped.eval(),
+        tuple(inputs.values()),
+        dynamo=True,
+        opset_version=OPSET,
+        optimize=False,
+        verbose=False,
+        input_names=list(inputs),
+        output_names=["output"],
+        dynamic_shapes=tuple(_BATCH for _ in inputs),
+    )
+    assert program is not None
+    return program
