@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, model_validator
+from pydantic import Field, ValidationError, computed_field, model_validator
 
 from bitsfusion.artifact.container import NAME, NAME_LENGTH
 from bitsfusion.artifact.limits import JSON_DEPTH, shown
 from bitsfusion.errors import ArtifactError
 from bitsfusion.io.hashes import sha256_json
+from bitsfusion.io.schema import Checked
 from bitsfusion.packing.accounting import LayerSize, average_bits
 
 QUANT_METHOD = "bitsfusion"
@@ -37,11 +38,7 @@ Fraction = Annotated[float, Field(strict=True, gt=-(1 << 31), lt=1 << 31)]
 Shape = Annotated[tuple[Size, ...], Field(min_length=2, max_length=5)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
-
-
-class PackedEntry(_Frozen):
+class PackedEntry(Checked):
     """One packed layer: b, the weight's shape, and the SHA-256 of its buffer as in memory (scales, radix bytes)."""
 
     bits: Annotated[int, Field(strict=True, ge=1, le=8)]
@@ -53,14 +50,14 @@ class PackedEntry(_Frozen):
         return LayerSize(self.bits, math.prod(self.shape), self.shape[0])
 
 
-class SamplerEntry(_Frozen):
+class SamplerEntry(Checked):
     """A sampler whose time steps are stored."""
 
     name: Annotated[str, Field(pattern="^[A-Za-z0-9_+-]{1,64}$")]
     steps: Size
 
 
-class TimeFeaturesEntry(_Frozen):
+class TimeFeaturesEntry(Checked):
     """How the time step reaches the blocks: rows cached for some steps, or time layers packed at 8 bits for any step.
 
     `none` is for models without a time step. A fractional step is a float32 number.
@@ -94,7 +91,7 @@ class TimeFeaturesEntry(_Frozen):
         return 2 if any(isinstance(step, float) for step in self.steps) else 1
 
 
-class TimeBasisEntry(_Frozen):
+class TimeBasisEntry(Checked):
     """Time features of every step: `rank` directions and a cubic spline of `points` control points for each.
 
     The splines' knots begin at time step `start` and are `spacing` apart, so that `points` - 3 intervals are covered.
@@ -128,12 +125,12 @@ class TimeBasisEntry(_Frozen):
 TimeFeatures: TypeAlias = Annotated[TimeFeaturesEntry | TimeBasisEntry, Field(discriminator="kind")]
 
 
-class PackedConfig(_Frozen):
+class PackedConfig(Checked):
     """The whole `quantization_config`.
 
     Fields:
         layers: every Linear, Conv2d and (of a text encoder) Embedding that is kept, in module order.
-        removed: the time layers that stored features stand for, with their weights' shapes; empty without them.
+        removed: the time layers that stored features replace, with their weights' shapes; empty without features.
         others_sha256: over every tensor that is no packed layer (see `payload.others_hash`).
         source_sha256: of what the model was made from, where known.
         provenance: free notes of the writer; not interpreted.
@@ -143,11 +140,11 @@ class PackedConfig(_Frozen):
     quant_method: Literal["bitsfusion"] = "bitsfusion"
     format_version: Literal[1, 2] = 1
     layers: dict[LayerName, PackedEntry]
-    removed: dict[LayerName, Shape] = {}
+    removed: dict[LayerName, Shape] = Field(default_factory=dict)
     time_features: TimeFeatures
     others_sha256: Sha256
     source_sha256: Sha256 | None = None
-    provenance: dict[str, Any] = {}
+    provenance: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _bounded(self) -> PackedConfig:
@@ -195,7 +192,7 @@ class PackedConfig(_Frozen):
 def parse_config(values: Any) -> PackedConfig:
     """Checks a `quantization_config` read from a file.
 
-    Keys that begin with an underscore are diffusers' own notes and are passed over.
+    Keys that begin with an underscore are diffusers' own notes and are ignored.
 
     Raises:
         ArtifactError: another method or version, a key that is not known, a value out of range, or another hash.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from bitsfusion.io.schema import Checked
 
 
-class CalibrationSettings(BaseModel):
+class CalibrationSettings(Checked):
     """How much is sampled, and how the layers are solved."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     samples: int = Field(48, ge=1)
     """Pictures drawn by the original; prompts are repeated, with other noise, where there are fewer."""

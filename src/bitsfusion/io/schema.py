@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bitsfusion.errors import InputError
 
 Schema = TypeVar("Schema", bound=BaseModel)
+
+
+class Checked(BaseModel):
+    """Fields of a file: checked once, not changed afterwards; unknown ones are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def parse(schema: type[Schema], value: Any, where: str) -> Schema:

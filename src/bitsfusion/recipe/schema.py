@@ -6,13 +6,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from bitsfusion.architectures.layers import EMBEDDING_ROLES, LayerInfo, LayerRole
 from bitsfusion.architectures.registry import layer_role
 from bitsfusion.errors import InputError
 from bitsfusion.io.hashes import sha256_json
-from bitsfusion.io.schema import named, parse
+from bitsfusion.io.schema import Checked, named, parse
 from bitsfusion.io.texts import read_json, write_json
 from bitsfusion.numerics import MAX_BITS, MIN_BITS
 from bitsfusion.packing.accounting import average_bits
@@ -20,13 +20,11 @@ from bitsfusion.packing.accounting import average_bits
 Bits = Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS, strict=True)]
 
 
-class Recipe(BaseModel):
-    """Bits for every Linear and Conv2d that stays, and the time layers that go.
+class Recipe(Checked):
+    """Bits for every layer that is kept, and the time layers that are removed.
 
     Every layer of `weights` is either in `bits` (conv_in and conv_out have 8) or in `removed`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     model: str

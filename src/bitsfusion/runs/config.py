@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.devices import AUTO, NAME_PATTERN
@@ -13,7 +13,7 @@ from bitsfusion.diffusion.samplers import Sampler, SamplerSteps, sampler_name
 from bitsfusion.diffusion.time_features import BASIS, Cover
 from bitsfusion.embedded import embedded_model, world_of
 from bitsfusion.errors import InputError
-from bitsfusion.io.schema import parse
+from bitsfusion.io.schema import Checked, parse
 from bitsfusion.io.texts import read_yaml
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.load import EMBEDDED
@@ -31,11 +31,7 @@ from bitsfusion.sensitivity.settings import (
 from bitsfusion.training.config import TrainingConfig
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class WorldSource(_Section):
+class WorldSource(Checked):
     """Scenes of an embedded model's world, drawn on the fly."""
 
     kind: Literal["world"] = "world"
@@ -53,7 +49,7 @@ class WorldSource(_Section):
         return self
 
 
-class ImageSection(_Section):
+class ImageSection(Checked):
     """What all sources of captioned images have: how they are prepared and kept."""
 
     resolution: int = Field(512, ge=8)
@@ -101,7 +97,7 @@ class WebDatasetSource(ImageSection):
     """With brace expansion: shards/{00000..00099}.tar."""
 
 
-class TrajectorySource(_Section):
+class TrajectorySource(Checked):
     """What the teacher is given while it draws, for models that take few steps; Stage I alone, in a stage's config."""
 
     kind: Literal["trajectories"]
@@ -218,7 +214,7 @@ class CalibratedAnalysis(FirstOrderOptions):
 Analysis: TypeAlias = NoiseErrorSettings | JacobianSettings | CalibratedAnalysis | PaperAnalysis
 
 
-class RecipeSection(_Section):
+class RecipeSection(Checked):
     """How bits are assigned (section 3.3)."""
 
     target_bits: float = Field(1.99, gt=0)
@@ -237,7 +233,7 @@ SamplerName: TypeAlias = Annotated[str, AfterValidator(sampler_name)]
 """A scheduler of diffusers by name, or `own`: see `sampler_name`."""
 
 
-class ServeSection(_Section):
+class ServeSection(Checked):
     """Which time steps the packed model knows."""
 
     cover: Literal["basis", "any"] = "basis"
@@ -257,7 +253,7 @@ class ServeSection(_Section):
         return {"cover": self.cover} if self.samplers is None else {"samplers": dict(self.samplers)}
 
 
-class EvaluationSection(_Section):
+class EvaluationSection(Checked):
     """On what the rungs are compared: the same prompts and seeds for all of them."""
 
     prompts: Path | None = None
@@ -276,7 +272,7 @@ class EvaluationSection(_Section):
     """Noisy latents on which noise error and noise loss are measured."""
 
 
-class RunConfig(_Section):
+class RunConfig(Checked):
     """A whole run."""
 
     model: str = EMBEDDED

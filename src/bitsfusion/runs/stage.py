@@ -11,7 +11,7 @@ import diffusers
 import torch
 import yaml
 from diffusers import DiffusionPipeline, ModelMixin
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from bitsfusion.architectures.layers import LayerRole
 from bitsfusion.architectures.registry import denoiser_called, denoiser_of, model_layers
@@ -19,7 +19,7 @@ from bitsfusion.data.batches import TrainingData
 from bitsfusion.devices import placed, resolve
 from bitsfusion.diffusion.denoise import with_denoiser
 from bitsfusion.errors import InputError, reason
-from bitsfusion.io.schema import parse
+from bitsfusion.io.schema import Checked, parse
 from bitsfusion.io.texts import read_yaml
 from bitsfusion.io.work_folder import folder_lock
 from bitsfusion.nn.replace import fake_quantize_model
@@ -51,10 +51,8 @@ from bitsfusion.training.ranks import Ranks
 from bitsfusion.training.trajectories import Trajectories
 
 
-class StageConfig(BaseModel):
+class StageConfig(Checked):
     """A stage of training on files."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
     """A diffusers folder, a hub id, or an embedded model: the teacher, and the text encoder, tokenizer and VAE."""

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.diffusion.samplers import Sampler
+from bitsfusion.io.schema import Checked
 from bitsfusion.numerics import ScaleInit
 
 Positive = Annotated[int, Field(ge=1)]
 
 
-class NoiseErrorSettings(BaseModel):
+class NoiseErrorSettings(Checked):
     """The cheap measurement: no training, no images; the error of the predicted noise.
 
     Differs from the paper, which trains each candidate and compares images (`PaperSettings`).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: Literal["noise_error"] = "noise_error"
     seed: int = Field(0, ge=0)
@@ -33,13 +32,11 @@ class NoiseErrorSettings(BaseModel):
     """Keep what runs before a layer instead of computing it again: the same numbers, sooner, for more memory."""
 
 
-class FirstOrderOptions(BaseModel):
+class FirstOrderOptions(Checked):
     """The cheapest measurements: the noise error to first order, of all candidates at once.
 
     They differ from the paper, which trains each candidate and compares images (`PaperSettings`).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int = Field(0, ge=0)
     samples: Positive = 64
@@ -65,13 +62,11 @@ class CalibratedSettings(FirstOrderOptions):
     calibration: CalibrationSettings = CalibrationSettings()
 
 
-class PaperOptions(BaseModel):
+class PaperOptions(Checked):
     """The paper's measurement (section 3.2, Appendix B): each candidate trained, then compared by its images.
 
     The paper publishes neither T nor the other training settings.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: Literal["paper"] = "paper"
     seed: int = Field(0, ge=0)

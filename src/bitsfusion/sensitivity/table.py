@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from bitsfusion.errors import InputError
 from bitsfusion.io.hashes import sha256_json
-from bitsfusion.io.schema import named, parse
+from bitsfusion.io.schema import Checked, named, parse
 from bitsfusion.io.texts import read_json, write_json
 
 MEASURED_BITS = (1, 2, 3)
@@ -25,10 +25,10 @@ class Candidate(NamedTuple):
     bits: int
 
 
-class SensitivityRow(BaseModel):
+class SensitivityRow(Checked):
     """One layer quantized alone to one bit width."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
     layer: str
     bits: int = Field(ge=1, le=8)
@@ -42,10 +42,8 @@ class SensitivityRow(BaseModel):
     seconds: float = Field(ge=0)
 
 
-class SensitivityTable(BaseModel):
+class SensitivityTable(Checked):
     """What `bitsfusion analyze` writes; names are of the UNet's layers, numbers beside them their weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     model: str

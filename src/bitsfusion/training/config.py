@@ -6,11 +6,12 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from bitsfusion.devices import AUTO, NAME_PATTERN
 from bitsfusion.errors import InputError
 from bitsfusion.io.hashes import sha256_json
+from bitsfusion.io.schema import Checked
 from bitsfusion.io.texts import read_json
 
 
@@ -18,11 +19,9 @@ def _no_as_text(value: Any) -> Any:
     return "no" if value is False else value  # YAML reads a plain no as false
 
 
-class TimeStepConfig(BaseModel):
+class TimeStepConfig(Checked):
     """How time steps are drawn: Beta(alpha, beta) (section 4.2), uniform, logit-normal, by mode, as a measured curve
     says, or a step-distilled model's own few."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["beta", "uniform", "logit_normal", "mode", "measured", "few"] = "beta"
     alpha: float = Field(3.0, gt=0)
@@ -46,15 +45,13 @@ class TimeStepConfig(BaseModel):
         return self
 
 
-class TrainingConfig(BaseModel):
+class TrainingConfig(Checked):
     """One stage of training.
 
     train_batch_size is in samples, for one process at a time: an optimizer step sees train_batch_size x
     gradient_accumulation_steps x processes of them. Steps are optimizer steps. What a step trains on does not depend
     on how its samples are split.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     stage: Literal[1, 2] = 1
     train_batch_size: int = Field(32, ge=1)

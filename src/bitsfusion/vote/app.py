@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from importlib import resources
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from bitsfusion.errors import BitsFusionError, InputError
-from bitsfusion.io.schema import parse
+from bitsfusion.io.schema import Checked, parse
 from bitsfusion.vote.blinding import a_is_left, picture_token
 from bitsfusion.vote.database import Conflict, VoteDatabase
 from bitsfusion.vote.guard import Guard
@@ -37,8 +37,8 @@ _ID = r"[A-Za-z0-9-]{8,64}"
 _STATIC = {"vote.html": "text/html", "vote.css": "text/css", "vote.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
 
-class _Ballot(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+class _Ballot(Checked):
+    model_config = ConfigDict(strict=True)
 
     vote: str = Field(pattern=f"^{_ID}$")
     voter: str
@@ -47,8 +47,8 @@ class _Ballot(BaseModel):
     milliseconds: int = Field(ge=0, le=86_400_000)
 
 
-class _Withdrawal(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+class _Withdrawal(Checked):
+    model_config = ConfigDict(strict=True)
 
     vote: str = Field(pattern=f"^{_ID}$")
     voter: str

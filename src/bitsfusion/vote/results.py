@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
+from bitsfusion.io.schema import Checked
 from bitsfusion.metrics.intervals import wilson_interval
 from bitsfusion.vote.database import Record, Vote
 
@@ -18,11 +17,7 @@ SCHEMA_VERSION: Literal[1] = 1
 QUESTION = "Which image has better aesthetics and image-text alignment?"
 
 
-class _Values(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class WinRate(_Values):
+class WinRate(Checked):
     """How many trials A and B won; `share` is A's, with its 95 % interval, and None where there were no trials."""
 
     name: str
@@ -33,7 +28,7 @@ class WinRate(_Values):
     high: float | None
 
 
-class VoterResult(_Values):
+class VoterResult(Checked):
     """One voter: how many votes, how many of them for A, and the median seconds a vote took."""
 
     voter: str
@@ -42,7 +37,7 @@ class VoterResult(_Values):
     median_seconds: float
 
 
-class Agreement(_Values):
+class Agreement(Checked):
     """How far the voters agree, over the pairs with two votes or more.
 
     Fields:
@@ -57,7 +52,7 @@ class Agreement(_Values):
     kappa: float | None
 
 
-class VoteResults(_Values):
+class VoteResults(Checked):
     """The results of a study; as JSON, what `bitsfusion vote --results FILE --json` prints.
 
     Fields:

@@ -6,7 +6,9 @@ from enum import Enum
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
+
+from bitsfusion.io.schema import Checked
 
 
 class Dtype(str, Enum):
@@ -22,11 +24,7 @@ class Dtype(str, Enum):
         return {Dtype.FP32: torch.float32, Dtype.BF16: torch.bfloat16, Dtype.FP16: torch.float16}[self]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BenchSettings(_Frozen):
+class BenchSettings(Checked):
     """How to measure.
 
     Fields:
@@ -45,7 +43,7 @@ class BenchSettings(_Frozen):
     memory_bytes: int
 
 
-class BenchRow(_Frozen):
+class BenchRow(Checked):
     """One method. What it could not do is None, and `error` says why.
 
     Fields:
@@ -87,7 +85,7 @@ class BenchRow(_Frozen):
     weights_removed: int | None = None
     dense_layers: int | None = None
     sqnr_db: float | None = None
-    sqnr_db_by_layer: dict[str, float | None] = {}
+    sqnr_db_by_layer: dict[str, float | None] = Field(default_factory=dict)
     output_error: float | None = None
     output_error_dense: float | None = None
     prepare_seconds: float | None = None
@@ -101,7 +99,7 @@ class BenchRow(_Frozen):
     timed_with: tuple[str, ...] = ()
 
 
-class BenchResult(_Frozen):
+class BenchResult(Checked):
     """The whole file.
 
     Fields:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from bitsfusion.architectures.layers import LayerInfo
 from bitsfusion.architectures.registry import model_layers
 from bitsfusion.evaluation.rungs import SCHEMA_VERSION, RungScores
-from bitsfusion.io.schema import parse
+from bitsfusion.io.schema import Checked, parse
 from bitsfusion.io.texts import read_json, write_json
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.nn.rounded import put_rounded
@@ -38,10 +38,8 @@ FULL_PRECISION = "full_precision"
 _FILE = "model.safetensors"
 
 
-class Settings(BaseModel):
+class Settings(Checked):
     """How much of everything."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     bits: float = Field(1.99, gt=1)
     """Of the mixed recipe."""

@@ -5,19 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from bitsfusion.devices import AUTO, NAME_PATTERN
 from bitsfusion.diffusion.samplers import Sampler
+from bitsfusion.io.schema import Checked
 from bitsfusion.pipelines.load import EMBEDDED
 from bitsfusion.runs.config import EvaluationSection, RunConfig, ServeSection, WorldSource
 from bitsfusion.training.config import TrainingConfig
 
 
-class Settings(BaseModel):
+class Settings(Checked):
     """The same for every arm: model, data, training steps, prompts, image seeds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
     """Training seeds: one model each."""

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from bitsfusion.errors import InputError
-from bitsfusion.io.schema import parse
+from bitsfusion.io.schema import Checked, parse
 from bitsfusion.io.texts import json_lines
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -19,8 +19,8 @@ COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown",
 RELATIONS = ("left of", "right of", "above", "below")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+class _Strict(Checked):
+    model_config = ConfigDict(populate_by_name=True)
 
 
 class Clause(_Strict):

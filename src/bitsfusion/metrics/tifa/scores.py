@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from bitsfusion.errors import InputError
+from bitsfusion.io.schema import Checked
 from bitsfusion.metrics.tifa.matcher import ChoiceMatcher, matched
 from bitsfusion.metrics.tifa.questions import AnsweredQuestion, TifaQuestion
 from bitsfusion.metrics.tifa.vqa import VqaModel
 
 
-class TifaScores(BaseModel):
+class TifaScores(Checked):
     """What the official result file holds, under its names.
 
     Fields:
@@ -27,13 +28,11 @@ class TifaScores(BaseModel):
         caption_scores: {caption id: share of its questions answered right}: what bootstrap intervals resample.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     tifa_average: float
     tifa_stdev: float | None
     accuracy_by_type: dict[str, float]
     question_details: dict[str, dict[str, AnsweredQuestion]]
-    caption_scores: dict[str, float] = {}
+    caption_scores: dict[str, float] = Field(default_factory=dict)
 
     @classmethod
     def from_answers(cls, answers: Iterable[AnsweredQuestion]) -> TifaScores:

@@ -41,11 +41,10 @@ export function readSafetensors(file, where) {
   return tensors;
 }
 
-/** Float32Array of an F32 or F16 tensor. */
+/** Float32Array of an F32 or F16 tensor; like every browser, little-endian. */
 export function floats({ dtype, bytes }) {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  if (dtype === "F32") return Float32Array.from({ length: bytes.length / 4 }, (_, i) => view.getFloat32(4 * i, true));
-  return Float32Array.from({ length: bytes.length / 2 }, (_, i) => half(view.getUint16(2 * i, true)));
+  const whole = new Uint8Array(bytes).buffer; // a copy, at an even place
+  return dtype === "F32" ? new Float32Array(whole) : Float32Array.from(new Uint16Array(whole), half);
 }
 
 function half(bits) {
