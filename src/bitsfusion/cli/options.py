@@ -60,3 +60,13 @@ def time_cover(cover: list[str]) -> Cover:
             )
         chosen.append(SamplerSteps(sampler_name(name), int(steps)))
     return chosen
+
+
+CaptionedData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="Captioned images: a folder with a metadata.jsonl, WebDataset shards (tar files, braces, or a folder of "
+        "them), or a dataset of the datasets library. Embedded models need none.",
+    ),
+]
