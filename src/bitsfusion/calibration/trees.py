@@ -79,7 +79,7 @@ def _least(tensor: Tensor) -> Tensor:
 
 
 def _form(tree: Tree, counter: Iterator[int]) -> Any:
-    """JSON: {"tensor": [index, *shape]}, {"dtype": name}, {"tuple": [...]}, {"list": [...]} ..., or {"plain": value}."""
+    """JSON: {"tensor": [index, *shape]}, {"dtype": name}, {"plain": value}, or {"tuple" (list, dict): items}."""
     if isinstance(tree, Tensor):
         return {"tensor": [next(counter), *tree.shape]}
     if isinstance(tree, torch.dtype):
