@@ -22,12 +22,14 @@ from bitsfusion.diffusion.denoise import pipeline_denoiser, with_denoiser
 from bitsfusion.embedded import embedded_model
 from bitsfusion.evaluation.prompts import world_prompts
 from bitsfusion.exporting.gguf import layers_read
+from bitsfusion.exporting.onnx_runtime import use_graphs
 from bitsfusion.metrics.generation import generate_images
 from bitsfusion.pipelines.load import load_pipeline
 
 STEPS, SEED = 20, 1024
 TARGETS: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
     "dense": ({}, "diffusers without this package", "whole pipeline"),
+    "onnx": ({}, "ONNX Runtime", "whole pipeline"),
     "gguf": ({"names": "diffusers"}, "ComfyUI-GGUF, stable-diffusion.cpp, diffusers (not UNets)", "denoiser"),
 }
 """Target -> its options, who reads it, what is in it."""
@@ -59,7 +61,14 @@ def from_gguf(out: Path, packed: Path) -> Any:
     return with_denoiser(pipeline, model.eval())
 
 
-READERS: Mapping[str, Callable[[Path, Path], Any]] = {"dense": from_dense, "gguf": from_gguf}
+def from_onnx(out: Path, packed: Path) -> Any:
+    """The packed pipeline with ONNX Runtime in the place of its networks."""
+    pipeline: Any = load_pipeline(str(packed))
+    use_graphs(pipeline, out)
+    return pipeline
+
+
+READERS: Mapping[str, Callable[[Path, Path], Any]] = {"dense": from_dense, "gguf": from_gguf, "onnx": from_onnx}
 
 
 def main(work: Path, model: str = "embedded", bits: str = "1.99", cover: str = "basis") -> None:

@@ -3,6 +3,7 @@
     python tools/shaped_transformer.py flux2-klein OUT                 # 7.8 GB in bfloat16, in shards
     python tools/shaped_transformer.py qwen-image OUT --layers 1       # every stack of blocks cut to one block
     python tools/shaped_transformer.py z-image OUT --no-weights        # config.json alone, for `bitsfusion plan`
+    python tools/shaped_transformer.py z-image OUT --pipeline          # configs of a pipeline, for `train --dry-run`
 
 A folder of the transformer alone, as diffusers saves it. Weights are those of `tools/shaped_pipeline.py`: Gaussian with
 standard deviation 1 / sqrt(fan in). One shard is in memory at a time.
@@ -91,6 +92,38 @@ SHAPES = {
 }
 
 
+PIPELINES = {
+    "flux1-dev": ("FluxPipeline", "AutoencoderKL"),
+    "flux2-klein": ("Flux2KleinPipeline", "AutoencoderKLFlux2"),
+    "sd35-medium": ("StableDiffusion3Pipeline", "AutoencoderKL"),
+    "pixart-sigma": ("PixArtSigmaPipeline", "AutoencoderKL"),
+    "sana": ("SanaPipeline", "AutoencoderDC"),
+    "z-image": ("ZImagePipeline", "AutoencoderKL"),
+    "qwen-image": ("QwenImagePipeline", "AutoencoderKLQwenImage"),
+    "auraflow": ("AuraFlowPipeline", "AutoencoderKL"),
+}
+"""The classes of a shape's pipeline and VAE."""
+KL_BLOCKS = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+}
+"""What AutoencoderKL has no default for: pictures of eight times the latents' size."""
+
+
+def write_pipeline_configs(name: str, out: Path, layers: int | None = None) -> None:
+    """A pipeline's folder without weights, text encoders and tokenizers: what a plan reads."""
+    pipeline, vae = PIPELINES[name]
+    with atomic_folder(out) as folder:
+        model: Any = SHAPES[name].build(layers)
+        model.save_config(folder / "transformer")
+        with torch.device("meta"):
+            made = getattr(diffusers, vae)(**(KL_BLOCKS if vae == "AutoencoderKL" else {}))
+        made.save_config(folder / "vae")
+        parts = {"transformer": ["diffusers", SHAPES[name].name], "vae": ["diffusers", vae]}
+        (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline, **parts}, indent=1) + "\n")
+
+
 def write_transformer(
     shape: Shape, out: Path, dtype: torch.dtype, seed: str, layers: int | None = None, weights: bool = True
 ) -> None:
@@ -137,11 +170,15 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--layers", type=int, help="blocks of every stack, instead of all")
     parser.add_argument("--no-weights", action="store_true", help="config.json alone")
+    parser.add_argument("--pipeline", action="store_true", help="the configs of transformer and VAE as a pipeline")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     dtype = getattr(torch, chosen.dtype)
     seed = f"{chosen.seed} {chosen.shape} transformer"
+    if chosen.pipeline:
+        write_pipeline_configs(chosen.shape, chosen.out, chosen.layers)
+        return
     write_transformer(SHAPES[chosen.shape], chosen.out, dtype, seed, chosen.layers, not chosen.no_weights)
     files = [path for path in chosen.out.rglob("*") if path.is_file()]
     print(f"{chosen.out}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e9:.2f} GB")

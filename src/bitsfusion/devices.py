@@ -79,10 +79,10 @@ def placed(models: Models, device: torch.device) -> Iterator[None]:
     """Inside, models are on `device`; afterwards, also after an error, each is where it was.
 
     Args:
-        models: a pipeline, of which all components are meant, a model, or several; None among them is passed over. A
+        models: a pipeline (all of its components), a model, or several models; None is ignored. A
             model whose parts are on several devices, that has no weights yet (meta), or that Accelerate's hooks move by
             themselves (offloading), is left alone.
-        device: where they shall compute.
+        device: where they compute.
     """
     moved: list[tuple[nn.Module, torch.device]] = []
     try:

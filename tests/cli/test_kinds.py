@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import yaml
 
@@ -140,6 +143,26 @@ def test_analyze_assign_and_timesteps(
     arguments = [*data, "--points", 2, "--samples", 2, "--out", curve]
     code = run("timesteps", folder / "source", folder / "packed", *arguments)
     assert ends(kind in TRAINED, code, capsys, IMAGE_LINE) == curve.is_file()
+
+
+@pytest.mark.parametrize("form", ["tar", "parquet"])
+def test_analyze_and_timesteps_on_every_kind_of_data(
+    form: str, folders: Callable[[str], Path], captioned: Path, tmp_path: Path
+) -> None:
+    images = sorted(captioned.glob("*.png"))
+    if form == "tar":
+        with tarfile.open(tmp_path / "0.tar", "w") as tar:
+            for image in images:
+                (tmp_path / "caption.txt").write_text("red circle")
+                tar.add(image, image.name)
+                tar.add(tmp_path / "caption.txt", f"{image.stem}.txt")
+    else:
+        table = pyarrow.table({"image": [image.read_bytes() for image in images], "text": ["red circle"] * len(images)})
+        pyarrow.parquet.write_table(table, tmp_path / "0.parquet")
+    data = ["--data", tmp_path / f"0.{form}", "--resolution", 16, "--samples", 2]
+    source = folders("sd1") / "source"
+    assert run("analyze", source, *data, "--out", tmp_path / "table.json", "--quiet") == 0
+    assert run("timesteps", source, folders("sd1") / "packed", *data, "--points", 2, "--out", tmp_path / "c.json") == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

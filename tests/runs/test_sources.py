@@ -18,7 +18,7 @@ from bitsfusion.io.schema import parse
 from bitsfusion.io.work_folder import cache_folder
 from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.progress import ProgressSink
-from bitsfusion.runs.config import RunConfig
+from bitsfusion.runs.config import RunConfig, named_data
 from bitsfusion.runs.sources import training_data
 
 
@@ -91,6 +91,17 @@ def test_all_sources_give_the_same_samples(pipeline, samples, tmp_path):
         assert torch.equal(first.latents, other.latents) and torch.equal(
             first.prompts["input_ids"], other.prompts["input_ids"]
         )
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "webdataset", "hf_dataset"])
+def test_commands_tell_the_kinds_apart(kind, pipeline, samples, tmp_path):
+    """By what --data names: a folder, or the files in it."""
+    names = set(write(kind, tmp_path, samples).values()) - {True} | {str(tmp_path)}
+    for name in names:
+        source = named_data(name, resolution=64, max_samples=3, latents_cache_dir=tmp_path / "cache")
+        assert source.kind == kind and source.max_samples == 3
+        if not (kind == "hf_dataset" and name == str(tmp_path)):  # the library makes a copy of a folder first
+            assert training_data(source, pipeline, "train").batch(0, 0, 1, 2).latents.shape[0] == 2
 
 
 def test_a_source_that_is_not_there_is_one_line(pipeline, tmp_path):

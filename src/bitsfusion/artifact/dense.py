@@ -15,7 +15,7 @@ def make_dense(model: Any) -> None:
     """Unpacks every layer of a loaded model, in place: ordinary layers with equal weights, in the dtype computed in.
 
     Memory grows to the dense model's, one layer at a time. What stands beside the packed layers stays, cached time
-    features too: time layers that were replaced by rows cannot be had back.
+    features too: time layers that were replaced by rows are lost.
 
     Args:
         model: a loaded model; adapters on packed layers stay, on top of the dense ones.

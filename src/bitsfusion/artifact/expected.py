@@ -1,4 +1,4 @@
-"""What a packed model will take, from its config and the bits of its layers alone: no weights are read.
+"""The size of a packed model, from its config and the bits of its layers alone: no weights are read.
 
 Weights are taken to be Gaussian, as those of trained layers nearly are; what zstd makes of their levels is measured on
 a sample. The largest possible size needs no such assumption.
@@ -71,7 +71,7 @@ def expected_size(
         model_config: its config.json.
         bits: of every layer that is kept.
         time_features: what is stored of them.
-        removed: weight shapes of the layers that they stand for.
+        removed: weight shapes of the layers that they replace.
 
     Raises:
         ArtifactError: no such model, or layers and bits that do not fit.

@@ -1,4 +1,4 @@
-"""What torch and diffusers offer for any model and packed bits cannot take part in, refused before anything changes."""
+"""Refuses operations of torch and diffusers that packed bits do not support, before anything changes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def guard(model: nn.Module) -> None:
     - `fuse_lora` and `fuse_qkv_projections`, which would put dense weights beside the packed ones;
     - an adapter for layers that are not there; one that fails half way is taken out again.
 
-    Adapters on packed layers, gradients to inputs and copies of the model go on as before.
+    Adapters on packed layers, gradients to inputs and copies of the model work as before.
     """
     model.requires_grad_(False)
     model.register_load_state_dict_pre_hook(_check_load)
@@ -43,7 +43,7 @@ def guard(model: nn.Module) -> None:
 
 
 def unguard(model: nn.Module) -> None:
-    """Takes `guard` back: the model is an ordinary one, and trains. What cached rows stand for stays refused."""
+    """Undoes `guard`: the model is an ordinary one, and trains. Access to removed time layers stays refused."""
     for part in model.modules():
         for hooks in (part._forward_pre_hooks, part._state_dict_pre_hooks, part._load_state_dict_pre_hooks):
             for key, hook in list(hooks.items()):
@@ -56,7 +56,7 @@ def unguard(model: nn.Module) -> None:
 
 
 def guard_cached(model: nn.Module) -> None:
-    """What stays refused on a dense model whose time layers are cached rows: their weights cannot be had back."""
+    """Refuses access to removed time layers on a model made dense again: their weights are lost."""
     model.register_load_state_dict_pre_hook(_check_cached_load)
     for name in _CACHED:
         part = getattr(model, name, None)
@@ -65,7 +65,7 @@ def guard_cached(model: nn.Module) -> None:
 
 
 def _parts(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules below the model that hold packed layers, these included, or stand for time layers."""
+    """The modules below the model that are or hold packed layers, or that replace time layers."""
     for name, module in model.named_modules():
         if name and (name in _CACHED or any(isinstance(inner, PACKED_LAYERS) for inner in module.modules())):
             yield module
@@ -196,7 +196,7 @@ def _check_adapter(model: Any, state: Mapping[str, Any], prefix: str | None) -> 
 
 
 class _Adapters:
-    """The modules and adapters that a model has, to be put back."""
+    """The modules and adapters of a model, to be restored later."""
 
     def __init__(self, model: Any) -> None:
         self.modules = dict(model.named_modules())

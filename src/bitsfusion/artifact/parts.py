@@ -49,7 +49,7 @@ class ModelParts:
         architecture: its class.
         config: its own config, plain JSON.
         kept: the shape of the weight of every layer that is packed, in module order.
-        removed: the same of the layers that stored time features stand for.
+        removed: the same of the layers that stored time features replace.
         layer: b and the packed buffer of a kept layer; made when asked for, and by several threads.
         others: every other parameter, float32 and finite.
         features: see `Stored`.
@@ -169,7 +169,7 @@ def timed_model(folder: ModelFolder) -> nn.Module:
 
 
 class _Read(nn.Linear):
-    """A linear layer on meta whose weight is read for every forward and forgotten: modulation has billions."""
+    """A linear layer on meta whose weight is read for each forward and not kept: modulation has billions of weights."""
 
     def __init__(self, folder: ModelFolder, name: str, layer: Any) -> None:
         super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")

@@ -116,7 +116,7 @@ def decode_layers(layers: Iterable[tuple[str, np.ndarray, PackedEntry]]) -> Iter
 
 
 def check_scales(scales: np.ndarray, bits: int) -> None:
-    """Whether every weight that the scales can stand for is a finite float32.
+    """Whether every weight that the scales can produce is a finite float32.
 
     Args:
         scales: [out] float32.

@@ -130,7 +130,7 @@ class PackedConfig(Checked):
 
     Fields:
         layers: every Linear, Conv2d and (of a text encoder) Embedding that is kept, in module order.
-        removed: the time layers that stored features stand for, with their weights' shapes; empty without them.
+        removed: the time layers that stored features replace, with their weights' shapes; empty without features.
         others_sha256: over every tensor that is no packed layer (see `payload.others_hash`).
         source_sha256: of what the model was made from, where known.
         provenance: free notes of the writer; not interpreted.
@@ -192,7 +192,7 @@ class PackedConfig(Checked):
 def parse_config(values: Any) -> PackedConfig:
     """Checks a `quantization_config` read from a file.
 
-    Keys that begin with an underscore are diffusers' own notes and are passed over.
+    Keys that begin with an underscore are diffusers' own notes and are ignored.
 
     Raises:
         ArtifactError: another method or version, a key that is not known, a value out of range, or another hash.

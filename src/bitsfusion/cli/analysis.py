@@ -12,7 +12,7 @@ import typer
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.cli.console import print_json, progress_bars
 from bitsfusion.cli.interruption import resumable
-from bitsfusion.cli.options import Covered, Device, Json, Model, Quiet, time_cover
+from bitsfusion.cli.options import CaptionedData, Covered, Device, Json, Model, Quiet, time_cover
 from bitsfusion.devices import AUTO
 from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.diffusion.time_features import BASIS, SamplerSteps
@@ -24,7 +24,7 @@ from bitsfusion.recipe.assign import Strategy
 from bitsfusion.recipe.assign import assign as assign_bits
 from bitsfusion.recipe.schema import write_recipe
 from bitsfusion.runs.analysis import AnalysisJob
-from bitsfusion.runs.config import FolderSource, WorldSource, own_data
+from bitsfusion.runs.config import DataSource, named_data, own_data
 from bitsfusion.runs.prompts import prompts_of
 from bitsfusion.sensitivity.entropy import level_entropies
 from bitsfusion.sensitivity.measure import Counted
@@ -61,9 +61,7 @@ def analyze(
             "draws with each candidate)."
         ),
     ] = AnalysisMethod.JACOBIAN,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of captioned images with a metadata.jsonl. Embedded models need none.")
-    ] = None,
+    data: CaptionedData = None,
     resolution: Annotated[int, typer.Option(help="Pixels of the square training images.")] = 512,
     samples: Annotated[
         int, typer.Option(min=1, help="Noisy latents to measure on, for the methods without training.")
@@ -158,11 +156,9 @@ def analyze(
         print(file)
 
 
-def _source(model: str, data: Path | None, resolution: int, samples: int) -> FolderSource | WorldSource:
+def _source(model: str, data: str | None, resolution: int, samples: int) -> DataSource:
     if data is not None:  # no more images are encoded than the method looks at
-        return FolderSource(
-            kind="imagefolder", train_data_dir=data.resolve(), resolution=resolution, max_samples=max(1, samples)
-        )
+        return named_data(data, resolution=resolution, max_samples=max(1, samples))
     return own_data(model)
 
 

@@ -17,6 +17,9 @@ Model = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Size = Annotated[
+    int | None, typer.Option(min=8, help="Height and width of the pictures in pixels.", show_default="the model's own")
+]
 Device = Annotated[
     str, typer.Option(help=f"Device to compute on: {AUTO} (an accelerator if there is one), cpu, cuda, cuda:1, mps.")
 ]
@@ -57,3 +60,13 @@ def time_cover(cover: list[str]) -> Cover:
             )
         chosen.append(SamplerSteps(sampler_name(name), int(steps)))
     return chosen
+
+
+CaptionedData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="Captioned images: a folder with a metadata.jsonl, WebDataset shards (tar files, braces, or a folder of "
+        "them), or a dataset of the datasets library. Embedded models need none.",
+    ),
+]

@@ -80,7 +80,7 @@ def on_device(config: RunConfig, device: str | None) -> RunConfig:
 
 
 def execute(config: RunConfig, out: Path, until: str, quiet: bool, json: bool) -> None:
-    """Runs `config` in folder `out` up to a step and prints what it came to."""
+    """Runs `config` in folder `out` up to a step and prints the result."""
     with progress_bars(quiet) as progress, resumable():
         Run(config, out, progress).execute(until)
     if until != STEPS[-1]:

@@ -9,13 +9,13 @@ import typer
 
 from bitsfusion.cli.console import print_json, print_table, progress_bars
 from bitsfusion.cli.interruption import resumable
-from bitsfusion.cli.options import ConfigDevice, Device, Json, Model, Quiet
+from bitsfusion.cli.options import CaptionedData, ConfigDevice, Device, Json, Model, Quiet
 from bitsfusion.cli.run import execute
 from bitsfusion.cli.training_plan import Gpu, PlannedGpu, PlannedGpus, print_planned
 from bitsfusion.devices import AUTO, resolve
 from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.report.time_steps import draw_time_steps
-from bitsfusion.runs.config import FolderSource, own_data
+from bitsfusion.runs.config import named_data, own_data
 from bitsfusion.runs.sources import training_data
 from bitsfusion.runs.stage import StageConfig, read_training_config, train_stage
 from bitsfusion.runs.time_steps import measure_time_steps
@@ -74,9 +74,7 @@ def timesteps(
     out: Annotated[Path, typer.Option(help="JSON file to write the curve to; its plot goes beside it as .png.")] = Path(
         "time_steps.json"
     ),
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of captioned images with a metadata.jsonl. Embedded models need none.")
-    ] = None,
+    data: CaptionedData = None,
     resolution: Annotated[int, typer.Option(help="Pixels of the square images.")] = 512,
     points: Annotated[int, typer.Option(min=2, help="Time steps to measure at.")] = 20,
     samples: Annotated[int, typer.Option(min=1, help="Noisy latents at each time step.")] = 32,
@@ -86,11 +84,7 @@ def timesteps(
     json: Json = False,
 ) -> None:
     """Measures the error of a quantized model at each time step (Eq. 9, figure 4)."""
-    source = (
-        own_data(model, pool=1024)
-        if data is None
-        else FolderSource(kind="imagefolder", train_data_dir=data, resolution=resolution)
-    )
+    source = own_data(model, pool=1024) if data is None else named_data(data, resolution=resolution)
     pipeline = load_pipeline(model)
     held_out = training_data(source, pipeline, "validation", device=resolve(device))
     curve = measure_time_steps(pipeline, quantized, held_out, out, points, samples, device)

@@ -58,7 +58,7 @@ class TarShards:
         return sha256_json(["webdataset", states])
 
     def read(self, part: int, start: int) -> Iterator[Record]:
-        """The records of a shard, from its `start`-th on; the ones before are passed over, not decoded."""
+        """The records of a shard, from its `start`-th on; earlier ones are skipped, not decoded."""
         url = self._urls[part]
         wanted = {*IMAGE_KEYS, *CAPTION_KEYS}
         iterators = _webdataset().tariterators

@@ -1,4 +1,4 @@
-"""Pictures in the order of a set of prompts: files on disk, or an array in memory; drawn here, or by whomever."""
+"""Pictures in the order of a set of prompts: files on disk, drawn here or elsewhere, or an array in memory."""
 
 from __future__ import annotations
 

@@ -9,32 +9,43 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
 
-from bitsfusion.artifact.reader import open_components
+from bitsfusion.artifact.reader import PackedFolder, open_components
+from bitsfusion.diffusion.samplers import OWN
 from bitsfusion.errors import InputError
 from bitsfusion.exporting.exported import Exported, Progress, Tally, check_new_folder, written
-from bitsfusion.exporting.traced import Decoder, TextEncoder, TimedUNet, traced
+from bitsfusion.exporting.onnx_calls import CallGraph, RecordedCall, recorded_calls
+from bitsfusion.exporting.original import packed_denoiser
+from bitsfusion.exporting.traced import traced
 from bitsfusion.exporting.weights import PackedLayer, open_weights
 from bitsfusion.io.atomic import atomic_folder
 from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.pipelines.resolve import resolve
 
-GRAPHS = ("text_encoder", "unet", "vae_decoder")
+PIPELINES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusion3Pipeline",
+    "FluxPipeline",
+    "AuraFlowPipeline",
+)
+"""Those whose pictures by ONNX Runtime are compared with torch's in the tests."""
 NOTE = "in ONNX Runtime set session.disable_quant_qdq to 1: otherwise it may round activations to int8"
 _EXTERNAL = 1024  # bytes from which a tensor lies in the file beside the graph
 
 
 def export_onnx(model: str | Path, out: Path, progress: Progress | None = None) -> Exported:
-    """A folder with a graph for each of `GRAPHS`, and its weights in a `.onnx.data` file beside it.
+    """A folder with a graph for each text encoder, the denoiser and the VAE's decoder, weights in `.onnx.data` files.
+
+    A graph is one call of the network as the pipeline makes it: its inputs have the names of the parameters, its
+    outputs those of the results (`output` where they have none).
 
     A packed layer is DequantizeLinear(levels, scale): int4 where every level fits four bits, else int8; rows that hold
     the upper end alone have their signs turned, and rows with both ends of b = 8 make the layer int16. The product is
     the packed weight, bit for bit. All else is float32. The batch is free; height and width are the model's own.
 
     Args:
-        model: a packed Stable Diffusion pipeline's folder, or its hub id.
+        model: the folder of a packed pipeline of `PIPELINES`, or its hub id.
         out: a new folder.
         progress: is told of every graph.
 
@@ -47,14 +58,17 @@ def export_onnx(model: str | Path, out: Path, progress: Progress | None = None) 
     check_new_folder(out)
     source = resolve(model)
     packed = open_components(source.path)
-    if source.class_name != "StableDiffusionPipeline":
-        raise InputError(f"model: got a {source.class_name} ({source.path}), wanted a StableDiffusionPipeline")
+    if source.class_name not in PIPELINES:
+        raise InputError(f"model: got a {source.class_name} ({source.path}), wanted one of {', '.join(PIPELINES)}")
     pipeline: Any = load_pipeline(source)
+    for name in packed:
+        getattr(pipeline, name).dequantize()
+    calls = recorded_calls(pipeline, *_sampling(packed_denoiser(source.path)))
     tally = Tally()
     with atomic_folder(out) as temporary:
-        for done, name in enumerate(GRAPHS, 1):
-            component = "vae" if name == "vae_decoder" else name
-            graph = _traced(onnx, name, pipeline, getattr(pipeline, component))
+        for done, (name, call) in enumerate(calls.items(), 1):
+            component = call.component
+            graph = _traced(pipeline, call)
             layers: dict[str, PackedLayer] = {}
             if component in packed:
                 with open_weights(packed[component]) as weights:
@@ -68,7 +82,7 @@ def export_onnx(model: str | Path, out: Path, progress: Progress | None = None) 
                 size_threshold=_EXTERNAL,
             )
             if progress is not None:
-                progress(done, len(GRAPHS))
+                progress(done, len(calls))
     return written(out, "onnx", tally, [NOTE])
 
 
@@ -80,23 +94,22 @@ def _library() -> Any:
         raise InputError(f"onnx: got no {error.name} library, wanted it: pip install 'bitsfusion[export]'") from None
 
 
-def _traced(onnx: Any, name: str, pipeline: Any, component: Any) -> Any:
-    """The graph of a component in float32, a ModelProto."""
-    if hasattr(component, "dequantize"):
-        component.dequantize()
-    config = pipeline.unet.config
-    size, length = config.sample_size, pipeline.tokenizer.model_max_length
-    latents = torch.randn(2, config.in_channels, size, size)
-    text = torch.randn(2, length, config.cross_attention_dim)
-    wrapped: nn.Module
-    if name == "text_encoder":
-        wrapped, inputs = TextEncoder(component), {"input_ids": torch.zeros(2, length, dtype=torch.long)}
-    elif name == "unet":
-        wrapped = TimedUNet(component)
-        inputs = {"sample": latents, "timestep": torch.tensor([5.0, 5.0]), "encoder_hidden_states": text}
-    else:
-        wrapped, inputs = Decoder(component), {"latents": latents}
-    return traced(wrapped, inputs).model_proto
+def _sampling(denoiser: PackedFolder) -> tuple[str, int]:
+    """A sampler, and a number of its steps that the model serves."""
+    features = denoiser.config.time_features
+    if features.kind == "cached":
+        if not features.samplers:
+            raise InputError("time features: got rows of no named sampler, wanted such as --cover pndm:50")
+        return features.samplers[0].name, features.samplers[0].steps
+    return OWN, 2
+
+
+def _traced(pipeline: Any, call: RecordedCall) -> Any:
+    """The graph of a call in float32, a ModelProto."""
+    wrapped = CallGraph(getattr(pipeline, call.component), call)
+    inputs = {name: tensor.contiguous() for name, tensor in call.inputs.items()}
+    free = (tuple(dict.fromkeys(places, "batch") for places in call.free.values()),)
+    return traced(wrapped, inputs, wrapped.output_names(), free).model_proto
 
 
 def _with_integers(onnx: Any, graph: Any, layers: Mapping[str, PackedLayer], tally: Tally) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,12 +50,16 @@ class TimedUNet(nn.Module):
 
 
 @torch.no_grad()
-def traced(wrapped: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+def traced(
+    wrapped: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str] = ("output",), shapes: Any = None
+) -> Any:
     """A model as torch's ONNXProgram, not optimized; weights are initializers called `model.NAME`.
 
     Args:
         wrapped: one of the classes above, or another that keeps its model as `model`.
-        inputs: by name, in the forward's order, two samples each; the batch is free, all other sizes are these.
+        inputs: by name, in the forward's order, two samples each or more.
+        outputs: names of what the forward returns.
+        shapes: which sizes are free, as torch.export's `dynamic_shapes`; by default the first of every input.
     """
     program = torch.onnx.export(
         wrapped.eval(),
@@ -65,8 +69,8 @@ def traced(wrapped: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
         optimize=False,
         verbose=False,
         input_names=list(inputs),
-        output_names=["output"],
-        dynamic_shapes=tuple(_BATCH for _ in inputs),
+        output_names=list(outputs),
+        dynamic_shapes=tuple(_BATCH for _ in inputs) if shapes is None else shapes,
     )
     assert program is not None
     return program

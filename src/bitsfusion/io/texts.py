@@ -66,7 +66,7 @@ def read_lines(path: Path, wanted: str) -> list[str]:
 
 
 def json_lines(path: Path, wanted: str) -> Iterator[tuple[str, Any]]:
-    """Where each line stands ("FILE, line 3") and the JSON that it holds; blank ones are passed over.
+    """The place of each line ("FILE, line 3") and the JSON that it holds; blank lines are skipped.
 
     Raises:
         InputError: as `read_lines`, or a line that is not JSON.

@@ -1,7 +1,7 @@
 """A layer's product with its rounded weight as one differentiable operation, which keeps no rounded weight.
 
 The rounded weight lives in memory that the next layer overwrites, and is made again in the backward pass: cheaper
-than fresh memory for each layer. The gradient of the rounded weight belongs to nobody else here, so that it
+than fresh memory for each layer. The gradient of the rounded weight is used nowhere else, so that it
 becomes the weight's own in place.
 """
 

@@ -56,8 +56,8 @@ class _FakeQuantize(torch.autograd.Function):
 
     The scale's gradient is LSQ's (Esser et al., 2020): d(q s)/ds = q - w/s inside the range and q at its
     ends, times 1 / sqrt(N 2^(b-1)) with N the weights a scale serves. The factor keeps the norm of all gradients, by
-    which they are clipped, from being the scales' alone; how far a scale moves is the optimizer's affair: AdamW divides
-    the factor away again (`training/optimizer.py`).
+    which they are clipped, from being dominated by the scales. How far a scale moves is up to the optimizer: AdamW
+    divides the factor away again (`training/optimizer.py`).
     """
 
     @staticmethod

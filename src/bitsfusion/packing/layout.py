@@ -47,7 +47,7 @@ def packed_size(numel: int, bits: int) -> int:
 
 @cache
 def level_table(bits: int) -> np.ndarray:
-    """The levels that each byte stands for: int16 [256, symbols_per_byte(bits)]; shared: do not write to it.
+    """The levels that each byte encodes: int16 [256, symbols_per_byte(bits)]; shared: do not write to it.
 
     For b = 8 the table covers the low 8 bits; the plane adds 256.
     """

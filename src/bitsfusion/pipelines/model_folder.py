@@ -114,7 +114,7 @@ def _config(folder: Path, architecture: Architecture) -> dict[str, Any]:
 
 
 def left_out(folder: ModelFolder) -> str | None:
-    """One line about the tensors that were passed over, if any were."""
+    """One line about the tensors that were ignored, if any were."""
     if not folder.ignored:
         return None
     return (

@@ -21,7 +21,7 @@ Bits = Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS, strict=True)]
 
 
 class Recipe(Checked):
-    """Bits for every Linear and Conv2d that stays, and the time layers that go.
+    """Bits for every layer that is kept, and the time layers that are removed.
 
     Every layer of `weights` is either in `bits` (conv_in and conv_out have 8) or in `removed`.
     """

@@ -13,7 +13,7 @@ from bitsfusion.io.hashes import sha256_folder
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.pipelines.load import load_pipeline, pipeline_folder
 from bitsfusion.progress import Progress, silent
-from bitsfusion.runs.config import FolderSource, WorldSource
+from bitsfusion.runs.config import DataSource
 from bitsfusion.runs.sources import training_data
 from bitsfusion.sensitivity.measure import Counted, analyze, candidates, empty_table, rows_done
 from bitsfusion.sensitivity.plan import Plan, plan
@@ -38,7 +38,7 @@ class AnalysisJob:
 
     model: str
     settings: Settings
-    data: FolderSource | WorldSource
+    data: DataSource
     samplers: Counted
     clip: str | None = None
     device: str = AUTO

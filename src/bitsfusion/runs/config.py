@@ -119,6 +119,29 @@ class TrajectorySource(Checked):
 DataSource: TypeAlias = WorldSource | FolderSource | HfDatasetSource | WebDatasetSource
 
 
+def named_data(name: str, **options: Any) -> DataSource:
+    """Captioned images as a command is told of them.
+
+    Args:
+        name: tar files (a path with braces, or a folder of them) are WebDataset shards; a folder with a metadata.jsonl
+            is an imagefolder; anything else is a dataset of the `datasets` library, by its id, folder or file.
+        options: the fields of `ImageSection`.
+    """
+    path = Path(name)
+    if path.is_dir() and not (path / "metadata.jsonl").is_file():
+        if shards := sorted(str(each.resolve()) for each in path.glob("*.tar")):
+            return WebDatasetSource(kind="webdataset", train_shards_path_or_url=tuple(shards), **options)
+        dataset = any(path.rglob("*.parquet")) or any(path.rglob("*.arrow"))
+    else:
+        dataset = not path.is_dir()
+    if not dataset:
+        return FolderSource(kind="imagefolder", train_data_dir=path.resolve(), **options)
+    if name.endswith(".tar"):
+        return WebDatasetSource(kind="webdataset", train_shards_path_or_url=name, **options)
+    found = str(path.resolve()) if path.exists() else name
+    return HfDatasetSource(kind="hf_dataset", dataset_name=found, **options)
+
+
 def own_data(model: str, **options: Any) -> WorldSource:
     """What an embedded model trains on, where no other data is named.
 
@@ -127,7 +150,7 @@ def own_data(model: str, **options: Any) -> WorldSource:
     """
     known = embedded_model(model)
     if known is None:
-        raise InputError("data: got none, wanted --data FOLDER of captioned images for this model")
+        raise InputError("data: got none, wanted --data FOLDER, shards or dataset of captioned images for this model")
     return WorldSource(world=known.world_name, **options)
 
 

@@ -59,7 +59,7 @@ def analyze(
         samplers: see `Counted`; where no basis is worth it, the time layers' own 8 bits are counted.
         scorer: for the CLIP drop, of the paper's method; none means null.
         lpips: of the paper's method; none means null.
-        workers: who measures; by default this process. Rows are the same whoever does.
+        workers: what measures; by default this process. The rows do not depend on it.
 
     Raises:
         InputError: weights that are not finite (names them), or nothing to quantize.

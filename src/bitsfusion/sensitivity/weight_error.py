@@ -70,7 +70,7 @@ def weight_error_table(
 
 
 def gaussian_error_table(layers: Mapping[str, LayerInfo], *, model: str, feature_values: int = 0) -> SensitivityTable:
-    """The same of layers whose weights nobody has seen yet, as if all were Gaussian; see `weight_error_table`."""
+    """The same for layers whose weights are not known, as if all were Gaussian; see `weight_error_table`."""
     sample = torch.randn(ROWS, _GAUSSIAN_INPUTS, generator=torch.Generator().manual_seed(0))
     errors = {bits: relative_error("gaussian", sample, bits) for bits in MEASURED_BITS}
     rows = [

@@ -24,7 +24,7 @@ def shard(student: nn.Module) -> None:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether `shard` has been there."""
+    """Whether the model is sharded."""
     return isinstance(model, FSDPModule)
 
 

@@ -1,4 +1,4 @@
-"""The votes' SQLite file: every vote once, whatever is sent twice, at once, or again after a restart."""
+"""The votes in an SQLite file. Each counts once, even if it is sent twice, concurrently, or after a restart."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class VoteDatabase:
         """Keeps a vote. The same vote again changes nothing, nor does one that was taken back.
 
         Args:
-            vote: an id that the voter's page made up.
+            vote: an id that the voter's page generates.
             left: whether the picture on the left is preferred.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Replaces a UNet's time layers by what they come to: rows for the steps of some samplers, or a basis for every step.
+"""Replaces a UNet's time layers by their outputs: rows for the steps of some samplers, or a basis for every step.
 
 The time embedding and each ResBlock's projection of it depend on the time step alone (section 4.1, Appendix C). Their
 outputs stand side by side, all blocks in module order. The UNet keeps its forward: `time_proj` gives the values of a
@@ -110,7 +110,7 @@ class TimeFeatureBasis(nn.Module):
 
 
 class CachedLayer(nn.Module):
-    """A name that a layer had: whoever wants to adapt it shall find out, not pass it over."""
+    """Keeps the name of a removed layer, so that an adapter for it fails instead of being ignored."""
 
     def extra_repr(self) -> str:
         """What a user reads whose adapter wants this layer: PEFT quotes the module that it cannot adapt."""

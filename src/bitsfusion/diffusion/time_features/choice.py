@@ -1,4 +1,4 @@
-"""What of a UNet's time features is stored: a basis for every step, rows of some samplers, or the layers themselves."""
+"""How a model's time features are stored: a basis for every step, rows of some samplers, or the layers themselves."""
 
 from __future__ import annotations
 

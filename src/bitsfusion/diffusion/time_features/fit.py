@@ -31,7 +31,7 @@ EXPECTED_RANK = 18
 """The rank within `TOLERANCE` on the trained models that were measured, where nothing but the shapes is known."""
 
 MODULATION_RANK = 64
-"""The same of a transformer's modulation, which nobody has measured on a trained model here."""
+"""The same for a transformer's modulation; not measured on a trained model."""
 
 _EXPECTED_SPACING = 2
 

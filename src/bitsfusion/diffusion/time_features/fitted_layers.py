@@ -1,7 +1,7 @@
 """Time layers for a UNet that has lost them: ordinary Linear layers whose outputs are the stored features.
 
 Readers that know nothing of stored features need the layers: a plain diffusers folder, a GGUF file. Those of the
-original cannot be had back, but any layers that give the same outputs will do. SiLU(x) - SiLU(-x) = x, so that a layer
+original are lost, but any layers with the same outputs will do. SiLU(x) - SiLU(-x) = x, so that a layer
 whose outputs come in pairs of opposite sign hands numbers through an activation unchanged. The embedding hands on its
 sinusoids so, beside random combinations of them; the second layer the coordinates of the features in their low-rank
 basis, as far as they are linear in those and in random combinations of a second kind, beside these; each projection is

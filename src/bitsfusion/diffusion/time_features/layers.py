@@ -35,7 +35,7 @@ def uncacheable(unet: nn.Module) -> str | None:
 
 
 def timed_blocks(unet: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The ResBlocks with a time projection, in module order; refuses what a table of steps cannot stand for."""
+    """The ResBlocks with a time projection, in module order; refuses features that depend on more than the step."""
     key = uncacheable(unet)
     if key is not None:
         raise InputError(

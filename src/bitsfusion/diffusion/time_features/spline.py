@@ -34,7 +34,7 @@ def spline_weights(timesteps: Tensor, knots: Knots) -> tuple[Tensor, Tensor]:
     """Which control points decide each value, and by how much.
 
     Args:
-        timesteps: [n], floating; beyond the ends the first and the last piece go on.
+        timesteps: [n], floating; beyond the ends, the first and the last piece are extended.
 
     Returns:
         indices [n, 4] int64; weights [n, 4] in the dtype of `timesteps`, which add up to 1.
