@@ -27,7 +27,7 @@ install: $(STAMP) ## make .venv and install the package with exact pins
 demo: install ## the whole method on the embedded model; writes runs/demo/report/index.html
 	$(BIN)/bitsfusion demo
 
-test: install ## tests, without those marked slow, gpu or network
+test: install ## tests, without those marked slow, gpu, network or browser
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(PYTEST_WORKERS) $(PYTEST_ARGS)
 
 test-min: ## the embedded model and the tests of each extra, with the lowest versions allowed; in .venv-min

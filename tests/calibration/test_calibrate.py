@@ -217,10 +217,11 @@ def test_inputs_run_on_copies():
 
 
 def test_trees_on_disk(tmp_path):
-    tree = ((torch.arange(3), None, True), {"a": [torch.ones(2, 2), 1.5], "b": "text"})
+    tree = ((torch.arange(3), None, True), {"a": [torch.ones(2, 2), 1.5], "b": "text", "c": torch.float16})
     save_tree(tmp_path / "tree.safetensors", tree)
     again = load_tree(tmp_path / "tree.safetensors", DEVICE)
     assert [t.tolist() for t in tensors_of(again)] == [t.tolist() for t in tensors_of(tree)]
     assert again[0][1:] == (None, True) and again[1]["a"][1] == 1.5 and again[1]["b"] == "text"
+    assert again[1]["c"] is torch.float16
     with pytest.raises(InputError, match="got an argument of type object"):
         save_tree(tmp_path / "other", {"a": object()})

@@ -240,5 +240,13 @@ def test_a_matrix_that_is_not_positive_is_damped():
     assert torch.isfinite(factor.lower.tril()).all()
     assert float(factor.ridge) > 1e-3
     assert torch.equal(matrix.diagonal(), torch.tensor([1.0, 0.0, -1e-3], dtype=torch.float64) + factor.ridge)
-    with pytest.raises(InputError, match="no damping"):
+    with pytest.raises(InputError, match="not finite"):
         factored(torch.full((3, 3), float("nan")), 0.03)
+
+
+def test_rounding_alone_is_damped():
+    """Inputs that do not vary leave nothing but rounding once they are centered: its diagonal is no measure."""
+    for diagonal in (1e-9, -1e-9):
+        matrix = torch.full((4, 4), 1e-6, dtype=torch.float64).fill_diagonal_(diagonal)
+        factor = factored(matrix, 0.03)
+        assert torch.linalg.eigvalsh(matrix).min() > 0 and torch.isfinite(factor.lower.tril()).all()

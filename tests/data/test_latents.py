@@ -59,3 +59,12 @@ def test_other_classes_are_one_line():
             UNet2DModel(block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)),
             PIXELS,
         )
+
+
+def test_rows_of_one_pipeline_are_not_anothers():
+    """Both have the same T5 and tokenizer here, but PixArt's rows have a mask."""
+    keys = [
+        conditioner_of(build_transformer_pipeline(name)).key()
+        for name in ("PixArtTransformer2DModel", "AuraFlowTransformer2DModel")
+    ]
+    assert keys[0]["tokenizers"] == keys[1]["tokenizers"] and keys[0] != keys[1]

@@ -6,6 +6,7 @@ import inspect
 
 import pytest
 import torch
+from diffusers import FluxPipeline
 
 from bitsfusion.architectures.transformer_calls import from_patches
 from bitsfusion.diffusion.conditioning import conditioner_of
@@ -48,6 +49,17 @@ def as_image(latents, name):
     if name == "ZImageTransformer2DModel":
         return torch.stack(latents).squeeze(2)
     return latents
+
+
+def test_a_guidance_distilled_teacher_is_told_its_pipelines_guidance(monkeypatch):
+    name = "FluxTransformer2DModel"
+    monkeypatch.setitem(CONFIGS, name, {**CONFIGS[name], "guidance_embeds": True})
+    test_a_transformer_gets_what_its_pipeline_gives_it(name)
+    conditioner = conditioner_of(build_transformer_pipeline(name))
+    rows = conditioner.rows(CAPTIONS)
+    default = inspect.signature(FluxPipeline.__call__).parameters["guidance_scale"].default
+    for conditioning in (conditioner.encode(rows, (8, 8)), conditioner.null(2, (8, 8))):
+        assert conditioning.tensors["guidance"].tolist() == [default, default]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -105,9 +105,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def build_transformer(name: str, seed: int = 0) -> Any:
-    """A model of the class `name`; every parameter is Gaussian, those too that a fresh model has at zero."""
-    model = getattr(diffusers, name)(**CONFIGS[name]).eval()
+def build_transformer(name: str, seed: int = 0, **changes: Any) -> Any:
+    """A model of the class `name`, with `changes` to its config; every parameter Gaussian, also those made as zeros."""
+    model = getattr(diffusers, name)(**CONFIGS[name] | changes).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -135,9 +135,12 @@ def build_sd3_pipeline() -> StableDiffusion3Pipeline:
     return made
 
 
-def build_transformer_pipeline(name: str) -> Any:
-    """The pipeline of a class of CONFIGS; its own kinds of text encoders but for Qwen-Image, which gets a Qwen3."""
-    transformer = build_transformer(name)
+def build_transformer_pipeline(name: str, **changes: Any) -> Any:
+    """The pipeline of a class of CONFIGS, with `changes` to the transformer's config.
+
+    Text encoders are of its own kinds but for Qwen-Image, which gets a Qwen3.
+    """
+    transformer = build_transformer(name, **changes)
     flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
     tokenizer = build_tokenizer(16)
     tokenizer.chat_template = "{{ messages[0]['content'] }}"

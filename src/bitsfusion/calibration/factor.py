@@ -35,26 +35,36 @@ class Factored:
 def factored(moments: Tensor, damping: float) -> Factored:
     """Adds damping times the mean diagonal to the diagonal, more until there is a factor.
 
+    Where not even ten times that is enough, what came in is rounding alone (inputs that do not vary, centered), and
+    twice the largest row sum of magnitudes is added, which always is.
+
     Args:
         moments: H, [n, n]; its diagonal is changed in place, so that no copy is needed. All zeros get the identity.
         damping: in units of the mean diagonal.
 
     Raises:
-        InputError: not even ten times the mean diagonal suffices.
+        InputError: values that are not finite.
     """
     own = moments.diagonal().clone()
     mean = own.mean()
     unit = torch.where(mean > 0, mean, torch.ones_like(mean))
     order = own.argsort(stable=True)
     ridges = [damping] if bool(mean > 0) else [1.0]
-    for more in ridges + [stronger for stronger in (1e-3, 1e-2, 1e-1, 1.0, 10.0) if stronger > ridges[0]]:
-        ridge = more * unit
+    stronger = [more for more in (1e-3, 1e-2, 1e-1, 1.0, 10.0) if more > ridges[0]]
+    for more in [*ridges, *stronger, None]:
+        ridge = _dominating(moments, own) if more is None else more * unit
         moments.diagonal().copy_(own + ridge)
         lower = _ordered(moments, order)
         if cholesky_(lower):
             return Factored(moments, ridge, order, lower)
         del lower
-    raise InputError("second moments: got a matrix that no damping makes positive definite")
+    raise InputError("second moments: got values that are not finite, wanted finite inputs")
+
+
+def _dominating(moments: Tensor, own: Tensor) -> Tensor:
+    """What makes any symmetric matrix with the diagonal `own` positive definite: twice its largest row sum."""
+    moments.diagonal().copy_(own)
+    return 2 * torch.stack([rows.abs().sum(1).max() for rows in moments.split(BLOCK)]).max()
 
 
 def _ordered(moments: Tensor, order: Tensor) -> Tensor:

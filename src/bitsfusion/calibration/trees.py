@@ -15,10 +15,12 @@ from torch import Tensor
 from bitsfusion.errors import InputError
 from bitsfusion.io.atomic import atomic_path
 
-Tree: TypeAlias = Union[Tensor, bool, int, float, str, "tuple[Tree, ...]", "list[Tree]", Mapping[str, "Tree"], None]
+Tree: TypeAlias = Union[
+    Tensor, bool, int, float, str, torch.dtype, "tuple[Tree, ...]", "list[Tree]", Mapping[str, "Tree"], None
+]
 """What a module takes or gives."""
 
-_PLAIN = (type(None), bool, int, float, str)
+_PLAIN = (type(None), bool, int, float, str, torch.dtype)
 
 
 def map_tensors(tree: Tree, change: Callable[[Tensor], Tensor]) -> Tree:
@@ -77,9 +79,11 @@ def _least(tensor: Tensor) -> Tensor:
 
 
 def _form(tree: Tree, counter: Iterator[int]) -> Any:
-    """JSON: {"tensor": [index, *shape]}, {"tuple": [...]}, {"list": [...]}, {"dict": {...}} or {"plain": value}."""
+    """JSON: {"tensor": [index, *shape]}, {"dtype": name}, {"plain": value}, or {"tuple" (list, dict): items}."""
     if isinstance(tree, Tensor):
         return {"tensor": [next(counter), *tree.shape]}
+    if isinstance(tree, torch.dtype):
+        return {"dtype": str(tree).removeprefix("torch.")}
     if isinstance(tree, _PLAIN):
         return {"plain": tree}
     if isinstance(tree, (tuple, list)):
@@ -91,6 +95,9 @@ def _tree(form: dict[str, Any], tensor: Callable[[int, list[int]], Tensor]) -> T
     ((kind, value),) = form.items()
     if kind == "tensor":
         return tensor(value[0], value[1:])
+    if kind == "dtype":
+        named: torch.dtype = getattr(torch, value)
+        return named
     if kind == "plain":
         plain: Tree = value
         return plain

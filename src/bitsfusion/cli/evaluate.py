@@ -10,7 +10,7 @@ import typer
 
 from bitsfusion.cli.console import print_json, print_table, progress_bars
 from bitsfusion.cli.interruption import resumable
-from bitsfusion.cli.options import Device, Json, Quiet
+from bitsfusion.cli.options import Device, Json, Quiet, Size
 from bitsfusion.data.pictures import holds_pictures, is_tree
 from bitsfusion.devices import AUTO, resolve
 from bitsfusion.diffusion.process import is_flow
@@ -92,6 +92,7 @@ def evaluate(
     steps: Annotated[int, typer.Option(min=1, help="Sampler steps.")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first image; the others count up from it.")] = 1024,
     batch_size: Annotated[int, typer.Option(min=1, help="Images drawn at once.")] = 8,
+    size: Size = None,
     out: Annotated[
         Path, typer.Option(help="Folder for the images and scores.json. The same command resumes it.")
     ] = Path("evaluation"),
@@ -151,6 +152,7 @@ def evaluate(
         steps=steps,
         guidance=(guidance_of(model, against),) if guidance is None else _guidance(guidance),
         batch_size=batch_size,
+        size=size,
         device=device,
         dtype=DTYPES[dtype],
     )

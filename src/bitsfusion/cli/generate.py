@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bitsfusion.cli.console import progress_bars
-from bitsfusion.cli.options import Device, Quiet
+from bitsfusion.cli.options import Device, Quiet, Size
 from bitsfusion.devices import AUTO
 from bitsfusion.diffusion.samplers import OWN, sampler_name
 from bitsfusion.embedded import guidance_of
@@ -25,6 +25,7 @@ def generate(
         float | None, typer.Option(help="Guidance scale.", show_default="7.5, or the embedded model's own")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first image; the others count up from it.")] = 1024,
+    size: Size = None,
     device: Device = AUTO,
     quiet: Quiet = False,
 ) -> None:
@@ -38,6 +39,7 @@ def generate(
             steps=steps,
             guidance=guidance_of(folder) if guidance is None else guidance,
             seed=seed,
+            size=size,
             device=device,
             progress=progress.step("generate"),
         )

@@ -17,6 +17,9 @@ Model = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Size = Annotated[
+    int | None, typer.Option(min=8, help="Height and width of the pictures in pixels.", show_default="the model's own")
+]
 Device = Annotated[
     str, typer.Option(help=f"Device to compute on: {AUTO} (an accelerator if there is one), cpu, cuda, cuda:1, mps.")
 ]

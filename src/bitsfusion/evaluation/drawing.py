@@ -24,12 +24,16 @@ SETTINGS_NAME = "settings.json"
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are drawn. `batch_size` makes no difference to them beyond the rounding of float arithmetic."""
+    """How pictures are drawn; `size` is the pixels of a side, None for the model's own.
+
+    `batch_size` makes no difference to them beyond the rounding of float arithmetic.
+    """
 
     sampler: str
     steps: int
     guidance: float
     batch_size: int
+    size: int | None = None
 
 
 def draw(
@@ -64,7 +68,7 @@ def draw_into(
         InputError: the folder holds pictures of other prompts or settings.
     """
     drawn_by = {"model_sha256": model_sha256, **asdict(sampling), "dtype": dtype, "prompts_sha256": prompts.sha256}
-    del drawn_by["batch_size"]
+    drawn_by = {key: value for key, value in drawn_by.items() if key != "batch_size" and value is not None}
     record = folder / SETTINGS_NAME
     paths = [folder / f"{index:05d}.png" for index in range(len(prompts.texts))]
     if not record.exists() or not any(path.exists() for path in paths):
@@ -88,6 +92,7 @@ def generate_to_folder(
     steps: int,
     guidance: float,
     seed: int,
+    size: int | None = None,
     batch_size: int = 4,
     device: str = AUTO,
     progress: Progress = silent,
@@ -97,19 +102,21 @@ def generate_to_folder(
     Args:
         folder: a packed folder, or any diffusers pipeline.
         out: the images' folder; files of the same names are replaced.
+        size: pixels of a side; None for the model's own.
         device: where they are drawn, see `devices.resolve`.
     """
     if not prompts:
         raise InputError("prompts: got none, wanted at least one")
     asked = PromptSet(tuple(prompts), tuple(range(seed, seed + len(prompts))))
     paths = [out / f"{index:04d}.png" for index in range(len(prompts))]
-    sampling = Sampling(sampler, steps, guidance, batch_size)
+    sampling = Sampling(sampler, steps, guidance, batch_size, size)
     where = resolve(device)
     pipeline = load_pipeline(folder)
     check_draws_from_text(pipeline)
     pipeline.to(where)
     _draw_files(pipeline, asked, paths, range(len(paths)), sampling, progress)
     drawn_by = {"sampler": sampler, "steps": steps, "guidance": guidance, "model": folder}
+    drawn_by |= {} if size is None else {"size": size}
     return list(_imagefolder(out, paths, asked, drawn_by).paths)
 
 

@@ -127,7 +127,7 @@ def _draw(
             out / side / f"guidance-{guidance:g}",
             load,
             evaluation.prompts,
-            Sampling(evaluation.sampler, evaluation.steps, guidance, evaluation.batch_size),
+            Sampling(evaluation.sampler, evaluation.steps, guidance, evaluation.batch_size, evaluation.size),
             model_sha256,
             evaluation.dtype_name,
             progress.step(f"{side}, guidance {guidance:g}"),

@@ -24,6 +24,7 @@ class Evaluation:
             `data.pictures`), which are taken as they are; against may be None.
         prompts: one entry an image, the images of a prompt beside each other, each with its seed.
         prompts_source: what results call them.
+        size: pixels of a side; None for each model's own.
         sampler, steps, guidance: of what is drawn; every guidance is a set of images (the paper: 2.5 to 9.5).
         dtype: of the pipelines; a packed UNet computes in it, too.
     """
@@ -37,6 +38,7 @@ class Evaluation:
     steps: int = 50
     guidance: tuple[float, ...] = (7.5,)
     batch_size: int = 8
+    size: int | None = None
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
 
@@ -63,7 +65,9 @@ class Evaluation:
     def record(self) -> dict[str, Any]:
         """What every image depends on beside the model and the guidance, as JSON; null where pictures were given."""
         prompts, draws = self.prompts, self.draws
+        sized = {"size": self.size} if draws and self.size is not None else {}
         return {
+            **sized,
             "sampler": self.sampler if draws else None,
             "steps": self.steps if draws else None,
             "seeds": seed_range(prompts.seeds) if draws else None,

@@ -40,6 +40,7 @@ def generate_images(
     guidance: float = 7.5,
     sampler: str = Sampler.PNDM,
     batch_size: int = 16,
+    size: int | None = None,
     progress: Progress = silent,
 ) -> npt.NDArray[np.uint8]:
     """One image a prompt, by the pipeline's own code: [n, h, w, 3] uint8.
@@ -51,6 +52,7 @@ def generate_images(
     Args:
         sampler: any scheduler of diffusers by name, or `own` for the pipeline's; see `build_scheduler`.
         guidance: classifier-free guidance scale; at 1 and below there is none.
+        size: pixels of a side; None for the model's own. A multiple of the VAE's factor, and of transformers' patches.
         progress: called with the images done and the images in all, after each batch.
 
     Raises:
@@ -71,7 +73,7 @@ def generate_images(
                 prompt=list(prompts[batch]),
                 num_inference_steps=steps,
                 output_type="np",
-                **call_options(pipeline, seeds[batch], guidance),
+                **call_options(pipeline, seeds[batch], guidance, size),
             )
             images.append((output.images * 255).round().astype(np.uint8))
             progress(min(start + batch_size, len(prompts)), len(prompts))
@@ -83,7 +85,7 @@ def generate_images(
     return np.concatenate(images)
 
 
-def call_options(pipeline: Any, seeds: Sequence[int], guidance: float) -> dict[str, Any]:
+def call_options(pipeline: Any, seeds: Sequence[int], guidance: float, size: int | None = None) -> dict[str, Any]:
     """What a pipeline's call is given beside prompts and steps: the first noise, guidance, and limits of its own.
 
     Transformers' pipelines pack their latents, so that they draw the noise, each from its own CPU generator. Where the
@@ -91,7 +93,7 @@ def call_options(pipeline: Any, seeds: Sequence[int], guidance: float) -> dict[s
     """
     model = pipeline_denoiser(pipeline)
     if denoiser_of(model) is UNET:
-        return {"latents": initial_latents(pipeline, seeds), "guidance_scale": guidance}
+        return {"latents": initial_latents(pipeline, seeds, size), "guidance_scale": guidance}
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     options: dict[str, Any] = {"generator": generators, "guidance_scale": guidance}
     parameters = inspect.signature(type(pipeline).__call__).parameters
@@ -104,7 +106,9 @@ def call_options(pipeline: Any, seeds: Sequence[int], guidance: float) -> dict[s
         options |= {"true_cfg_scale": guidance, "negative_prompt": [" "] * len(seeds)}
         del options["guidance_scale"]
     places = model.config.get("pos_embed_max_size")
-    if places and isinstance(parameters["height"].default, int):
+    if size is not None:
+        options |= {"height": size, "width": size}
+    elif places and isinstance(parameters["height"].default, int):
         side = math.isqrt(places) * model.config.patch_size * pipeline.vae_scale_factor
         if side < parameters["height"].default:
             options |= {"height": side, "width": side}
@@ -117,11 +121,15 @@ def write_png(path: Path, image: npt.NDArray[np.uint8]) -> None:
         Image.fromarray(image).save(temporary, format="PNG")
 
 
-def initial_latents(pipeline: DiffusionPipeline, seeds: Sequence[int]) -> torch.Tensor:
-    """Standard normal latents [n, c, h, w], each from its own seed, the same on every device (drawn in float32)."""
+def initial_latents(pipeline: Any, seeds: Sequence[int], size: int | None = None) -> torch.Tensor:
+    """Standard normal latents [n, c, h, w], each from its own seed, the same on every device (drawn in float32).
+
+    Args:
+        size: pixels of a side; None for the size that the model was made for.
+    """
     model = pipeline_denoiser(pipeline)
-    size = model.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
+    own = model.config.sample_size if size is None else size // pipeline.vae_scale_factor
+    height, width = (own, own) if isinstance(own, int) else own
     return seeded_noise((model.config.in_channels, height, width), seeds).to(pipeline.device, model.dtype)
 
 

@@ -135,7 +135,8 @@ class StatesConditioner:
     def key(self) -> dict[str, Any]:
         tokenizers = {name: tokenizer_sha256(each) for name, each in _components(self.pipeline, "tokenizer").items()}
         encoders = {name: _weights_key(each) for name, each in _components(self.pipeline, "text_encoder").items()}
-        return {"tokenizers": tokenizers, "text_encoders": encoders, "tokens": self.tokens}
+        pipeline = type(self.pipeline).__name__
+        return {"pipeline": pipeline, "tokenizers": tokenizers, "text_encoders": encoders, "tokens": self.tokens}
 
     @torch.no_grad()
     def rows(self, captions: Sequence[str]) -> dict[str, Tensor]:

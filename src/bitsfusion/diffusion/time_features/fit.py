@@ -58,7 +58,9 @@ def expected_basis(channels: int, steps: int = 1000, rank: int = EXPECTED_RANK) 
     return TimeBasis(mean, directions, curve, knots, 0.0)
 
 
-def fit_time_basis(unet: nn.Module, steps: int = 1000, tolerance: float = TOLERANCE) -> TimeBasis | None:
+def fit_time_basis(
+    unet: nn.Module, steps: int = 1000, tolerance: float = TOLERANCE, most_values: int | None = None
+) -> TimeBasis | None:
     """The basis of the least rank whose features are within `tolerance`, in float16 as it is stored.
 
     The rank is the least whose error over the integer steps is within the tolerance, the knots then the fewest with
@@ -68,9 +70,10 @@ def fit_time_basis(unet: nn.Module, steps: int = 1000, tolerance: float = TOLERA
         unet: a UNet2DConditionModel with its time layers.
         steps: of the noise schedule that it was trained on; the basis covers -2 to `steps`.
         tolerance: largest relative error; see `TimeBasis.error`.
+        most_values: of the basis; where not given, as many as the bits of the time layers come to.
 
     Returns:
-        None where no basis within the tolerance takes less than the time layers at 8 bits.
+        None where no basis within the tolerance takes less than that.
 
     Raises:
         InputError: not a UNet whose features depend on the step alone, features that are not finite, or arguments out
@@ -78,7 +81,7 @@ def fit_time_basis(unet: nn.Module, steps: int = 1000, tolerance: float = TOLERA
     """
     if steps < 2 or not tolerance > 0:
         raise InputError(f"time basis: got {steps} steps and tolerance {tolerance}, wanted 2 or more, and above 0")
-    features, budget = _Features(unet, steps), layer_values(unet)
+    features, budget = _Features(unet, steps), layer_values(unet) if most_values is None else most_values
     least = features.rank_within(tolerance)
     grids = [_knots(spacing, steps) for spacing in SPACINGS]
     most = min(least + _MORE_RANKS, features.rank, (budget - features.channels) // features.channels)
