@@ -92,6 +92,7 @@ def main() -> None:
             gaps = [there - now for there, now in zip(best, after, strict=True)]
             line = {"seed": seed, "arm": arm, "teacher_error": error, "layers": len(falls)}
             line |= {"snr_start": sum(start) / len(start), "snr_after": sum(after) / len(after)}
+            line |= {"best_fallen": max(before - there for before, there in zip(start, best, strict=True))}
             line |= {"most_fallen": max(falls), "most_below_best": max(gaps), "mean_below_best": sum(gaps) / len(gaps)}
             record.write_text(json.dumps(line) + "\n", encoding="utf-8")
             print(json.dumps(line), flush=True)

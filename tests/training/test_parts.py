@@ -248,10 +248,10 @@ def test_a_shift_by_size_is_the_schedulers(name, options, tokens):
 def test_flux2_shifts_by_its_own_fit():
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     process = process_of(scheduler, build_transformer("Flux2Transformer2DModel"))
-    for side in (16, 64):
-        unit = np.linspace(1, 1 / 50, 50)
-        scheduler.set_timesteps(sigmas=unit, mu=compute_empirical_mu(side * side, 50))
-        found = process.at_size((side, side)).time_steps(torch.from_numpy(unit))
+    for side, steps in ((16, 50), (64, 50), (64, 4)):
+        unit = np.linspace(1, 1 / steps, steps)
+        scheduler.set_timesteps(sigmas=unit, mu=compute_empirical_mu(side * side, steps))
+        found = process.at_size((side, side), steps if steps < 50 else None).time_steps(torch.from_numpy(unit))
         assert torch.allclose(found, scheduler.timesteps, rtol=1e-5)
 
 

@@ -6,7 +6,6 @@ matching, where z_t = (1 - s) z_0 + s noise and t = 1000 s.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,8 +60,12 @@ class Process(Protocol):
         """`count` random time steps, on the generator's device."""
         ...
 
-    def at_size(self, latent_size: Sequence[int]) -> Process:
-        """The process on latents of this height and width: larger pictures want more noise in some flows."""
+    def at_size(self, latent_size: Sequence[int], steps: int | None = None) -> Process:
+        """The process on latents of this height and width: larger pictures want more noise in some flows.
+
+        Args:
+            steps: of the sampler, which FLUX.2's shift goes by, too; its usual 50 where not given.
+        """
         ...
 
 
@@ -120,7 +123,7 @@ class NoiseSchedule:
     def uniform(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.randint(0, self.steps, (count,), generator=generator)
 
-    def at_size(self, latent_size: Sequence[int]) -> Process:
+    def at_size(self, latent_size: Sequence[int], steps: int | None = None) -> Process:
         return self
 
 
@@ -133,20 +136,20 @@ class DynamicShift:
         ends: mu at either.
         exponential: the shift is e^mu, else mu itself.
         patch: latents on a side of a token.
-        empirical: tokens -> mu instead of the line.
+        empirical: tokens and the sampler's steps -> mu instead of the line.
     """
 
     tokens: tuple[int, int] = (256, 4096)
     ends: tuple[float, float] = (0.5, 1.15)
     exponential: bool = True
     patch: int = 1
-    empirical: Callable[[int], float] | None = None
+    empirical: Callable[[int, int], float] | None = None
 
-    def shift(self, latent_size: Sequence[int]) -> float:
-        """For latents of this height and width."""
+    def shift(self, latent_size: Sequence[int], steps: int | None = None) -> float:
+        """For latents of this height and width, and a sampler of so many steps."""
         count = (latent_size[0] // self.patch) * (latent_size[1] // self.patch)
         if self.empirical is not None:
-            mu = self.empirical(count)
+            mu = self.empirical(count, steps or _USUAL_STEPS)
         else:
             slope = (self.ends[1] - self.ends[0]) / (self.tokens[1] - self.tokens[0])
             mu = self.ends[0] + slope * (count - self.tokens[0])
@@ -192,8 +195,8 @@ class Flow:
     def uniform(self, count: int, generator: torch.Generator) -> Tensor:
         return self.time_steps(torch.rand(count, generator=generator))
 
-    def at_size(self, latent_size: Sequence[int]) -> Process:
-        return self if self.dynamic is None else Flow(self.steps, self.dynamic.shift(latent_size))
+    def at_size(self, latent_size: Sequence[int], steps: int | None = None) -> Process:
+        return self if self.dynamic is None else Flow(self.steps, self.dynamic.shift(latent_size, steps))
 
 
 def is_flow(scheduler_config: Mapping[str, Any]) -> bool:
@@ -227,13 +230,13 @@ def process_of(scheduler: SchedulerMixin, denoiser: nn.Module | None = None) -> 
 
 
 def _dynamic_shift(config: Mapping[str, Any], denoiser: nn.Module | None) -> DynamicShift:
-    """As the scheduler's config says; FLUX.2's pipelines have a fit of their own, here at its usual 50 steps."""
+    """As the scheduler's config says; FLUX.2's pipelines have a fit of their own."""
     family = None if denoiser is None else denoiser_of(denoiser)
     empirical = None
     if family is not None and family.name == "Flux2Transformer2DModel":
         from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
-        empirical = functools.partial(compute_empirical_mu, num_steps=_USUAL_STEPS)
+        empirical = compute_empirical_mu
     return DynamicShift(
         (int(config.get("base_image_seq_len") or 256), int(config.get("max_image_seq_len") or 4096)),
         (float(config.get("base_shift") or 0.5), float(config.get("max_shift") or 1.15)),

@@ -76,7 +76,7 @@ def draw_sample(batch: Batch, config: TrainingConfig, process: Process, first: i
     """
     if batch.timesteps is not None and config.stage == 2:
         raise InputError("stage: got 2 with trajectories, wanted 1: they show what the teacher does, and no images")
-    process = process.at_size(batch.latents.shape[-2:])
+    process = process.at_size(batch.latents.shape[-2:], config.timesteps.steps)
     draw = time_step_sampler(config.timesteps, process)
     count = len(batch.latents)
     timesteps = torch.empty(count, dtype=process.time_steps(torch.zeros(1)).dtype)
