@@ -39,13 +39,15 @@ def test_init_writes_a_packed_folder_that_says_how_it_was_made(tmp_path):
     prompts.write_text("a red circle\na blue square\n")
     job = CalibrationJob(prompts, FEW)
     out = tmp_path / "packed"
-    config = init_pipeline("embedded", out, recipe="uniform:3", calibration=job)["unet"]
+    model = str(tmp_path / "model")
+    build_pipeline(build_unet(), build_vae((8, 8, 8), scaling_factor=1.0)).save_pretrained(model)
+    config = init_pipeline(model, out, recipe="uniform:3", calibration=job)["unet"]
     verify_folder(out)
     assert config.provenance["scale_init"] == "calibrated"
     assert config.provenance["calibration"]["samples"] == 2
     assert not list(tmp_path.glob(".packed.calibration*"))
-    pipeline, original = load_pipeline(str(out)), load_pipeline("embedded")
-    plain = init_pipeline("embedded", tmp_path / "plain", recipe="uniform:3")["unet"]
+    pipeline, original = load_pipeline(str(out)), load_pipeline(model)
+    plain = init_pipeline(model, tmp_path / "plain", recipe="uniform:3")["unet"]
     assert plain.layers.keys() == config.layers.keys()
     name = "mid_block.resnets.0.conv2"
     bias, before = (model.unet.get_submodule(name).bias for model in (pipeline, original))
