@@ -20,8 +20,7 @@ CALL = re.compile(
 UNET_BY_NAME = re.compile(r"""["'/]unet["'/]|pipeline\.unet\b""")
 NAMED_UNET = {
     "training/checkpoint.py": "reads student.json of version 1, which had a field of that name",
-    "exporting/onnx.py": "graphs are made of Stable Diffusion alone, one a component",
-    "exporting/web/web.py": "the same graphs",
+    "exporting/web/web.py": "graphs are made of Stable Diffusion alone, one a component",
     "bench/methods/gguf.py": "what the rival's format calls an architecture",
 }
 TRAINED_HERE = ("embedding",)

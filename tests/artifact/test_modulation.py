@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file
 
 import bitsfusion  # noqa: F401  registers the format
 from bitsfusion.artifact.inspect import inspect_folder
@@ -17,9 +19,11 @@ from bitsfusion.diffusion.time_features import BASIS, choose_features, time_laye
 from bitsfusion.diffusion.time_features.layers import time_outputs
 from bitsfusion.errors import InputError
 from bitsfusion.exporting.dense import export_dense
+from bitsfusion.nn.packed import packed_layer
 from bitsfusion.runs import plan as planning
 from bitsfusion.runs.packing import init_pipeline
 
+from ..command import run as run_command
 from ..tiny.transformers import CONFIGS, build_transformer
 
 TIMED = {
@@ -93,6 +97,31 @@ def test_the_layers_are_gone_and_the_features_are_there(packed: tuple[str, Any, 
     loaded.save_pretrained(again)
     file = "diffusion_pytorch_model.safetensors"
     assert (again / file).read_bytes() == (folder / "basis" / file).read_bytes()
+
+
+def test_inspect_says_what_is_gone_and_what_it_saved(
+    packed: tuple[str, Any, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, model, folder = packed
+    file = load_file(folder / "basis" / "diffusion_pytorch_model.safetensors")
+    features = sum(tensor.nbytes for name, tensor in file.items() if name.startswith("time_proj."))
+    layers = [model.get_submodule(name) for name in time_layers(model)]
+    at_two = sum(packed_layer(layer, 2).packed.nbytes for layer in layers)
+    weights = sum(layer.weight.numel() for layer in layers)
+    assert run_command("inspect", folder / "basis", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["removed"] == {
+        "layers": len(layers),
+        "weights": weights,
+        "bits": 2,
+        "layer_bytes": at_two,
+        "feature_bytes": features,
+        "saved": at_two - features,
+    }
+    assert run_command("inspect", folder / "basis") == 0
+    assert f"{len(layers)} layers, {weights:,} weights, packed at 2 bits {at_two:,} bytes: {features:,} bytes of " in (
+        capsys.readouterr().out
+    )
+    assert inspect_folder(folder / "layers").removed is None
 
 
 @pytest.mark.parametrize("step", [1.0, 333.25, 1000.0])

@@ -77,6 +77,35 @@ def test_inspect_counts_every_byte(packed, capsys):
     assert f"{size:,}" in capsys.readouterr().out
 
 
+def test_inspect_says_what_time_features_stand_for_and_save(recipe, packed, tmp_path, capsys):
+    """Beside the same model packed with its time layers."""
+    main_ok("init", "embedded", "--recipe", recipe, "--cover", "any", "--out", tmp_path / "layers")
+    capsys.readouterr()
+    main_ok("inspect", tmp_path / "layers", "--json")
+    whole = json.loads(capsys.readouterr().out)
+    assert whole["removed"] is None
+    main_ok("inspect", packed, "--json")
+    small = json.loads(capsys.readouterr().out)
+    kept = {layer["name"] for layer in small["layers"]}
+    gone = [layer for layer in whole["layers"] if layer["name"] not in kept]
+    features, layers = 2 * 50 * 832, sum(layer["bytes_in_memory"] for layer in gone)
+    assert small["removed"] == {
+        "layers": len(gone),
+        "weights": sum(layer["weights"] for layer in gone),
+        "bits": 8,
+        "layer_bytes": layers,
+        "feature_bytes": features,
+        "saved": layers - features,
+    }
+    main_ok("inspect", tmp_path / "layers")
+    assert "time layers removed" not in capsys.readouterr().out
+    main_ok("inspect", packed)
+    assert (
+        f"time layers removed         {len(gone)} layers, {small['removed']['weights']:,} weights, packed at 8 bits "
+        f"{layers:,} bytes: 83,200 bytes of features in their place save {layers - features:,}\n"
+    ) in capsys.readouterr().out
+
+
 def test_generate_draws_and_records(packed, tmp_path, capsys):
     out = tmp_path / "images"
     main_ok(

@@ -37,7 +37,7 @@ def config(tmp_path_factory):
             "resolution": 64,
             "latents_cache_dir": str(folder / "cache"),
         },
-        "analysis": {"method": "noise_error", "samples": 4},
+        "analysis": {"method": "jacobian", "samples": 2},
         "stage1": {"stage": 1, "gradient_accumulation_steps": 2, "gradient_checkpointing": True, **stage},
         "stage2": {"stage": 2, "mixed_precision": "no", **stage},
         "serve": {"samplers": {"pndm": 5, "dpm": 4}},

@@ -175,7 +175,7 @@ def test_sdxl(tmp_path):
     assert set(configs) == {"unet", "text_encoder", "text_encoder_2", "vae"}
     assert configs["text_encoder_2"].bits["text_projection"] == 8
     assert config.time_features.kind == "layers_8bit"
-    assert "the UNet has addition_embed_type" in config.provenance["notes"][0]
+    assert "the model has addition_embed_type" in config.provenance["notes"][0]
     eight = [name for name, count in config.bits.items() if count == 8]
     assert {"conv_in", "conv_out", "add_embedding.linear_1", "add_embedding.linear_2"} <= set(eight)
     assert all(name.startswith(("conv_", "add_", "time_")) or name.endswith("time_emb_proj") for name in eight)

@@ -20,6 +20,11 @@ from bitsfusion.training.plan import Machine
 from ..tiny.kinds import build_sd
 
 PRESET = Path(__file__).parents[2] / "configs" / "sd15.yaml"
+ONE_BLOCK = {
+    "block_out_channels": (16,),
+    "down_block_types": ("CrossAttnDownBlock2D",),
+    "up_block_types": ("CrossAttnUpBlock2D",),
+}
 SMALL = {"train_batch_size": 2, "total_batch_size": 4, "max_train_steps": 2, "mixed_precision": "no"}
 
 
@@ -27,7 +32,7 @@ SMALL = {"train_batch_size": 2, "total_batch_size": 4, "max_train_steps": 2, "mi
 def source(tmp_path_factory):
     """A tiny pipeline, captioned images, a file of prompts, and the preset with sizes to match."""
     folder = tmp_path_factory.mktemp("paper")
-    build_sd().save_pretrained(folder / "model")
+    build_sd(**ONE_BLOCK).save_pretrained(folder / "model")
     (folder / "images").mkdir()
     noise = np.random.default_rng(0)
     for name in ("0.png", "1.png", "2.png", "3.png"):

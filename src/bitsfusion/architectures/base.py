@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from bitsfusion.architectures.layers import LayerInfo, LayerRole
+from bitsfusion.architectures.layers import FIXED_BITS, MODULATION_BITS, LayerInfo, LayerRole
 from bitsfusion.architectures.shapes import NotKnownError, Shapes
 from bitsfusion.architectures.timing import Timing
 from bitsfusion.errors import InputError
@@ -54,6 +54,11 @@ class Architecture:
     def timed(self) -> bool:
         """Whether it has layers of the time step."""
         return False
+
+    @property
+    def time_bits(self) -> int:
+        """About what the layers of the time step have where they stay: `FIXED_BITS`, modulation `MODULATION_BITS`."""
+        return FIXED_BITS if self.timing is None else MODULATION_BITS
 
     @property
     def note(self) -> str | None:

@@ -12,6 +12,9 @@ FIRST_LAST_BITS = 8
 FIXED_BITS = 8
 """Bits of conditioning layers, and of time layers where they stay: small, and all blocks depend on them."""
 
+MODULATION_BITS = 2
+"""What a transformer's modulation has about, where it stays and its bits are not known."""
+
 
 class LayerRole(str, Enum):
     """What happens to a layer."""

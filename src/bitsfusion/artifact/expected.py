@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from bitsfusion.artifact.model_config import named_architecture
 from bitsfusion.artifact.parts import written_config
 from bitsfusion.artifact.schema import PACKED_SUFFIX, TIME_TENSORS, PackedConfig, PackedEntry, TimeFeatures
 from bitsfusion.artifact.skeleton import empty_model, make_packed
-from bitsfusion.artifact.structure import named_architecture
 from bitsfusion.artifact.tensors import encode_layer
 from bitsfusion.artifact.weight_file import header
 from bitsfusion.artifact.writer import config_text

@@ -14,7 +14,7 @@ from bitsfusion.artifact.reader import PackedFolder, component_named, open_compo
 from bitsfusion.artifact.schema import PACKED_SUFFIX, TIME_TENSORS, PackedEntry
 from bitsfusion.artifact.verify import check_stored
 from bitsfusion.numerics.levels import level_count
-from bitsfusion.packing.accounting import FileBytes
+from bitsfusion.packing.accounting import FileBytes, LayerSize
 from bitsfusion.packing.entropy import counted_entropy, level_counts
 from bitsfusion.pipelines.completeness import read_shapes
 from bitsfusion.pipelines.weight_files import is_weights
@@ -25,6 +25,7 @@ class LayerInspection:
     """One packed layer.
 
     Fields:
+        kind: what it is there for, in words: shortcut, modulation and so on.
         bits, levels: b and 2^b + 1.
         shape, weights: of the weight tensor.
         entropy: of its levels, order 0, in bits a weight.
@@ -35,6 +36,7 @@ class LayerInspection:
     """
 
     name: str
+    kind: str
     bits: int
     levels: int
     shape: tuple[int, ...]
@@ -44,6 +46,26 @@ class LayerInspection:
     bytes_in_memory: int
     scale_bytes_on_disk: int
     scale_bytes_in_memory: int
+
+
+@dataclass(frozen=True)
+class RemovedLayers:
+    """The layers of the time step alone that stored features stand for.
+
+    Fields:
+        layers, weights: how many are gone.
+        bits: about what they have where they stay: 8, of a transformer's modulation 2.
+        layer_bytes: what they would take packed at `bits`, scales included.
+        feature_bytes: what the stored features take.
+        saved: `layer_bytes` less `feature_bytes`; below 0 where rows of many steps take more.
+    """
+
+    layers: int
+    weights: int
+    bits: int
+    layer_bytes: int
+    feature_bytes: int
+    saved: int
 
 
 @dataclass(frozen=True)
@@ -63,6 +85,7 @@ class Inspection:
         bytes_fp16: what all weights and other parameters would take in 16 bits.
         time_features: `basis` with rank, error and knots, `cached` with steps and samplers, `layers_8bit` or `none`;
             and how many values are stored.
+        removed: what these stand for and save; None where no features are stored.
         fallbacks: tensors with more than one dimension above 1 that are kept dense, by name and bytes; none is silent.
         note: what is to be said of the model's class, such as that it has no family of its own; None where nothing is.
         layers: in module order.
@@ -79,6 +102,7 @@ class Inspection:
     bytes_in_memory: int
     bytes_fp16: int
     time_features: dict[str, Any]
+    removed: RemovedLayers | None
     fallbacks: dict[str, int]
     note: str | None
     layers: tuple[LayerInspection, ...]
@@ -166,7 +190,7 @@ def _parameters(part: Path) -> int | None:
 
 def _inspect(folder: PackedFolder) -> Inspection:
     config = folder.config
-    expected = folder.expected()
+    expected, kind = folder.expected(), folder.architecture.kind
     layers: dict[str, LayerInspection] = {}
     others: dict[str, int] = {}
     fallbacks: dict[str, int] = {}
@@ -175,7 +199,9 @@ def _inspect(folder: PackedFolder) -> Inspection:
         for name, buffer in tensors.buffers():
             entry = config.layers[name]
             counts = level_counts(buffer[entry.size.scale_bytes :], entry.size.weights, entry.bits)
-            layers[name] = _layer(name, entry, tensors.tensor(name + PACKED_SUFFIX), counted_entropy(counts))
+            layers[name] = _layer(
+                name, kind(name), entry, tensors.tensor(name + PACKED_SUFFIX), counted_entropy(counts)
+            )
         for name, tensor in tensors.stored.items():
             if not name.endswith(PACKED_SUFFIX):
                 others[name] = tensor.nbytes
@@ -202,16 +228,26 @@ def _inspect(folder: PackedFolder) -> Inspection:
         bytes_in_memory=sum(layer.bytes_in_memory for layer in in_order) + features + rest,
         bytes_fp16=2 * weights + rest // 2,
         time_features={**config.time_features.model_dump(mode="json"), "values": config.feature_values},
+        removed=_removed(folder, features) if config.stores_features else None,
         fallbacks=fallbacks,
         note=folder.architecture.note,
         layers=tuple(in_order),
     )
 
 
-def _layer(name: str, entry: PackedEntry, payload: np.ndarray, entropy: float) -> LayerInspection:
+def _removed(folder: PackedFolder, features: int) -> RemovedLayers:
+    """`features`: bytes of those that are stored."""
+    shapes, bits = folder.config.removed.values(), folder.architecture.time_bits
+    sizes = [LayerSize(bits, math.prod(shape), shape[0]) for shape in shapes]
+    packed = sum(size.bytes_in_memory for size in sizes)
+    return RemovedLayers(len(sizes), sum(size.weights for size in sizes), bits, packed, features, packed - features)
+
+
+def _layer(name: str, kind: str, entry: PackedEntry, payload: np.ndarray, entropy: float) -> LayerInspection:
     size = entry.size
     return LayerInspection(
         name=name,
+        kind=kind,
         bits=entry.bits,
         levels=level_count(entry.bits),
         shape=entry.shape,

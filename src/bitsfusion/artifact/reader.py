@@ -16,6 +16,7 @@ from bitsfusion.architectures.base import Architecture
 from bitsfusion.architectures.registry import DENOISER_COMPONENTS
 from bitsfusion.artifact.container import StoredTensor, check_name, read_header, read_object
 from bitsfusion.artifact.limits import shown
+from bitsfusion.artifact.model_config import named_architecture
 from bitsfusion.artifact.payload import decode_layer, decode_layers
 from bitsfusion.artifact.schema import (
     CONFIG_FILE,
@@ -24,7 +25,7 @@ from bitsfusion.artifact.schema import (
     PackedConfig,
     parse_config,
 )
-from bitsfusion.artifact.structure import expected_tensors, named_architecture
+from bitsfusion.artifact.structure import expected_tensors
 from bitsfusion.errors import ArtifactError, InputError
 from bitsfusion.pipelines.folder import INDEX
 from bitsfusion.pipelines.weight_files import WeightChoice, weight_choices

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import numpy as np
 from pydantic import Field, ValidationError, computed_field, model_validator
 
-from bitsfusion.artifact.container import NAME, NAME_LENGTH
+from bitsfusion.artifact.container import NAME, NAME_LENGTH, StoredTensor
 from bitsfusion.artifact.limits import JSON_DEPTH, shown
 from bitsfusion.errors import ArtifactError
 from bitsfusion.io.hashes import sha256_json
@@ -236,3 +236,12 @@ def _deeper(value: Any, depth: int) -> bool:
     """Whether plain JSON is nested more than `depth` levels deep."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return depth < 0 or any(_deeper(item, depth - 1) for item in inner)
+
+
+def stored_tensor(name: str, shape: tuple[int, ...]) -> StoredTensor:
+    """A tensor that is no packed layer, or a packed layer's buffer, by its name: bytes, float16 or float32."""
+    if name.endswith(PACKED_SUFFIX):
+        return StoredTensor("U8", shape, math.prod(shape))
+    if name in TIME_TENSORS:
+        return StoredTensor("F16", shape, 2 * math.prod(shape))
+    return StoredTensor("F32", shape, 4 * math.prod(shape))

@@ -15,8 +15,8 @@ from bitsfusion.architectures.base import TRAINING_COUNTER
 from bitsfusion.architectures.registry import ARCHITECTURES, architecture_of, packed_modules
 from bitsfusion.artifact.container import StoredTensor
 from bitsfusion.artifact.limits import MODEL_MODULES, shown
-from bitsfusion.artifact.schema import PackedConfig, TimeBasisEntry
-from bitsfusion.artifact.structure import named_architecture, plain_config, stored_tensor
+from bitsfusion.artifact.model_config import named_architecture, plain_config
+from bitsfusion.artifact.schema import PackedConfig, TimeBasisEntry, stored_tensor
 from bitsfusion.diffusion.time_features import (
     Coverage,
     SamplerSteps,

@@ -6,17 +6,22 @@ as long as config and layers fit. Otherwise, and to say what does not fit, the m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from bitsfusion.architectures.base import Architecture, without_steering
+from bitsfusion.architectures.base import Architecture
 from bitsfusion.architectures.layers import LayerRole
-from bitsfusion.architectures.registry import ARCHITECTURES, architecture_named, class_name
 from bitsfusion.artifact.container import StoredTensor
-from bitsfusion.artifact.limits import MODEL_MODULES, check_model_config, shown
-from bitsfusion.artifact.schema import PACKED_SUFFIX, ROWS_TENSOR, TIME_TENSORS, PackedConfig, TimeBasisEntry
-from bitsfusion.errors import ArtifactError
+from bitsfusion.artifact.limits import MODEL_MODULES
+from bitsfusion.artifact.model_config import named_architecture, plain_config
+from bitsfusion.artifact.schema import (
+    PACKED_SUFFIX,
+    ROWS_TENSOR,
+    TIME_TENSORS,
+    PackedConfig,
+    TimeBasisEntry,
+    stored_tensor,
+)
 
 
 def expected_tensors(model_config: Mapping[str, Any], config: PackedConfig) -> dict[str, StoredTensor]:
@@ -35,45 +40,6 @@ def expected_tensors(model_config: Mapping[str, Any], config: PackedConfig) -> d
     model = empty_model(model_config)
     make_packed(model, config)
     return in_memory(model)
-
-
-def named_architecture(model_config: Mapping[str, Any]) -> Architecture:
-    """What a config.json says its model is.
-
-    Raises:
-        ArtifactError: no class that is packed: a reader builds no other.
-    """
-    name = class_name(model_config)
-    found = architecture_named(name) if isinstance(name, str) else None
-    if found is None:
-        wanted = " or ".join(ARCHITECTURES)
-        raise ArtifactError(f"config.json: got _class_name {shown(repr(name), 80)}, wanted {wanted}")
-    return found
-
-
-def plain_config(model_config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json without its quantization, for a model to be built from.
-
-    Raises:
-        ArtifactError: numbers, nesting or keys that no model has.
-    """
-    plain = {key: value for key, value in model_config.items() if key != "quantization_config"}
-    check_model_config(plain)
-    if named_architecture(model_config).library == "transformers":
-        for key in plain.keys() - without_steering(plain).keys():
-            raise ArtifactError(
-                f"config.json: got the key {shown(repr(key), 80)}, wanted none that chooses files or code"
-            )
-    return plain
-
-
-def stored_tensor(name: str, shape: tuple[int, ...]) -> StoredTensor:
-    """A tensor that is no packed layer, or a packed layer's buffer, by its name: bytes, float16 or float32."""
-    if name.endswith(PACKED_SUFFIX):
-        return StoredTensor("U8", shape, math.prod(shape))
-    if name in TIME_TENSORS:
-        return StoredTensor("F16", shape, 2 * math.prod(shape))
-    return StoredTensor("F32", shape, 4 * math.prod(shape))
 
 
 def _fitted(

@@ -103,6 +103,12 @@ def _print_inspection(inspection: Inspection) -> None:
     print(f"entropy, bits a weight      {inspection.entropy_bits:.4f}")
     print(f"on disk, bits a weight      {inspection.true_bits:.4f}")
     print(f"time features               {_time_features(inspection.time_features)}")
+    if (gone := inspection.removed) is not None:
+        saving = f"save {gone.saved:,}" if gone.saved >= 0 else f"take {-gone.saved:,} more"
+        print(
+            f"time layers removed         {gone.layers} layers, {gone.weights:,} weights, packed at {gone.bits} bits "
+            f"{gone.layer_bytes:,} bytes: {gone.feature_bytes:,} bytes of features in their place {saving}"
+        )
     kept = ", ".join(inspection.fallbacks) or "none"
     print(f"layers kept dense           {kept}")
     if inspection.note is not None:

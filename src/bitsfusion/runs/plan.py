@@ -9,15 +9,15 @@ from typing import Any, Literal
 from torch import nn
 
 from bitsfusion.architectures.base import Architecture
-from bitsfusion.architectures.layers import FIXED_BITS, LayerInfo, LayerRole
+from bitsfusion.architectures.layers import FIXED_BITS, MODULATION_BITS, LayerInfo, LayerRole
 from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.expected import ExpectedSize, expected_size
+from bitsfusion.artifact.model_config import named_architecture
 from bitsfusion.artifact.schema import TimeBasisEntry, TimeFeatures, TimeFeaturesEntry
 from bitsfusion.artifact.skeleton import empty_model
-from bitsfusion.artifact.structure import named_architecture
 from bitsfusion.artifact.writer import basis_entry
 from bitsfusion.diffusion.time_features import BASIS, Cover, cover, expected_basis
-from bitsfusion.diffusion.time_features.fit import EXPECTED_RANK, MODULATION_BITS, MODULATION_RANK, layer_values
+from bitsfusion.diffusion.time_features.fit import EXPECTED_RANK, MODULATION_RANK, layer_values
 from bitsfusion.diffusion.time_features.layers import time_layers, time_outputs_width, uncacheable
 from bitsfusion.diffusion.time_features.modulation import timing_of
 from bitsfusion.errors import InputError

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from bitsfusion.architectures.layers import FIXED_BITS, MODULATION_BITS
 from bitsfusion.diffusion.time_features.basis import TimeBasis, basis_features
 from bitsfusion.diffusion.time_features.layers import time_layers, time_outputs
 from bitsfusion.diffusion.time_features.modulation import timing_of
@@ -36,9 +37,6 @@ MODULATION_RANK = 64
 _EXPECTED_SPACING = 2
 
 VALUE_BITS = 16
-LAYER_BITS = 8
-MODULATION_BITS = 2
-"""What a transformer's modulation has about, where it stays: a basis has to take less."""
 _SAMPLES = 2  # a time step: curves are fitted and measured at every half step
 _MORE_RANKS = 8  # beyond the least that the directions alone ask for
 
@@ -46,7 +44,7 @@ _MORE_RANKS = 8  # beyond the least that the directions alone ask for
 def layer_values(unet: nn.Module) -> int:
     """As how many 16-bit values the time layers count when they stay, at 8 bits (Appendix H); of a transformer at 2."""
     weights = sum(unet.get_parameter(f"{name}.weight").numel() for name in time_layers(unet))
-    bits = LAYER_BITS if timing_of(unet) is None else MODULATION_BITS
+    bits = FIXED_BITS if timing_of(unet) is None else MODULATION_BITS
     return -(-int(level_bits(bits) * weights) // VALUE_BITS)
 
 
