@@ -53,6 +53,7 @@ def test_every_linear_layer_is_packed_and_ends_lie_outside_the_blocks() -> None:
     ends = {name for name, layer in layers.items() if layer.role is LayerRole.FIRST_LAST}
     assert {name.split(".")[0] for name in ends} == {"x_embedder", "time_caption_embed", "norm_out"}
     assert layers["layers.0.norm1.linear"].kind == "modulation"
+    assert {layers[name].kind for name in ends} == {"embedding", "modulation"}  # and the output, within norm_out
 
 
 def test_patterns_of_the_class_make_ends_inside_blocks() -> None:

@@ -11,9 +11,13 @@ from diffusers import AutoencoderDC, AutoencoderKL
 from bitsfusion.architectures.registry import ARCHITECTURES, model_layers
 from bitsfusion.calibration.components import calibrate_component, component_calls, halves
 from bitsfusion.calibration.settings import CalibrationSettings
+from bitsfusion.embedded.quick import QUICK
+from bitsfusion.evaluation.prompts import world_prompts
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.nn.rounded import put_rounded
 from bitsfusion.pipelines.load import load_pipeline
+from bitsfusion.runs.components import WHOLE, WHOLE_CALIBRATED, component_bits
+from bitsfusion.runs.prompts import prompts_of
 
 PROMPTS = ("a red circle", "two blue squares", "a green triangle left of a red square", "three circles")
 
@@ -63,6 +67,33 @@ def test_outputs_are_nearer_than_with_the_weights_alone(pipeline, calls, name):
         )
         errors = [float((_states(result) - _states(before)).square().mean()) for result in after]
         assert errors[1] < 0.8 * errors[0], (part, errors)
+
+
+@torch.no_grad()
+def test_a_text_encoder_of_fewer_bits_is_nearer_once_calibrated(pipeline):
+    """At the bits that `init --whole --calibrate` takes, against those of `init --whole`, on test prompts."""
+    name, settings = "text_encoder", CalibrationSettings(samples=48, steps=1)
+    calls = component_calls(pipeline, [name], prompts_of("embedded"), settings)[name]
+    texts = world_prompts(QUICK, "test", 4, seed=1024).texts
+    (held_out, *_) = component_calls(pipeline, [name], texts, CalibrationSettings(samples=24, steps=1))[name][""]
+    model = pipeline.text_encoder.eval()
+    plain, calibrated = (
+        {
+            layer: b
+            for layer, b in component_bits(
+                model, ARCHITECTURES[type(model).__name__], others.text_encoder, 8, lambda *_: ({}, {})
+            )[0].items()
+            if not isinstance(model.get_submodule(layer), torch.nn.Embedding)
+        }
+        for others in (WHOLE, WHOLE_CALIBRATED)
+    )
+    assert sum(calibrated.values()) < sum(plain.values())
+    students = copy.deepcopy(model), copy.deepcopy(model)
+    fake_quantize_model(students[0], plain)
+    put_rounded(students[1], calibrate_component(model, calibrated, calls, settings).layers)
+    wanted, *got = (_states(each(*held_out.args, **held_out.kwargs)) for each in (model, *students))
+    errors = [float((states - wanted).square().mean()) for states in got]
+    assert errors[1] < errors[0], errors
 
 
 def _states(result):

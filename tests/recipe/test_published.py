@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from bitsfusion.architectures.layers import FIRST_LAST_BITS, LayerRole
-from bitsfusion.architectures.registry import feature_width, layer_kind, layers_to_assign, model_layers
+from bitsfusion.architectures.registry import feature_width, layers_to_assign, model_layers
 from bitsfusion.errors import InputError
 from bitsfusion.packing.accounting import average_bits
 from bitsfusion.recipe.named import recipe_bits
@@ -48,7 +48,8 @@ def test_an_unknown_published_recipe():
 
 
 def test_every_kind_of_layer_has_a_name(sd15_unet):
-    kinds = {name: layer_kind(name) for name in published_recipe("sd15")}
+    layers = model_layers(sd15_unet)
+    kinds = {name: layers[name].kind for name in published_recipe("sd15")}
     assert kinds["conv_in"] == "first and last"
     assert kinds["down_blocks.1.resnets.0.conv_shortcut"] == "shortcut"
     assert kinds["mid_block.attentions.0.transformer_blocks.0.attn2.to_k"] == "cross-attention"

@@ -14,11 +14,12 @@ import torch
 import bitsfusion  # noqa: F401  registers with diffusers
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.calibration.settings import CalibrationSettings
-from bitsfusion.cli.steps import _calibration
+from bitsfusion.cli.steps import _calibration, _others
 from bitsfusion.errors import InputError
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.runs.calibration import CALIBRATED, CalibrationJob
+from bitsfusion.runs.components import UNET_ALONE, WHOLE, WHOLE_CALIBRATED
 from bitsfusion.runs.config import RunConfig, WorldSource
 from bitsfusion.runs.packing import init_pipeline
 from bitsfusion.runs.run import Run
@@ -115,3 +116,10 @@ def test_options_without_calibrate_are_refused():
     assert _calibration("embedded", False, None, None, None, "cpu") is None
     made = _calibration("embedded:grid", True, None, 3, 4, "cpu")
     assert (made.settings.samples, made.settings.steps, made.settings.guidance) == (3, 4, 3.0)
+
+
+def test_a_calibrated_whole_takes_fewer_bits_unless_told():
+    assert _others(True, None, None, None, calibrate=True) == WHOLE_CALIBRATED
+    assert _others(True, None, None, None) == WHOLE and _others(False, None, None, None, True) == UNET_ALONE
+    given = _others(True, "4", None, 6, calibrate=True)
+    assert (given.text_encoder, given.vae, given.token_embedding) == ("4", WHOLE_CALIBRATED.vae, 6)

@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from bitsfusion.architectures.registry import layers_to_assign
+from bitsfusion.architectures.registry import layers_to_assign, model_layers
 from bitsfusion.io.texts import read_json
 from bitsfusion.sensitivity.report import measured, tables, write_report
 from bitsfusion.sensitivity.skewness import nearly_symmetric, skewness
 from bitsfusion.sensitivity.table import SensitivityRow, SensitivityTable
 
 from ..tiny.pipeline import build_one_block_pipeline
+from ..tiny.transformers import build_transformer
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,12 @@ def unet():
 
 @pytest.fixture(scope="module")
 def table(unet):
+    return table_of(unet)
+
+
+def table_of(model):
     """MSE rising with the layer's place, PSNR falling exactly with it, a CLIP drop that follows neither."""
-    layers = {name: layer.numel for name, layer in layers_to_assign(unet).items()}
+    layers = {name: layer.numel for name, layer in layers_to_assign(model).items()}
     rng = np.random.default_rng(0)
     rows = [
         SensitivityRow(
@@ -50,8 +55,8 @@ def table(unet):
     )
 
 
-def test_tables(table):
-    found = tables(table)
+def test_tables(table, unet):
+    found = tables(table, {name: layer.kind for name, layer in model_layers(unet).items()})
     assert measured(table) == ["mse", "psnr", "clip_drop"]
     assert set(found["between_metrics"]["1"]) == {"psnr", "clip_drop"}
     for bits in ("1", "2", "3"):
@@ -62,6 +67,18 @@ def test_tables(table):
     shortcut = found["kinds"]["shortcut"]
     assert shortcut["1"] == pytest.approx(3 * shortcut["3"]) and shortcut["layers"] >= 1
     assert sum(kind["layers"] for kind in found["kinds"].values()) == len(table.layers)
+
+
+def test_layers_of_a_transformer_have_its_kinds(tmp_path):
+    model = build_transformer("QwenImageTransformer2DModel")
+    table = table_of(model)
+    write_report(table, model, tmp_path)
+    kinds = read_json(tmp_path / "tables.json")["kinds"]
+    assert kinds.keys() == {"modulation", "attention", "feed-forward"}
+    modulation = [name for name in table.layers if "_mod." in name]
+    assert kinds["modulation"]["layers"] == len(modulation) == 2 * model.config.num_layers
+    assert kinds["modulation"]["2"] == pytest.approx(np.mean([table.row(name, 2).mse for name in modulation]))
+    assert "| modulation | " in (tmp_path / "tables.md").read_text()
 
 
 def test_files(table, unet, tmp_path):

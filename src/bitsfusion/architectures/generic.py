@@ -56,7 +56,7 @@ class GenericTransformer(Denoiser):
         return LayerRole.FIRST_LAST if end else LayerRole.QUANTIZED
 
     def kind(self, name: str) -> str:
-        return "first and last" if self.role(name) is LayerRole.FIRST_LAST else transformer_kind(name)
+        return transformer_kind(name)
 
     def modules(self, model: nn.Module) -> dict[str, Any]:
         """The same as of any family.

@@ -123,11 +123,6 @@ def model_layers(model: nn.Module, architecture: Architecture | None = None) -> 
     return (architecture or denoiser_of(model)).layer_infos(model)
 
 
-def layer_kind(name: str, model_class: str = UNET.name) -> str:
-    """What a layer is there for, in words: shortcut, cross-attention, feed-forward and so on."""
-    return _named(model_class).kind(name)
-
-
 def layer_role(name: str, model_class: str = UNET.name) -> LayerRole:
     """The part that the layer of this name plays in a model of a class."""
     return _named(model_class).role(name)

@@ -43,8 +43,12 @@ ENDS = re.compile(
     r"norm_out|proj_out|all_x_embedder|all_final_layer|register_tokens|guidance_embedder)(\.|$)"
 )
 _KINDS = (
-    (ENDS, "first and last"),
-    (re.compile(r"(^|\.)(norm\d*(_context)?|\w*modulation\w*|\w*_mod|adaLN_modulation)(\.|$)"), "modulation"),
+    (re.compile(r"(^|\.)(norm(\d*|_out)(_context)?|\w*modulation\w*|\w*_mod)(\.|$)"), "modulation"),
+    (re.compile(r"^(adaln_single|time_embed)\.linear$"), "modulation"),
+    (re.compile(r"^(proj_out|(all_)?final_layer)(\.|$)"), "output"),
+    (re.compile(r"^(\w*embed\w*|(img|txt)_in|caption_projection|adaln_single|time_step_proj)(\.|$)"), "embedding"),
+    # The single blocks of FLUX.1 and FLUX.2 run both side by side, with one layer before or behind them.
+    (re.compile(r"^single_\w+\.\d+\.(proj_out|attn\.(to_qkv_mlp_proj|to_out))$"), "attention and feed-forward"),
     (re.compile(r"\.attn2\."), "cross-attention"),
     (re.compile(r"\.(attn\d?|attention)\."), "attention"),
     (re.compile(r"\.(ff\w*|feed_forward|mlp\w*|img_mlp|txt_mlp|proj_mlp)(\.|$)"), "feed-forward"),

@@ -25,6 +25,7 @@ class LayerInspection:
     """One packed layer.
 
     Fields:
+        kind: what it is there for, in words: shortcut, modulation and so on.
         bits, levels: b and 2^b + 1.
         shape, weights: of the weight tensor.
         entropy: of its levels, order 0, in bits a weight.
@@ -35,6 +36,7 @@ class LayerInspection:
     """
 
     name: str
+    kind: str
     bits: int
     levels: int
     shape: tuple[int, ...]
@@ -188,7 +190,7 @@ def _parameters(part: Path) -> int | None:
 
 def _inspect(folder: PackedFolder) -> Inspection:
     config = folder.config
-    expected = folder.expected()
+    expected, kind = folder.expected(), folder.architecture.kind
     layers: dict[str, LayerInspection] = {}
     others: dict[str, int] = {}
     fallbacks: dict[str, int] = {}
@@ -197,7 +199,9 @@ def _inspect(folder: PackedFolder) -> Inspection:
         for name, buffer in tensors.buffers():
             entry = config.layers[name]
             counts = level_counts(buffer[entry.size.scale_bytes :], entry.size.weights, entry.bits)
-            layers[name] = _layer(name, entry, tensors.tensor(name + PACKED_SUFFIX), counted_entropy(counts))
+            layers[name] = _layer(
+                name, kind(name), entry, tensors.tensor(name + PACKED_SUFFIX), counted_entropy(counts)
+            )
         for name, tensor in tensors.stored.items():
             if not name.endswith(PACKED_SUFFIX):
                 others[name] = tensor.nbytes
@@ -239,10 +243,11 @@ def _removed(folder: PackedFolder, features: int) -> RemovedLayers:
     return RemovedLayers(len(sizes), sum(size.weights for size in sizes), bits, packed, features, packed - features)
 
 
-def _layer(name: str, entry: PackedEntry, payload: np.ndarray, entropy: float) -> LayerInspection:
+def _layer(name: str, kind: str, entry: PackedEntry, payload: np.ndarray, entropy: float) -> LayerInspection:
     size = entry.size
     return LayerInspection(
         name=name,
+        kind=kind,
         bits=entry.bits,
         levels=level_count(entry.bits),
         shape=entry.shape,

@@ -20,7 +20,7 @@ from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.load import EMBEDDED
 from bitsfusion.runs.calibration import CalibrationJob
 from bitsfusion.runs.calibration_plan import CalibrationPlan, pipeline_calibration_plan
-from bitsfusion.runs.components import UNET_ALONE, WHOLE, OtherBits
+from bitsfusion.runs.components import UNET_ALONE, WHOLE, WHOLE_CALIBRATED, OtherBits
 from bitsfusion.runs.packing import ScaleDtype, init_pipeline, pack_checkpoint
 
 OtherRecipe = Annotated[
@@ -34,14 +34,23 @@ Whole = Annotated[
     bool,
     typer.Option(
         "--whole",
-        help=f"Pack text encoders and VAE, too: the same as --text-encoder {WHOLE.text_encoder} --vae {WHOLE.vae}.",
+        help=f"Pack text encoders and VAE, too: the same as --text-encoder {WHOLE.text_encoder} --vae {WHOLE.vae}; "
+        f"calibrated, as --text-encoder {WHOLE_CALIBRATED.text_encoder} --vae {WHOLE_CALIBRATED.vae}.",
     ),
 ]
 ScaleType = Annotated[
     ScaleDtype, typer.Option(help="float16 rounds scales to float16, so that an export to GGUF is exact.")
 ]
 _CALIBRATION = CalibrationSettings()
-TokenEmbedding = Annotated[int, typer.Option(min=1, max=8, help="Bits of a packed text encoder's token embedding.")]
+TokenEmbedding = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=8,
+        help="Bits of a packed text encoder's token embedding.",
+        show_default=f"{WHOLE.token_embedding}; with --whole --calibrate {WHOLE_CALIBRATED.token_embedding}",
+    ),
+]
 
 Config = Annotated[
     str | None,
@@ -70,7 +79,7 @@ def init(
     whole: Whole = False,
     text_encoder: OtherRecipe = None,
     vae: OtherRecipe = None,
-    token_embedding: TokenEmbedding = WHOLE.token_embedding,
+    token_embedding: TokenEmbedding = None,
     scale_dtype: ScaleType = "float32",
     config: Config = None,
     without: Without = [],  # noqa: B006
@@ -116,7 +125,7 @@ def init(
             bits=bits,
             method=scale_init,
             samplers=time_cover(cover),
-            others=_others(whole, text_encoder, vae, token_embedding),
+            others=_others(whole, text_encoder, vae, token_embedding, calibrate),
             config=config,
             without=without,
             calibration=job,
@@ -134,7 +143,7 @@ def pack(
     whole: Whole = False,
     text_encoder: OtherRecipe = None,
     vae: OtherRecipe = None,
-    token_embedding: TokenEmbedding = WHOLE.token_embedding,
+    token_embedding: TokenEmbedding = None,
     scale_dtype: ScaleType = "float32",
     quiet: Quiet = False,
     json: Json = False,
@@ -177,9 +186,12 @@ def _print_plan(plan: CalibrationPlan, json: bool) -> None:
     print(f"Operations are counted; matrices are multiplied at {rate} on this device, as measured just now.")
 
 
-def _others(whole: bool, text_encoder: str | None, vae: str | None, token_embedding: int) -> OtherBits:
-    base = WHOLE if whole else UNET_ALONE
-    return OtherBits(text_encoder or base.text_encoder, vae or base.vae, token_embedding, base.all_there_are)
+def _others(
+    whole: bool, text_encoder: str | None, vae: str | None, token_embedding: int | None, calibrate: bool = False
+) -> OtherBits:
+    base = UNET_ALONE if not whole else WHOLE_CALIBRATED if calibrate else WHOLE
+    tokens = base.token_embedding if token_embedding is None else token_embedding
+    return OtherBits(text_encoder or base.text_encoder, vae or base.vae, tokens, base.all_there_are)
 
 
 def _report(configs: Mapping[str, PackedConfig], out: Path, json: bool) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from bitsfusion.architectures.registry import layer_kind
 from bitsfusion.artifact.inspect import Inspection
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.estimates import Difference, Verdict
@@ -90,8 +89,7 @@ def layer_rows(inspection: Inspection, errors: Mapping[tuple[str, int], float] |
     """Every packed layer; `errors`: (name, bits) -> the error as measured alone, where it was."""
     known = errors or {}
     return [
-        LayerRow(x.name, layer_kind(x.name), x.weights, x.bits, known.get((x.name, x.bits)), x.entropy)
-        for x in inspection.layers
+        LayerRow(x.name, x.kind, x.weights, x.bits, known.get((x.name, x.bits)), x.entropy) for x in inspection.layers
     ]
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitsfusion.architectures.registry import layer_kind
 from bitsfusion.sensitivity.skewness import NEARLY_SYMMETRIC, nearly_symmetric
 
 if TYPE_CHECKING:
@@ -17,19 +16,22 @@ _NAMED_KINDS = 12
 """Kinds that have a colour of their own at most; the paper names the shortcuts and the cross-attention."""
 
 
-def error_figure(values: Mapping[int, Mapping[str, float]], label: str, *, logarithmic: bool) -> Figure:
+def error_figure(
+    values: Mapping[int, Mapping[str, float]], label: str, kinds: Mapping[str, str], *, logarithmic: bool
+) -> Figure:
     """Figures 2 and 9 to 12: a panel for each bit width, a bar for each layer in its order, coloured by its kind.
 
     Args:
         values: bit width -> layer -> error.
         label: the vertical axis's.
+        kinds: layer -> what it is there for, in words.
         logarithmic: whether its scale is.
     """
     figure, axes = _panels(len(values), sharey=True)
-    colours = _colours(next(iter(values.values())))
+    colours = _colours(next(iter(values.values())), kinds)
     for axis, (bits, errors) in zip(axes, values.items(), strict=True):
         for kind, colour in colours.items():
-            places = [place for place, name in enumerate(errors) if layer_kind(name) == kind]
+            places = [place for place, name in enumerate(errors) if kinds[name] == kind]
             heights = [list(errors.values())[place] for place in places]
             axis.bar(places, heights, width=1.0, color=colour, label=kind)
         axis.set_yscale("log" if logarithmic else "linear")
@@ -62,9 +64,9 @@ def _panels(count: int, *, sharey: bool) -> tuple[Figure, list[Any]]:
     return figure, list(axes)
 
 
-def _colours(layers: Mapping[str, float]) -> dict[str, Any]:
+def _colours(layers: Mapping[str, float], kinds: Mapping[str, str]) -> dict[str, Any]:
     from matplotlib import colormaps
 
-    kinds = list(dict.fromkeys(layer_kind(name) for name in layers))
-    palette = colormaps["tab20"](np.linspace(0, 1, max(_NAMED_KINDS, len(kinds))))
-    return dict(zip(kinds, palette, strict=False))
+    found = list(dict.fromkeys(kinds[name] for name in layers))
+    palette = colormaps["tab20"](np.linspace(0, 1, max(_NAMED_KINDS, len(found))))
+    return dict(zip(found, palette, strict=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from bitsfusion.architectures.registry import layer_kind
+from bitsfusion.architectures.registry import model_layers
 from bitsfusion.io.atomic import atomic_path
 from bitsfusion.io.texts import write_json, write_text
 from bitsfusion.sensitivity.correlation import Correlation, Metric, correlate_bits, correlate_tables
@@ -29,14 +30,15 @@ def write_report(table: SensitivityTable, unet: nn.Module, folder: Path) -> list
     Returns:
         The files, in that order.
     """
+    kinds = {name: layer.kind for name, layer in model_layers(unet).items()}
     figures: dict[str, Figure] = {}
     for metric in measured(table):
         values = {bits: table.column(metric, bits) or {} for bits in MEASURED_BITS}
-        figures[metric] = error_figure(values, LABELS[metric], logarithmic=metric == "mse")
+        figures[metric] = error_figure(values, LABELS[metric], kinds, logarithmic=metric == "mse")
     skews = skewness(unet)
     figures["skewness"] = skewness_figure(skews)
 
-    found = tables(table)
+    found = tables(table, kinds)
     found["skewness"] = {"within_half": nearly_symmetric(skews), "layers": skews}
     files = [folder / "tables.json", folder / "tables.md"]
     write_json(files[0], found)
@@ -53,13 +55,17 @@ def measured(table: SensitivityTable) -> list[Metric]:
     return [metric for metric in LABELS if all(table.column(metric, bits) is not None for bits in MEASURED_BITS)]
 
 
-def tables(table: SensitivityTable) -> dict[str, Any]:
+def tables(table: SensitivityTable, kinds: Mapping[str, str]) -> dict[str, Any]:
     """Table 1 (the squared error with each other metric, by bit width), Table 2 (each metric between two bit widths)
-    and the mean squared error of each kind of layer; correlations are Pearson's and of ranks, with their signs."""
+    and the mean squared error of each kind of layer; correlations are Pearson's and of ranks, with their signs.
+
+    Args:
+        kinds: layer -> what it is there for, in words.
+    """
     metrics = measured(table)
-    kinds: dict[str, list[str]] = {}
+    of_kind: dict[str, list[str]] = {}
     for name in table.layers:
-        kinds.setdefault(layer_kind(name), []).append(name)
+        of_kind.setdefault(kinds[name], []).append(name)
     return {
         "schema_version": 1,
         "sensitivity_sha256": table.sha256(),
@@ -77,7 +83,7 @@ def tables(table: SensitivityTable) -> dict[str, Any]:
                 "layers": len(names),
                 **{str(bits): float(np.mean([table.row(name, bits).mse for name in names])) for bits in MEASURED_BITS},
             }
-            for kind, names in kinds.items()
+            for kind, names in of_kind.items()
         },
     }
 
