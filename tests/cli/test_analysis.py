@@ -6,10 +6,14 @@ import json
 
 import pytest
 
+from bitsfusion.architectures.registry import layers_to_assign
 from bitsfusion.cli.main import main
 from bitsfusion.io.texts import read_json
 from bitsfusion.recipe.schema import read_recipe
 from bitsfusion.sensitivity.table import read_table
+
+from ..tiny.kinds import build_sd
+from ..tiny.pictures import captioned
 
 
 def call(capsys, *arguments, code=0):
@@ -41,14 +45,18 @@ def test_measures_and_reports(sensitivity):
     assert report == {"tables.json", "tables.md", "mse.png", "skewness.png"}
 
 
-def test_dry_run_tells_and_writes_nothing(tmp_path, capsys):
-    out = tmp_path / "s.json"
-    arguments = ("analyze", "embedded", "--out", out, "--method", "noise_error", "--samples", "8", "--dry-run")
+def test_dry_run_tells_and_writes_nothing(tmp_path, tmp_path_factory, capsys):
+    source, pictures = tmp_path_factory.mktemp("source"), captioned(tmp_path_factory.mktemp("pictures"))
+    pipeline = build_sd()
+    pipeline.save_pretrained(source)
+    candidates = 3 * len(layers_to_assign(pipeline.unet))
+    data = ("--data", pictures, "--resolution", "16", "--samples", "2")
+    arguments = ("analyze", source, "--out", tmp_path / "s.json", "--method", "noise_error", *data, "--dry-run")
     plan = json.loads(call(capsys, *arguments, "--workers", "4", "--json"))
-    assert (plan["candidates"], plan["done"], plan["forwards"], plan["workers"]) == (321, 0, 8, 4)
+    assert (plan["candidates"], plan["done"], plan["forwards"], plan["workers"]) == (candidates, 0, 2, 4)
     assert 0 < plan["hours"] < 0.1
     text = call(capsys, *arguments)
-    assert "321, of which 0" in text and "timed: 8 noisy latents" in text
+    assert f"{candidates}, of which 0" in text and "timed: 2 noisy latents" in text
     assert list(tmp_path.iterdir()) == []
 
 

@@ -120,6 +120,7 @@ def test_ctrl_c_says_whether_the_same_command_goes_on(arguments, line, tmp_path)
     code = (
         "import os, signal, bitsfusion.artifact.writer as writer;"
         "import bitsfusion.runs.folder as folder;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a shell's background job ignores it
         "stop = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT);"
         "writer.atomic_folder = stop; folder.write_json = stop;" + MAIN
     )

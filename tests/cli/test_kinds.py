@@ -184,12 +184,24 @@ def test_train_and_pack(
         assert run("verify", tmp_path / "packed") == 0
 
 
-@pytest.mark.parametrize("kind", TRAINED)
-@pytest.mark.parametrize("preset", ["sd15", "sd15_one_gpu", "sdxl_one_gpu"])
+@pytest.mark.parametrize(
+    ("kind", "preset"),
+    [
+        pytest.param(kind, preset, marks=() if preset == usual else pytest.mark.slow)
+        for kind, usual in {
+            "sd1": "sd15",
+            "sd2": "sd15_one_gpu",
+            "sdxl": "sdxl_one_gpu",
+            "refiner": "sdxl_one_gpu",
+            "lcm": "sd15",
+        }.items()
+        for preset in ("sd15", "sd15_one_gpu", "sdxl_one_gpu")
+    ],
+)
 def test_run_dry_run_prints_the_cost(
     kind: str, preset: str, folders: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A preset, on another model: memory and days of both stages."""
+    """A preset, on another model: memory and days of both stages. A kind's usual preset is quick, the others slow."""
     config = yaml.safe_load((Path(__file__).parents[2] / "configs" / f"{preset}.yaml").read_text(encoding="utf-8"))
     config = {**config, "model": str(folders(kind) / "source")}
     config["data"] = {**config["data"], "resolution": 16}

@@ -109,7 +109,7 @@ def test_the_embedded_model(packed: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_flow_model(tmp_path: Path) -> None:
-    """Its modulation stored as features."""
+    """A trained transformer, which keeps its modulation."""
     init_pipeline("embedded:flow", tmp_path / "packed", recipe="uniform:2")
     bitsfusion.export(tmp_path / "packed", "onnx", tmp_path / "graphs")
     check_weights(tmp_path / "packed", tmp_path / "graphs")

@@ -25,6 +25,18 @@ class TextEncoder(nn.Module):
         return hidden
 
 
+class MaskedTextEncoder(nn.Module):
+    """The same of tokens that an attention mask [batch, length] of 0 and 1 names; states of the others are 0."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        hidden: Tensor = self.model(input_ids, attention_mask, return_dict=False)[0]
+        return hidden * attention_mask.unsqueeze(-1)
+
+
 class Decoder(nn.Module):
     """Latents to a picture [batch, 3, height, width] from -1 to 1."""
 
@@ -46,6 +58,19 @@ class TimedUNet(nn.Module):
 
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
         prediction: Tensor = self.model(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+        return prediction
+
+
+class TimedTransformer(nn.Module):
+    """An AuraFlow as `TimedUNet`: its time step [batch] counts from 0 to 1000 as schedulers do."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        level = timestep / 1000
+        prediction: Tensor = self.model(sample, encoder_hidden_states, level, return_dict=False)[0]
         return prediction
 
 

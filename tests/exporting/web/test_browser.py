@@ -7,6 +7,7 @@ import http.server
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -20,13 +21,15 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 import bitsfusion
 from bitsfusion.evaluation.drawing import generate_to_folder
+from bitsfusion.runs.components import OtherBits
+from bitsfusion.runs.packing import init_pipeline
 
 CHROMIUM = next(
     (path for name in ("chromium", "google-chrome", "chromium-browser") if (path := shutil.which(name))), None
 )
 DRIVER = shutil.which("chromedriver")
 FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-WAIT = 120  # seconds
+WAIT = 240  # seconds
 PROMPT, SEED, STEPS, GUIDANCE = "a green triangle and a white cross", 7, 12, 5.0
 
 pytestmark = [
@@ -48,13 +51,19 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module")
-def url(site: Path) -> Iterator[str]:
-    handler = functools.partial(Quiet, directory=str(site.parent))
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    handler = functools.partial(Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def url(site: Path) -> Iterator[str]:
+    with served(site.parent) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -93,19 +102,33 @@ def drawn(browser: WebDriver) -> np.ndarray:
     return np.array(pixels).reshape(height, width, 4)[..., :3]
 
 
-def test_it_draws_pythons_picture(browser: WebDriver, url: str, packed: Path, tmp_path: Path) -> None:
+def check_picture(browser: WebDriver, url: str, packed: Path, out: Path) -> None:
+    """The page draws, without a word on the console, what Python draws."""
     asked = {"prompt": PROMPT, "seed": SEED, "steps": STEPS, "guidance": GUIDANCE, "backend": "wasm", "draw": 1}
     browser.get(f"{url}/page/index.html?{urlencode(asked)}")
     wait_for(browser, "drawing")
     found = drawn(browser)
     (path,) = generate_to_folder(
-        str(packed), [PROMPT], tmp_path, sampler="own", steps=STEPS, guidance=GUIDANCE, seed=SEED, device="cpu"
+        str(packed), [PROMPT], out, sampler="own", steps=STEPS, guidance=GUIDANCE, seed=SEED, device="cpu"
     )
     wanted = np.asarray(Image.open(path).convert("RGB")).astype(int)
     assert np.ptp(wanted) > 100
     assert np.abs(found - wanted).max() <= 2
     assert float(browser.find_element(By.ID, "bytes").text.split()[0]) > 16
     assert browser.get_log("browser") == []
+
+
+def test_it_draws_pythons_picture(browser: WebDriver, url: str, packed: Path, tmp_path: Path) -> None:
+    check_picture(browser, url, packed, tmp_path)
+
+
+def test_the_flow_model(browser: WebDriver, archives: Path, tmp_path: Path) -> None:
+    """A transformer, its text encoder told what is padding."""
+    others = OtherBits(text_encoder="6", vae="6", token_embedding=8)
+    init_pipeline("embedded:flow", tmp_path / "packed", recipe="uniform:3", others=others)
+    bitsfusion.export(tmp_path / "packed", "web", tmp_path / "page", vendor=archives)
+    with served(tmp_path) as url:
+        check_picture(browser, url, tmp_path / "packed", tmp_path / "drawn")
 
 
 def test_a_damaged_byte_gives_a_message(browser: WebDriver, url: str, site: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from transformers import CLIPTextModel
 
 from bitsfusion.artifact.reader import open_folder
 from bitsfusion.artifact.skeleton import empty_model
-from bitsfusion.exporting.web.graphs import Decoder, FeaturedUNet, TextEncoder, TimedUNet, write_graph
+from bitsfusion.diffusion.time_features import time_feature_rows
+from bitsfusion.exporting.web.graphs import Decoder, Featured, TextEncoder, TimedTransformer, TimedUNet, write_graph
+
+from ...tiny.transformers import build_transformer
 
 GOLDEN = Path(__file__).parents[2] / "artifact" / "golden"
 FILL = """
@@ -48,7 +52,7 @@ def traced(name: str, model: Any, meta: nn.Module) -> tuple[nn.Module, dict[str,
     if name == "v1/layers_8bit":
         return TimedUNet(meta), {"sample": sample, "timestep": times, **rest}, wanted
     features = model.time_proj(times)
-    return FeaturedUNet(meta, features.shape[1]), {"sample": sample, "time_features": features, **rest}, wanted
+    return Featured(TimedUNet(meta), features.shape[1]), {"sample": sample, "time_features": features, **rest}, wanted
 
 
 @torch.no_grad()
@@ -85,14 +89,42 @@ def test_filled_graphs_compute_the_same(node: Node, whole_page: Path, tmp_path: 
         "bytes": layout.bytes,
         "tensors": layout.tensors,
     }
-    node(FILL, {"entry": entry, "out": str(tmp_path / "weights.bin")})
-    filled = (tmp_path / "weights.bin").read_bytes()
-    assert len(filled) == layout.bytes
+    check_graph(node, entry, tmp_path, inputs, wanted)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stored", [False, True])
+def test_graphs_of_a_transformer(node: Node, whole_page: Path, tmp_path: Path, stored: bool) -> None:
+    """With its modulation, and with what that gives at a step."""
+    model = build_transformer("AuraFlowTransformer2DModel").eval()
+    meta, config, step = copy.deepcopy(model).to("meta"), model.config, torch.tensor([300.0, 300.0])
+    sample = torch.randn(2, config.in_channels, config.sample_size, config.sample_size)
+    states = torch.randn(2, 5, config.joint_attention_dim)
+    wanted = model(sample, states, step / 1000).sample
+    rows = time_feature_rows(model, step.tolist(), torch.float32)
+    wrapped = Featured(TimedTransformer(meta), rows.shape[1]) if stored else TimedTransformer(meta)
+    time = {"time_features": rows} if stored else {"timestep": step}
+    inputs = {"sample": sample, **time, "encoder_hidden_states": states}
+    empty = {key: torch.empty_like(value, device="meta") for key, value in inputs.items()}
+    layout = write_graph(wrapped, empty, {}, tmp_path / "graph.onnx")
+    names = {key for key, *_ in layout.tensors}
+    assert any(name.startswith("time_step_") for name in names) == (not stored)
+    weights = tmp_path / "dense.safetensors"
+    save_file({name: model.state_dict()[name].contiguous() for name in names}, weights)
+    entry = {"config": None, "weights": [str(weights)], "bytes": layout.bytes, "tensors": layout.tensors}
+    check_graph(node, entry, tmp_path, inputs, wanted)
+
+
+def check_graph(node: Node, entry: dict[str, Any], folder: Path, inputs: dict[str, Tensor], wanted: Tensor) -> None:
+    """The folder's graph, filled by the page's scripts, gives what is wanted, for both samples and for one."""
+    node(FILL, {"entry": entry, "out": str(folder / "weights.bin")})
+    filled = (folder / "weights.bin").read_bytes()
+    assert len(filled) == entry["bytes"]
 
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.add_external_initializers_from_files_in_memory(["weights"], [filled], [len(filled)])
-    graph = (tmp_path / "graph.onnx").read_bytes()
+    graph = (folder / "graph.onnx").read_bytes()
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {key: value.numpy() for key, value in inputs.items()})
     np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))

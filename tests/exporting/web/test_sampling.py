@@ -72,7 +72,8 @@ def test_samplers_are_diffusers(node: Node) -> None:
     for (config, steps), made in zip(cases, found, strict=True):
         scheduler: Any = getattr(diffusers, config["_class_name"]).from_config(config)
         scheduler.set_timesteps(steps)
-        np.testing.assert_allclose(made["timesteps"], scheduler.timesteps.numpy(), rtol=1e-6)
+        exact = config["_class_name"] == "FlowMatchEulerDiscreteScheduler"  # cached time features are found by it
+        np.testing.assert_allclose(made["timesteps"], scheduler.timesteps.numpy(), rtol=0 if exact else 1e-6)
         sample = noise * getattr(scheduler, "init_noise_sigma", 1.0)
         for time in scheduler.timesteps:
             given = scheduler.scale_model_input(sample, time) if hasattr(scheduler, "scale_model_input") else sample

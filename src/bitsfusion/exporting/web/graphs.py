@@ -20,7 +20,9 @@ from bitsfusion.artifact.schema import PackedEntry
 from bitsfusion.diffusion.time_features import place_time_features
 from bitsfusion.errors import BitsFusionError, InputError
 from bitsfusion.exporting.traced import Decoder as Decoder
+from bitsfusion.exporting.traced import MaskedTextEncoder as MaskedTextEncoder
 from bitsfusion.exporting.traced import TextEncoder as TextEncoder
+from bitsfusion.exporting.traced import TimedTransformer as TimedTransformer
 from bitsfusion.exporting.traced import TimedUNet as TimedUNet
 from bitsfusion.exporting.traced import traced
 
@@ -53,24 +55,30 @@ class Layout:
         return offset, length
 
 
-class FeaturedUNet(nn.Module):
-    """A UNet without time layers: their outputs [batch, channels] are its second input."""
+class Featured(nn.Module):
+    """A denoiser without time layers: their outputs [batch, channels] are its second input.
 
-    def __init__(self, model: Any, channels: int) -> None:
+    Args:
+        timed: one with a time step for its second input; loses its time layers.
+        channels: of their outputs.
+    """
+
+    def __init__(self, timed: TimedUNet | TimedTransformer, channels: int) -> None:
         super().__init__()
         self._given = _Given(channels)
-        place_time_features(model, self._given)  # type: ignore[arg-type]  # which asks for its channels alone
-        self.model = model
+        place_time_features(timed.model, self._given)  # type: ignore[arg-type]  # which asks for its channels alone
+        self.model = timed.model
+        self._timed = (timed,)  # in a tuple: its model is registered once
 
     def forward(self, sample: Tensor, time_features: Tensor, encoder_hidden_states: Tensor) -> Tensor:
         self._given.features.append(time_features)
-        prediction: Tensor = self.model(sample, time_features[:, 0], encoder_hidden_states, return_dict=False)[0]
+        prediction: Tensor = self._timed[0](sample, time_features[:, 0], encoder_hidden_states)
         self._given.features.clear()
         return prediction
 
 
 class _Given(nn.Module):
-    """Stands where a UNet computes its time features: those that it was handed."""
+    """Stands where a denoiser computes its time features: those that it was handed."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -87,7 +95,7 @@ def write_graph(
     """Traces a model on meta and writes its graph.
 
     Args:
-        wrapped: `FeaturedUNet`, or one of `exporting.traced`.
+        wrapped: `Featured`, or one of `exporting.traced`.
         inputs: by name, on meta, two samples each; the batch is free in the graph, all other sizes are these.
         layers: the packed ones, by name.
         path: of the .onnx file.

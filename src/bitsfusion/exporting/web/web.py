@@ -21,7 +21,16 @@ from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.embedded import MODELS, PAPER_GUIDANCE
 from bitsfusion.errors import InputError
 from bitsfusion.exporting.exported import Exported, Progress, Tally, check_new_folder, written
-from bitsfusion.exporting.web.graphs import Decoder, FeaturedUNet, Layout, TextEncoder, TimedUNet, write_graph
+from bitsfusion.exporting.web.graphs import (
+    Decoder,
+    Featured,
+    Layout,
+    MaskedTextEncoder,
+    TextEncoder,
+    TimedTransformer,
+    TimedUNet,
+    write_graph,
+)
 from bitsfusion.exporting.web.vendor import write_vendor
 from bitsfusion.io.atomic import atomic_folder
 from bitsfusion.io.hashes import sha256_file
@@ -33,25 +42,54 @@ from bitsfusion.pipelines.resolve import resolve
 PAGE = Path(__file__).parent / "page"
 """The page's own files."""
 MANIFEST = "page.json"
-SCHEMA_VERSION = 1
-GRAPHS = {"text_encoder": "text_encoder", "unet": "unet", "vae_decoder": "vae"}
-"""A graph's name, and the component that it is of."""
-SCHEDULERS = ("PNDMScheduler", "DDIMScheduler", "EulerDiscreteScheduler")
-"""Those that the page has, of pipelines that predict noise."""
+SCHEMA_VERSION = 2
+ENCODER = "CLIPTextModel"
+"""The text encoder that the page's tokens are cut and padded for."""
 STEPS, SEED, PROMPT = 50, 1024, "a photograph of an astronaut riding a horse"
 EMBEDDED_PROMPT = "a red circle and a blue square"
 NOTE = "open it through a server (python -m http.server --directory {path}), not as a file"
 
 
 @dataclass(frozen=True)
+class _Kind:
+    """A pipeline that the page draws as.
+
+    Fields:
+        denoiser: its component.
+        text_width: the denoiser's config's name of the text states' width.
+        masked: the text encoder is told which tokens are padding.
+        schedulers: those that the page has for it.
+    """
+
+    denoiser: str
+    text_width: str
+    masked: bool
+    schedulers: tuple[str, ...]
+
+    @property
+    def components(self) -> dict[str, str]:
+        """A graph's name, and the component that it is of."""
+        return {"text_encoder": "text_encoder", "denoiser": self.denoiser, "vae_decoder": "vae"}
+
+
+_DIFFUSION = ("PNDMScheduler", "DDIMScheduler", "EulerDiscreteScheduler")
+KINDS = {
+    "StableDiffusionPipeline": _Kind("unet", "cross_attention_dim", False, _DIFFUSION),
+    "AuraFlowPipeline": _Kind("transformer", "joint_attention_dim", True, ("FlowMatchEulerDiscreteScheduler",)),
+}
+"""By class."""
+
+
+@dataclass(frozen=True)
 class _Inputs:
-    """What the graphs are traced with. Fields: sizes of latents and text."""
+    """What the graphs are traced with. Fields: sizes of latents and text, and whether that has a mask."""
 
     channels: int
     height: int
     width: int
     length: int
     text_width: int
+    masked: bool
 
     def of(self, graph: str, features: int | None) -> dict[str, Tensor]:
         """Two samples of each input, on meta."""
@@ -61,7 +99,8 @@ class _Inputs:
 
         latents = empty(self.channels, self.height, self.width)
         if graph == "text_encoder":
-            return {"input_ids": empty(self.length, dtype=torch.int64)}
+            names = ("input_ids", "attention_mask") if self.masked else ("input_ids",)
+            return {name: empty(self.length, dtype=torch.int64) for name in names}
         if graph == "vae_decoder":
             return {"latents": latents}
         time = {"timestep": empty()} if features is None else {"time_features": empty(features)}
@@ -77,7 +116,7 @@ def export_web(
     npm. Components that are not packed are stored in float16 where that is exact, else in float32.
 
     Args:
-        model: a packed Stable Diffusion pipeline's folder, or its hub id.
+        model: a packed folder of one of `KINDS` with CLIP's text encoder, or its hub id.
         out: a new folder.
         vendor: a folder with the archives that `npm pack` gives; None to call npm.
         progress: is told of every graph.
@@ -90,19 +129,23 @@ def export_web(
     """
     check_new_folder(out)
     source = resolve(model)
-    if source.class_name != "StableDiffusionPipeline":
-        raise InputError(f"model: got a {source.class_name} ({source.path}), wanted a StableDiffusionPipeline")
+    if source.class_name not in KINDS:
+        raise InputError(f"model: got a {source.class_name} ({source.path}), wanted a {' or '.join(KINDS)}")
+    kind = KINDS[source.class_name]
+    encoder = _component(source, "text_encoder").class_name
+    if encoder != ENCODER:
+        raise InputError(f"text_encoder: got a {encoder} ({source.path}), wanted a {ENCODER}")
     packed = open_components(source.path)
     scheduler = read_json(_component(source, "scheduler").folder / "scheduler_config.json")
-    if scheduler.get("_class_name") not in SCHEDULERS:
-        raise InputError(f"scheduler: got {scheduler.get('_class_name')}, wanted {', '.join(SCHEDULERS)}")
+    if scheduler.get("_class_name") not in kind.schedulers:
+        raise InputError(f"scheduler: got {scheduler.get('_class_name')}, wanted {', '.join(kind.schedulers)}")
     verify_folder(source.path)
     tally = Tally()
     with atomic_folder(out) as temporary:
         shutil.copytree(PAGE, temporary, dirs_exist_ok=True)
         (temporary / "vendor").mkdir()
         write_vendor(temporary / "vendor", None if vendor is None else Path(vendor))
-        _fill(temporary, source, packed, scheduler, tally, progress)
+        _fill(temporary, source, kind, packed, scheduler, tally, progress)
     return written(out, "web", tally, [NOTE.format(path=out)])
 
 
@@ -116,27 +159,30 @@ def _component(source: PipelineFolder, name: str) -> Component:
 def _fill(
     out: Path,
     source: PipelineFolder,
+    kind: _Kind,
     packed: Mapping[str, PackedFolder],
     scheduler: dict[str, Any],
     tally: Tally,
     progress: Progress | None,
 ) -> None:
     """The model's files, the graphs, and page.json, which says what is where."""
-    configs = {each: read_json(_component(source, each).folder / CONFIG_FILE) for each in GRAPHS.values()}
+    parts = kind.components
+    configs = {each: read_json(_component(source, each).folder / CONFIG_FILE) for each in parts.values()}
+    denoiser = configs[kind.denoiser]
     tokenizer: Any = AutoTokenizer.from_pretrained(source.path / "tokenizer")
     tokenizer.save_pretrained(out / "model" / "tokenizer")
-    sample = configs["unet"]["sample_size"]
+    sample = denoiser["sample_size"]
     height, width = (sample, sample) if isinstance(sample, int) else sample
-    length, text_width = tokenizer.model_max_length, configs["unet"]["cross_attention_dim"]
-    inputs = _Inputs(configs["unet"]["in_channels"], height, width, length, text_width)
+    length = tokenizer.model_max_length
+    inputs = _Inputs(denoiser["in_channels"], height, width, length, denoiser[kind.text_width], kind.masked)
     dense: Any = None
     (out / "graphs").mkdir()
     graphs: dict[str, Any] = {}
-    for done, (graph, component) in enumerate(GRAPHS.items(), 1):
+    for done, (graph, component) in enumerate(parts.items(), 1):
         folder = packed.get(component)
         meta, target = empty_model(configs[component]), out / "model" / component
         target.mkdir()
-        wrapped, features = _wrapped(graph, meta, folder)
+        wrapped, features = _wrapped(graph, kind, meta, folder)
         layers = {} if folder is None else folder.config.layers
         layout = write_graph(wrapped, inputs.of(graph, features), layers, out / "graphs" / f"{graph}.onnx")
         if folder is None:
@@ -145,9 +191,10 @@ def _fill(
         else:
             shutil.copyfile(folder.path / CONFIG_FILE, target / CONFIG_FILE)
             weights = [Path(shutil.copyfile(file, target / file.name)) for file in folder.weight_files()]
-        for _, kind, _, numbers in layout.tensors:
-            tally.add("float32" if kind == "scale" else kind, numbers, Layout().add("", kind, numbers)[1])
+        for _, stored, _, numbers in layout.tensors:
+            tally.add("float32" if stored == "scale" else stored, numbers, Layout().add("", stored, numbers)[1])
         graphs[graph] = {
+            "component": component,
             "graph": f"graphs/{graph}.onnx",
             "config": None if folder is None else f"model/{component}/{CONFIG_FILE}",
             "weights": [str(path.relative_to(out).as_posix()) for path in weights],
@@ -155,14 +202,19 @@ def _fill(
             "tensors": layout.tensors,
         }
         if progress is not None:
-            progress(done, len(GRAPHS))
+            progress(done, len(parts))
     vae = configs["vae"]
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "defaults": {"steps": STEPS, "seed": SEED, **_defaults(packed)},
         "latents": [inputs.channels, height, width],
-        "vae": {"scaling_factor": vae.get("scaling_factor", 0.18215), "shift_factor": vae.get("shift_factor") or 0.0},
-        "tokenizer": {"length": length, "pad": tokenizer.pad_token_id, "end": tokenizer.eos_token_id},
+        "vae": {"scaling_factor": vae.get("scaling_factor", 0.18215)},
+        "tokenizer": {
+            "length": length,
+            "pad": tokenizer.pad_token_id,
+            "end": tokenizer.eos_token_id,
+            "masked": kind.masked,
+        },
         "scheduler": {key: value for key, value in scheduler.items() if key != "_diffusers_version"},
         "graphs": graphs,
     }
@@ -184,16 +236,17 @@ def _defaults(packed: Mapping[str, PackedFolder]) -> dict[str, Any]:
     return {"prompt": PROMPT, "guidance": PAPER_GUIDANCE}
 
 
-def _wrapped(graph: str, meta: nn.Module, folder: PackedFolder | None) -> tuple[nn.Module, int | None]:
+def _wrapped(graph: str, kind: _Kind, meta: nn.Module, folder: PackedFolder | None) -> tuple[nn.Module, int | None]:
     """What is traced, and the width of stored time features if there are any."""
     if graph == "text_encoder":
-        return TextEncoder(meta), None
+        return (MaskedTextEncoder if kind.masked else TextEncoder)(meta), None
     if graph == "vae_decoder":
         return Decoder(meta), None
+    timed = TimedUNet(meta) if kind.denoiser == "unet" else TimedTransformer(meta)
     if folder is not None and folder.config.stores_features:
         channels = folder.config.time_features.channels
-        return FeaturedUNet(meta, channels), channels
-    return TimedUNet(meta), None
+        return Featured(timed, channels), channels
+    return timed, None
 
 
 def _save_dense(model: nn.Module, layout: Layout, target: Path) -> Path:

@@ -4,7 +4,7 @@ const $ = (id) => document.getElementById(id);
 const SMALL = 128; // pixels up to which a picture is shown with hard edges
 const STAGES = {
   text_encoder: "the text encoder",
-  unet: "the denoiser",
+  denoiser: "the denoiser",
   vae_decoder: "the picture decoder",
 };
 const asked = new URLSearchParams(location.search);

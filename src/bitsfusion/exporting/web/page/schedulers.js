@@ -215,10 +215,12 @@ class FlowEuler {
       if (config[key]) throw new Error(`scheduler: got flow Euler with ${key}, wanted it without`);
     }
     const shift = config.shift ?? 1;
-    const shifted = (sigma) => (shift * sigma) / (1 + (shift - 1) * sigma);
-    // diffusers shifts the ends of the training schedule, spaces the steps between, and shifts these.
-    const ends = [shifted(1), shifted(1 / trained)];
-    this.sigmas = [...linspace(...ends, steps).map(shifted), 0];
+    const shifted = (sigma, round) => round(round(shift * sigma) / round(1 + round((shift - 1) * sigma)));
+    // diffusers shifts the ends of the training schedule in float32, spaces the steps between, and shifts these. Stored
+    // time features are found by the exact step, so that each is rounded where diffusers rounds.
+    const ends = [1, Math.fround(1 / trained)].map((sigma) => shifted(sigma, Math.fround) * trained);
+    const sigmas = linspace(...ends, steps).map((time) => shifted(time / trained, Number));
+    this.sigmas = [...sigmas.map(Math.fround), 0];
     this.timesteps = this.sigmas.slice(0, -1).map((sigma) => Math.fround(sigma * trained));
   }
 

@@ -63,9 +63,9 @@ async function load(wanted) {
   const sessions = {};
   let features = null;
   for (const [name, entry] of Object.entries(manifest.graphs)) {
-    const model = openModel(name === "vae_decoder" ? "vae" : name, entry, taken);
+    const model = openModel(entry.component, entry, taken);
     const weights = await fillWeights(model, entry, (at, all) => report(`decoding ${name}`, at, all));
-    if (name === "unet") features = timeFeatures(model);
+    if (name === "denoiser") features = timeFeatures(model);
     report(`preparing ${name}`, 0, 1);
     await breathe();
     // A text is encoded once, with operators that few graphics drivers have.
@@ -76,12 +76,13 @@ async function load(wanted) {
   self.postMessage({ type: "ready", backend });
 }
 
-/** Token ids of a text, cut and padded to the encoder's length. */
-function tokenIds(text) {
+/** Token ids of a text, cut and padded to the encoder's length, and 1 where they are no padding. */
+function tokens(text) {
   const { length, pad, end } = pipeline.manifest.tokenizer;
   let ids = [...pipeline.tokenizer.encode(text).ids];
   if (ids.length > length) ids = [...ids.slice(0, length - 1), end];
-  return [...ids, ...Array(length - ids.length).fill(pad)];
+  const padded = (values, filler) => [...values, ...Array(length - ids.length).fill(filler)];
+  return { ids: padded(ids, pad), mask: padded(Array(ids.length).fill(1), 0) };
 }
 
 async function run(name, inputs) {
@@ -96,8 +97,10 @@ async function run(name, inputs) {
 const tensor = (type, data, dims) => new pipeline.ort.Tensor(type, data, dims);
 
 async function encode(text) {
-  const ids = tokenIds(text);
-  return run("text_encoder", { input_ids: tensor("int64", BigInt64Array.from(ids, BigInt), [1, ids.length]) });
+  const { ids, mask } = tokens(text);
+  const row = (values) => tensor("int64", BigInt64Array.from(values, BigInt), [1, values.length]);
+  const masked = pipeline.manifest.tokenizer.masked ? { attention_mask: row(mask) } : {};
+  return run("text_encoder", { input_ids: row(ids), ...masked });
 }
 
 /** The model's output for each of `states`, for one sample. */
@@ -115,7 +118,7 @@ async function predict(sample, time, states) {
     };
     const repeated = (values) => joined(Array(batch).fill(values));
     const { output } = {
-      output: await run("unet", {
+      output: await run("denoiser", {
         sample: tensor("float32", repeated(sample), [batch, ...latents]),
         encoder_hidden_states: tensor("float32", joined(part.map(({ data }) => data)), [batch, ...part[0].dims.slice(1)]),
         ...(pipeline.features
@@ -131,7 +134,7 @@ async function predict(sample, time, states) {
 /** Latents as pixels, four bytes each. */
 async function decode(sample) {
   const { latents, vae } = pipeline.manifest;
-  const scaled = sample.map((value) => value / vae.scaling_factor + vae.shift_factor);
+  const scaled = sample.map((value) => value / vae.scaling_factor);
   const { data, dims } = await run("vae_decoder", { latents: tensor("float32", scaled, [1, ...latents]) });
   const [height, width] = dims.slice(2);
   const pixels = new Uint8ClampedArray(4 * height * width).fill(255);
