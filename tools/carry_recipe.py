@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
+from shaped_pipeline import UNETS
 
 from bitsfusion.architectures.layers import FIRST_LAST_BITS, LayerInfo, LayerRole
 from bitsfusion.architectures.registry import model_layers
@@ -27,19 +28,6 @@ from bitsfusion.packing.accounting import average_bits
 from bitsfusion.recipe.published import published_recipe, published_weights
 
 TARGET, LEAST, MOST = 1.99, 1, 7
-SDXL = {
-    "sample_size": 128,
-    "cross_attention_dim": 2048,
-    "attention_head_dim": (5, 10, 20),
-    "use_linear_projection": True,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
 PLACE = re.compile(
     r"(proj_in|proj_out|attn\d\.to_(?:q|k|v|out\.0)|ff\.net\.\d|conv\d|conv_shortcut|(?:down|up)samplers\.0\.conv)"
 )
@@ -69,7 +57,7 @@ def needs(layers: dict[str, LayerInfo]) -> dict[str, float]:
 
 def main() -> None:
     with torch.device("meta"):
-        layers = model_layers(UNet2DConditionModel(**SDXL))
+        layers = model_layers(UNet2DConditionModel(**UNETS["sdxl"]))
     wanted, weights = needs(layers), {name: layer.numel for name, layer in layers.items()}
     stays = {name: FIRST_LAST_BITS for name in layers if name not in wanted}
 

@@ -10,6 +10,7 @@ from transformers import Gemma2Config, Gemma2Model
 
 from .text import build_tokenizer
 from .vae import build_vae
+from .weights import gaussian_
 
 CLASS = "Lumina2Transformer2DModel"
 CONFIG: dict[str, Any] = dict(
@@ -30,11 +31,7 @@ CONFIG: dict[str, Any] = dict(
 def build_generic() -> Lumina2Transformer2DModel:
     """Every parameter Gaussian."""
     model = Lumina2Transformer2DModel(**CONFIG).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            width = parameter[0].numel() if parameter.ndim > 1 else 1
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / width**0.5)
+    gaussian_(model)
     return model
 
 

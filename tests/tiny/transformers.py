@@ -31,6 +31,7 @@ from transformers import (
 
 from .text import build_text_encoder, build_tokenizer
 from .vae import build_vae
+from .weights import gaussian_
 
 _FLUX = dict(num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=24)
 _SD3 = dict(
@@ -108,11 +109,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 def build_transformer(name: str, seed: int = 0, **changes: Any) -> Any:
     """A model of the class `name`, with `changes` to its config; every parameter Gaussian, also those made as zeros."""
     model = getattr(diffusers, name)(**CONFIGS[name] | changes).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            width = parameter[0].numel() if parameter.ndim > 1 else 1
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / width**0.5)
+    gaussian_(model, seed)
     return model
 
 

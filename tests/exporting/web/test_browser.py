@@ -14,7 +14,6 @@ from urllib.parse import urlencode
 import numpy as np
 import pytest
 from PIL import Image
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
@@ -24,18 +23,12 @@ from bitsfusion.evaluation.drawing import generate_to_folder
 from bitsfusion.runs.components import OtherBits
 from bitsfusion.runs.packing import init_pipeline
 
-CHROMIUM = next(
-    (path for name in ("chromium", "google-chrome", "chromium-browser") if (path := shutil.which(name))), None
-)
-DRIVER = shutil.which("chromedriver")
-FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+from ...chromium import chromium, needs_chromium
+
 WAIT = 240  # seconds
 PROMPT, SEED, STEPS, GUIDANCE = "a green triangle and a white cross", 7, 12, 5.0
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver"),
-]
+pytestmark = [pytest.mark.browser, needs_chromium]
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +61,9 @@ def url(site: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM or ""
-    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.set_script_timeout(WAIT)
-    yield driver
-    driver.quit()
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
+        driver.set_script_timeout(WAIT)
+        yield driver
 
 
 def wait_for(browser: WebDriver, state: str) -> None:
