@@ -1,8 +1,8 @@
-"""Packed layers on activations that are rounded to int8 while they run: half the time of bfloat16, not the same result.
+"""Packed layers on activations that are rounded to int8 while they run: about half the time, not the same result.
 
 An activation vector x (a token; for a convolution the patch under its window) becomes q = round(x / t) with
 t = max |x| / 127, and the output is sum(level q) t scale + bias: the sum is exact, weights are not rounded at all.
-Only compiled, for processors with AVX-512 VNNI.
+Only compiled, for x86-64 with AVX-512 VNNI or AVX2.
 
     int8_linear(Tensor input, Tensor packed, SymInt[] shape, int bits, Tensor? bias) -> Tensor
     int8_convolution(Tensor input, Tensor packed, SymInt[] shape, int bits, Tensor? bias, SymInt[] padding) -> Tensor
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bitsfusion.kernels.cpu.library import DTYPES, Missing, library, loaded
+from bitsfusion.kernels.cpu.library import DTYPES, Isa, Missing, library, loaded
 from bitsfusion.numerics import MAX_BITS
 
 LARGEST_BITS = MAX_BITS - 1  # b = 8 has a level that no byte holds
@@ -31,7 +31,7 @@ def why_not() -> str | None:
     found = library()
     if isinstance(found, Missing):
         return found.reason
-    return None if found.int8 else "the processor has no AVX-512 VNNI"
+    return None if found.int8 else "the processor has neither AVX-512 VNNI nor AVX2"
 
 
 def serves(input: Tensor) -> bool:
@@ -51,7 +51,9 @@ def serves_convolution(input: Tensor, kernel: Sequence[int], padding: Sequence[i
     )
 
 
-def linear(input: Tensor, packed: Tensor, shape: Sequence[int], bits: int, bias: Tensor | None) -> Tensor:
+def linear(
+    input: Tensor, packed: Tensor, shape: Sequence[int], bits: int, bias: Tensor | None, isa: Isa | None = None
+) -> Tensor:
     """A linear layer.
 
     Args:
@@ -60,6 +62,7 @@ def linear(input: Tensor, packed: Tensor, shape: Sequence[int], bits: int, bias:
         shape: [out, in].
         bits: 1 to 7.
         bias: [out] of any floating dtype, added in float32.
+        isa: one of the library's `int8`, the best one where not given.
 
     Returns:
         [..., out] of `input`'s dtype.
@@ -71,7 +74,8 @@ def linear(input: Tensor, packed: Tensor, shape: Sequence[int], bits: int, bias:
     x = input.contiguous()
     out = x.new_empty(*x.shape[:-1], shape[0])
     offset = None if bias is None else bias.detach().float().contiguous()
-    status = loaded().functions.bitsfusion_int8_linear(
+    found = loaded()
+    status = found.functions.bitsfusion_int8_linear(
         packed.data_ptr(),
         packed.numel(),
         shape[0],
@@ -82,6 +86,7 @@ def linear(input: Tensor, packed: Tensor, shape: Sequence[int], bits: int, bias:
         DTYPES.get(x.dtype, -1),
         None if offset is None else offset.data_ptr(),
         out.data_ptr(),
+        found.int8[-1] if isa is None else isa,
         torch.get_num_threads(),
     )
     _check(status, input, shape, bits)
@@ -89,7 +94,13 @@ def linear(input: Tensor, packed: Tensor, shape: Sequence[int], bits: int, bias:
 
 
 def convolution(
-    input: Tensor, packed: Tensor, shape: Sequence[int], bits: int, bias: Tensor | None, padding: Sequence[int]
+    input: Tensor,
+    packed: Tensor,
+    shape: Sequence[int],
+    bits: int,
+    bias: Tensor | None,
+    padding: Sequence[int],
+    isa: Isa | None = None,
 ) -> Tensor:
     """A 2-d convolution of stride 1 with zero padding.
 
@@ -100,6 +111,7 @@ def convolution(
         bits: 1 to 7.
         bias: [out] of any floating dtype, added in float32.
         padding: [vertical, horizontal].
+        isa: one of the library's `int8`, the best one where not given.
 
     Returns:
         [batch, out, height', width'] of `input`'s dtype.
@@ -111,7 +123,8 @@ def convolution(
     x = input.contiguous()
     out = x.new_empty(_convolved(x, shape, padding))
     offset = None if bias is None else bias.detach().float().contiguous()
-    status = loaded().functions.bitsfusion_int8_convolution(
+    found = loaded()
+    status = found.functions.bitsfusion_int8_convolution(
         packed.data_ptr(),
         packed.numel(),
         shape[0],
@@ -128,6 +141,7 @@ def convolution(
         DTYPES.get(x.dtype, -1),
         None if offset is None else offset.data_ptr(),
         out.data_ptr(),
+        found.int8[-1] if isa is None else isa,
         torch.get_num_threads(),
     )
     _check(status, input, shape, bits)

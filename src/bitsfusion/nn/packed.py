@@ -326,7 +326,7 @@ def int8_activations(model: nn.Module, enabled: bool = True) -> int:
     """
     reason = int8.why_not()
     if enabled and reason is not None:
-        raise InputError(f"int8 activations: got a CPU without them ({reason}), wanted one with AVX-512 VNNI")
+        raise InputError(f"int8 activations: got a CPU without them ({reason}), wanted AVX-512 VNNI or AVX2")
     layers = [
         module
         for module in model.modules()
