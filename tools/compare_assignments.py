@@ -123,7 +123,7 @@ def train_and_score(arm: Arm, config: RunConfig, folder: Path, until: str) -> li
             )
         return rows
     finally:
-        run.workspace.folder.close()
+        run.workspace.close()
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

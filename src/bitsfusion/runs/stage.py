@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -159,7 +159,7 @@ def train_stage(config: StageConfig, out: Path, progress: ProgressSink = SILENT)
             data,
             config.training,
             out,
-            _reporter(progress, f"stage {config.training.stage}"),
+            progress.training(f"stage {config.training.stage}"),
         )
     finally:
         if lock:
@@ -271,10 +271,3 @@ def _data(
             progress=tell,
             **source.model_dump(include={"samples", "steps", "guidance", "seed", "batch_size"}),
         )
-
-
-def _reporter(sink: ProgressSink, name: str) -> Callable[[int, int, dict[str, float]], None]:
-    def report(done: int, total: int, values: dict[str, float]) -> None:
-        sink.update(name, done, total, f"loss {values['loss']:.4f}")
-
-    return report

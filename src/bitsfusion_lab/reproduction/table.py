@@ -12,9 +12,10 @@ import numpy as np
 from bitsfusion.evaluation.rungs import ImageValue, RungScores, paired_difference
 from bitsfusion.io.texts import write_json, write_text
 from bitsfusion_lab.reproduction.figure import draw_table
-from bitsfusion_lab.reproduction.frame import FULL_PRECISION, Frame
+from bitsfusion_lab.reproduction.frame import Frame
 from bitsfusion_lab.reproduction.order import orders
 from bitsfusion_lab.reproduction.subject import Subject
+from bitsfusion_lab.study import FULL_PRECISION
 
 SCHEMA_VERSION = 2
 MEASURES: dict[ImageValue, str] = {"clip_scores": "CLIP score", "passed": "GenEval"}
@@ -57,7 +58,7 @@ def make_table(frame: Frame, table: Table) -> dict[str, Any]:
     Returns:
         The JSON's content.
     """
-    whole = frame.score(FULL_PRECISION, None, lambda: frame.unet, {})
+    whole = frame.scores(FULL_PRECISION, None, lambda: frame.model, {})
     dense = 16 * frame.weights // 8
     first = _measured("full precision", None, [whole], whole, None)
     first |= {"bits": 32.0, "bytes": None, "bytes_fp16": dense, "published": table.published_full_precision}
@@ -81,7 +82,7 @@ def make_table(frame: Frame, table: Table) -> dict[str, Any]:
 
 def _one(frame: Frame, subject: Subject, seed: int) -> list[RungScores]:
     subject.make(frame, seed)
-    return frame.score(subject.name, seed, lambda: subject.load(frame, seed), subject.made(frame, seed))
+    return frame.scores(subject.name, seed, lambda: subject.load(frame, seed), subject.made(frame, seed))
 
 
 def _measured(
