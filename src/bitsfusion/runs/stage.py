@@ -243,7 +243,6 @@ def _bits(config: StageConfig, denoiser: Any) -> dict[str, int]:
         layers,
         lambda name: denoiser.get_submodule(name).weight.detach(),
         model=config.model,
-        feature_values=0,
     )
     return dict(assign(table, config.recipe, keep_time_layers=True).bits)
 
