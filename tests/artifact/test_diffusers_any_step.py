@@ -18,7 +18,7 @@ from bitsfusion.diffusion.time_features import TimeFeatureBasis, build_scheduler
 from bitsfusion.embedded.quick import QUICK
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import world_prompts
-from bitsfusion.metrics.generation import generate_images
+from bitsfusion.pipelines.generation import generate_images
 from bitsfusion.pipelines.load import EMBEDDED, load_pipeline
 from bitsfusion.runs.packing import init_pipeline
 
