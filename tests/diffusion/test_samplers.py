@@ -13,8 +13,14 @@ from diffusers import (
 )
 from diffusers.schedulers import KarrasDiffusionSchedulers
 
-from bitsfusion.diffusion.samplers import sampler_name
-from bitsfusion.diffusion.time_features import Coverage, SamplerSteps, build_scheduler, cover, sampler_timesteps
+from bitsfusion.diffusion.samplers import (
+    Coverage,
+    SamplerSteps,
+    build_scheduler,
+    cover,
+    sampler_name,
+    sampler_timesteps,
+)
 from bitsfusion.errors import InputError
 
 CONFIG = PNDMScheduler(

@@ -15,8 +15,8 @@ from bitsfusion.architectures.base import Architecture, without_steering
 from bitsfusion.architectures.layers import EMBEDDING_ROLES, FIXED_BITS
 from bitsfusion.architectures.registry import denoiser_of, layer_role
 from bitsfusion.artifact.skeleton import empty_model
+from bitsfusion.diffusion.samplers import Coverage
 from bitsfusion.diffusion.time_features import (
-    Coverage,
     TimeBasis,
     TimeFeatureBasis,
     TimeFeatureRows,

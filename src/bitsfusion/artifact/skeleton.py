@@ -17,9 +17,8 @@ from bitsfusion.artifact.container import StoredTensor
 from bitsfusion.artifact.limits import MODEL_MODULES, shown
 from bitsfusion.artifact.model_config import named_architecture, plain_config
 from bitsfusion.artifact.schema import PackedConfig, TimeBasisEntry, stored_tensor
+from bitsfusion.diffusion.samplers import Coverage, SamplerSteps
 from bitsfusion.diffusion.time_features import (
-    Coverage,
-    SamplerSteps,
     TimeBasis,
     TimeFeatureBasis,
     TimeFeatureRows,
