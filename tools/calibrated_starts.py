@@ -35,6 +35,7 @@ from bitsfusion.runs.calibration import CALIBRATED, CalibrationJob
 from bitsfusion.runs.config import RunConfig
 from bitsfusion.runs.prompts import prompts_of
 from bitsfusion.runs.students import Start
+from bitsfusion.runs.summary import known_mean
 from bitsfusion.sensitivity.settings import CalibratedSettings, JacobianSettings
 from bitsfusion.sensitivity.table import SensitivityTable
 from bitsfusion.training.checkpoint import load_student
@@ -193,8 +194,8 @@ def markdown(scores: list[RungScores], original: RungScores) -> str:
 def _row(name: str, scores: list[RungScores], less: str, verdict: str) -> str:
     right = estimate(np.mean([np.asarray(score.passed, dtype=float) for score in scores], axis=0))
     each = "" if len(scores) < 2 else " [" + ", ".join(f"{np.mean(score.passed or [0]):.3f}" for score in scores) + "]"
-    means = [np.mean([value]) for value in (_mean(scores, "noise_error"), _mean(scores, "noise_loss"))]
-    mse = _mean(scores, "image_mse")
+    means = [np.mean([getattr(score, key) for score in scores]) for key in ("noise_error", "noise_loss")]
+    mse = known_mean([score.image_mse for score in scores])
     cells = [
         name,
         str(len(scores)),
@@ -205,11 +206,6 @@ def _row(name: str, scores: list[RungScores], less: str, verdict: str) -> str:
         *(f"{mean:.5f}" for mean in means),
     ]
     return "| " + " | ".join(cells) + " |"
-
-
-def _mean(scores: list[RungScores], name: str) -> float | None:
-    values = [getattr(score, name) for score in scores]
-    return None if None in values else float(np.mean(values))
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -118,8 +117,3 @@ def _settings(settings: Settings, prompts: int) -> str:
         f"trained: Stage I, {settings.steps} steps of {settings.batch_size}, {settings.learning_rate:g} cosine, seeds "
         f"{', '.join(map(str, settings.seeds))}; intervals of 95 % over prompts and seeds; verdicts by Holm."
     )
-
-
-def table_path(out: Path) -> Path:
-    """Where the table is."""
-    return out / "table.md"

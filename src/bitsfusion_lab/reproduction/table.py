@@ -11,6 +11,7 @@ import numpy as np
 
 from bitsfusion.evaluation.rungs import ImageValue, RungScores, paired_difference
 from bitsfusion.io.texts import write_json, write_text
+from bitsfusion.runs.summary import known_mean
 from bitsfusion_lab.reproduction.figure import draw_table
 from bitsfusion_lab.reproduction.frame import Frame
 from bitsfusion_lab.reproduction.order import orders
@@ -99,10 +100,10 @@ def _measured(
     every = [score for group in groups for score in group]
     figures = {
         "geneval": [_overall(group) for group in groups],
-        "clip_score": [_mean([score.clip_score for score in group]) for group in groups],
-        "image_mse": [_mean([score.image_mse for score in group]) for group in groups],
-        "noise_error": [_mean([score.noise_error for score in group]) for group in groups],
-        "noise_loss": [_mean([score.noise_loss for score in group]) for group in groups],
+        "clip_score": [known_mean([score.clip_score for score in group]) for group in groups],
+        "image_mse": [known_mean([score.image_mse for score in group]) for group in groups],
+        "noise_error": [known_mean([score.noise_error for score in group]) for group in groups],
+        "noise_loss": [known_mean([score.noise_loss for score in group]) for group in groups],
     }
     line: dict[str, Any] = {"label": label, "name": name, "seconds": round(sum(score.seconds for score in every), 1)}
     for key, values in figures.items():
@@ -127,12 +128,7 @@ def _compared(scores: Sequence[RungScores], others: Sequence[RungScores]) -> dic
 def _overall(group: Sequence[RungScores]) -> float | None:
     """The share of right images; tasks have equally many, so that it is GenEval's mean of tasks."""
     shares = [float(np.mean(score.passed)) for score in group if score.passed is not None]
-    return _mean(list(shares))
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+    return known_mean(list(shares))
 
 
 def _write(
