@@ -24,7 +24,7 @@ import numpy as np
 from calibration_parts import NOTHING, PARTS, settings_without, without
 
 from bitsfusion.evaluation.estimates import Verdict, estimate, verdicts
-from bitsfusion.evaluation.rungs import RungScores, paired_difference
+from bitsfusion.evaluation.rungs import RungScores, known_mean, paired_difference
 from bitsfusion.io.schema import parse
 from bitsfusion.io.texts import write_text
 from bitsfusion.numerics import ScaleInit
@@ -35,7 +35,6 @@ from bitsfusion.runs.calibration import CALIBRATED, CalibrationJob
 from bitsfusion.runs.config import RunConfig
 from bitsfusion.runs.prompts import prompts_of
 from bitsfusion.runs.students import Start
-from bitsfusion.runs.summary import known_mean
 from bitsfusion.sensitivity.settings import CalibratedSettings, JacobianSettings
 from bitsfusion.sensitivity.table import SensitivityTable
 from bitsfusion.training.checkpoint import load_student

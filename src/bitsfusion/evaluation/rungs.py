@@ -94,6 +94,20 @@ def score_images(
     return {"passed": passed, "clip_scores": clip_scores, "image_mse": image_mse}
 
 
+def means(scores: Sequence[RungScores]) -> dict[str, float | None]:
+    """Of each figure that models of a rung have, the mean of those that have it; None where none has."""
+    return {
+        name: known_mean([getattr(score, name) for score in scores])
+        for name in ("clip_score", "image_mse", "noise_error", "noise_loss")
+    }
+
+
+def known_mean(values: Sequence[float | None]) -> float | None:
+    """The mean of what was measured; None where nothing was."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
 def geneval(scores: Sequence[RungScores], prompts: PromptSet) -> GenEvalSummary | None:
     """GenEval's numbers of one rung over its training seeds; None without a checker or a task without images.
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from bitsfusion.evaluation.rungs import ImageValue, RungScores, paired_difference
+from bitsfusion.evaluation.rungs import ImageValue, RungScores, known_mean, means, paired_difference
 from bitsfusion.io.texts import write_json, write_text
-from bitsfusion.runs.summary import known_mean
 from bitsfusion_lab.reproduction.figure import draw_table
 from bitsfusion_lab.reproduction.frame import Frame
 from bitsfusion_lab.reproduction.order import orders
@@ -98,15 +97,10 @@ def _measured(
     The intervals are over prompts and training seeds (see `paired_difference`), the spreads over training seeds.
     """
     every = [score for group in groups for score in group]
-    figures = {
-        "geneval": [_overall(group) for group in groups],
-        "clip_score": [known_mean([score.clip_score for score in group]) for group in groups],
-        "image_mse": [known_mean([score.image_mse for score in group]) for group in groups],
-        "noise_error": [known_mean([score.noise_error for score in group]) for group in groups],
-        "noise_loss": [known_mean([score.noise_loss for score in group]) for group in groups],
-    }
+    of_seeds = [{"geneval": _overall(group), **means(group)} for group in groups]
     line: dict[str, Any] = {"label": label, "name": name, "seconds": round(sum(score.seconds for score in every), 1)}
-    for key, values in figures.items():
+    for key in of_seeds[0]:
+        values = [figures[key] for figures in of_seeds]
         known = [value for value in values if value is not None]
         line[key] = {
             "mean": float(np.mean(known)) if known else None,
