@@ -53,8 +53,18 @@ def test_linear(bits: int, dtype: torch.dtype, isa: Isa) -> None:
 @pytest.mark.parametrize("bits", range(1, 8))
 def test_convolution(bits: int, dtype: torch.dtype, isa: Isa) -> None:
     # images, in, out, height, width, kernel, padding, stride: rows of 4, 8, 12, 16, 24, 40, panels that end inside
-    sizes = [(1, 3, 5, 8, 8, 3, 1, 1), (2, 7, 13, 4, 4, 3, 1, 1), (2, 16, 40, 16, 16, 3, 1, 1), (1, 5, 30, 8, 24, 1, 0, 1)]
-    sizes += [(2, 4, 4, 5, 40, 3, 1, 1), (1, 3, 3, 10, 14, 3, 0, 1), (2, 5, 7, 9, 16, 3, 1, 2), (1, 2, 3, 8, 22, 2, 1, 3)]
+    sizes = [
+        (1, 3, 5, 8, 8, 3, 1, 1),
+        (2, 7, 13, 4, 4, 3, 1, 1),
+        (2, 16, 40, 16, 16, 3, 1, 1),
+        (2, 4, 4, 5, 40, 3, 1, 1),
+    ]
+    sizes += [
+        (1, 5, 30, 8, 24, 1, 0, 1),
+        (1, 3, 3, 10, 14, 3, 0, 1),
+        (2, 5, 7, 9, 16, 3, 1, 2),
+        (1, 2, 3, 8, 22, 2, 1, 3),
+    ]
     for images, channels, out, high, wide, kernel, pad, stride in sizes:
         codes, scale, packed = layer(bits, (out, channels, kernel, kernel))
         x = torch.randn(images, channels, high, wide).to(dtype)
