@@ -134,7 +134,7 @@ def test_every_scheduler_of_stable_diffusion_by_its_class(kind: str) -> None:
 
 
 def test_steps_with_fractions_are_the_float32_numbers_that_are_asked_for() -> None:
-    steps = visited_steps("euler", 30, {**CONFIG, "timestep_spacing": "linspace"})
+    steps = cover([("euler", 30)], {**CONFIG, "timestep_spacing": "linspace"}).steps
     scheduler = EulerDiscreteScheduler.from_config(CONFIG, timestep_spacing="linspace")
     scheduler.set_timesteps(30)
     assert torch.equal(torch.tensor(steps, dtype=torch.float32), scheduler.timesteps)
