@@ -5,7 +5,8 @@ t = max |x| / 127, and the output is sum(level q) t scale + bias: the sum is exa
 Only compiled, for x86-64 with AVX-512 VNNI or AVX2.
 
     int8_linear(Tensor input, Tensor packed, SymInt[] shape, int bits, Tensor? bias) -> Tensor
-    int8_convolution(Tensor input, Tensor packed, SymInt[] shape, int bits, Tensor? bias, SymInt[] padding) -> Tensor
+    int8_convolution(Tensor input, Tensor packed, SymInt[] shape, int bits, Tensor? bias, SymInt[] padding,
+                     int stride) -> Tensor
 
 are the operators of `torch.ops.bitsfusion`, registered when this module is imported.
 """
@@ -23,7 +24,7 @@ from bitsfusion.numerics import MAX_BITS
 
 LARGEST_BITS = MAX_BITS - 1  # b = 8 has a level that no byte holds
 MAX_TAPS = 9
-WIDTH_MULTIPLE = 8
+WIDTH_MULTIPLE = 4
 
 
 def why_not() -> str | None:
@@ -39,9 +40,9 @@ def serves(input: Tensor) -> bool:
     return input.device.type == "cpu" and input.dtype in DTYPES
 
 
-def serves_convolution(input: Tensor, kernel: Sequence[int], padding: Sequence[int]) -> bool:
-    """Whether a convolution of stride 1 can: also at most 9 taps, and the output's width a multiple of 8."""
-    width = input.shape[-1] + 2 * padding[1] - kernel[1] + 1
+def serves_convolution(input: Tensor, kernel: Sequence[int], padding: Sequence[int], stride: int) -> bool:
+    """Whether a convolution can: also at most 9 taps, and the output's width a multiple of 4."""
+    width = (input.shape[-1] + 2 * padding[1] - kernel[1]) // stride + 1
     return (
         serves(input)
         and input.dim() == 4
@@ -100,9 +101,10 @@ def convolution(
     bits: int,
     bias: Tensor | None,
     padding: Sequence[int],
+    stride: int = 1,
     isa: Isa | None = None,
 ) -> Tensor:
-    """A 2-d convolution of stride 1 with zero padding.
+    """A 2-d convolution with zero padding.
 
     Args:
         input: [batch, in, height, width] float32, bfloat16 or float16 on the CPU; see `serves_convolution`.
@@ -111,6 +113,7 @@ def convolution(
         bits: 1 to 7.
         bias: [out] of any floating dtype, added in float32.
         padding: [vertical, horizontal].
+        stride: in both directions.
         isa: one of the library's `int8`, the best one where not given.
 
     Returns:
@@ -121,7 +124,7 @@ def convolution(
         ValueError: sizes that do not fit, or an input that is not served.
     """
     x = input.contiguous()
-    out = x.new_empty(_convolved(x, shape, padding))
+    out = x.new_empty(_convolved(x, shape, padding, stride))
     offset = None if bias is None else bias.detach().float().contiguous()
     found = loaded()
     status = found.functions.bitsfusion_int8_convolution(
@@ -138,6 +141,7 @@ def convolution(
         shape[3],
         padding[0],
         padding[1],
+        stride,
         DTYPES.get(x.dtype, -1),
         None if offset is None else offset.data_ptr(),
         out.data_ptr(),
@@ -148,8 +152,8 @@ def convolution(
     return out
 
 
-def _convolved(x: Tensor, shape: Sequence[int], padding: Sequence[int]) -> tuple[int, ...]:
-    height, width = (x.shape[2 + i] + 2 * padding[i] - shape[2 + i] + 1 for i in range(2))
+def _convolved(x: Tensor, shape: Sequence[int], padding: Sequence[int], stride: int) -> tuple[int, ...]:
+    height, width = ((x.shape[2 + i] + 2 * padding[i] - shape[2 + i]) // stride + 1 for i in range(2))
     return x.shape[0], shape[0], height, width
 
 
@@ -165,16 +169,22 @@ def _linear_shape(input: Tensor, packed: Tensor, shape: Sequence[int], bits: int
 
 
 def _convolution_shape(
-    input: Tensor, packed: Tensor, shape: Sequence[int], bits: int, bias: Tensor | None, padding: Sequence[int]
+    input: Tensor,
+    packed: Tensor,
+    shape: Sequence[int],
+    bits: int,
+    bias: Tensor | None,
+    padding: Sequence[int],
+    stride: int,
 ) -> Tensor:
-    return input.new_empty(_convolved(input, shape, padding))
+    return input.new_empty(_convolved(input, shape, padding, stride))
 
 
 _library = torch.library.Library("bitsfusion", "FRAGMENT")
 _arguments = "Tensor input, Tensor packed, SymInt[] shape, int bits, Tensor? bias"
 for _name, _more, _run, _fake in (
     ("int8_linear", "", linear, _linear_shape),
-    ("int8_convolution", ", SymInt[] padding", convolution, _convolution_shape),
+    ("int8_convolution", ", SymInt[] padding, int stride", convolution, _convolution_shape),
 ):
     _library.define(f"{_name}({_arguments}{_more}) -> Tensor", tags=[torch.Tag.pt2_compliant_tag])
     _library.impl(_name, _run, "CPU")

@@ -63,17 +63,17 @@ int bitsfusion_int8_linear(const uint8_t* packed, int64_t size, int64_t channels
     return 0;
 }
 
-// A convolution of stride 1 with zero padding. x: [images, in, height, width] of dtype; out likewise, with `channels`.
-// 0, or 1 if sizes do not fit, the kernel has more than 9 taps, or the output's width is no multiple of 8.
+// A convolution with zero padding. x: [images, in, height, width] of dtype; out likewise, with `channels`.
+// 0, or 1 if sizes do not fit, the kernel has more than 9 taps, or the output's width is no multiple of 4.
 int bitsfusion_int8_convolution(const uint8_t* packed, int64_t size, int64_t channels, int bits, const void* x,
                                 int64_t images, int64_t in, int64_t height, int64_t width, int64_t kernel_height,
-                                int64_t kernel_width, int64_t pad_height, int64_t pad_width, int dtype, const float* bias,
-                                void* out, int isa, int threads) {
+                                int64_t kernel_width, int64_t pad_height, int64_t pad_width, int64_t stride, int dtype,
+                                const float* bias, void* out, int isa, int threads) {
     using namespace bitsfusion;
     const int64_t taps = kernel_height * kernel_width;
     if (!fits(size, channels, in * taps, bits, dtype) || !has_int8(isa)) return 1;
-    const Geometry shape{images, in, height, width, kernel_height, kernel_width, pad_height, pad_width};
-    if (taps > MAX_TAPS || shape.out_height() < 1 || shape.out_width() < 1 || shape.out_width() % 8 != 0) return 1;
+    const Geometry shape{images, in, height, width, kernel_height, kernel_width, pad_height, pad_width, stride};
+    if (taps > MAX_TAPS || stride < 1 || shape.out_height() < 1 || shape.out_width() < 1 || shape.out_width() % 4) return 1;
     const uint8_t* codes = packed + 4 * channels;
     const Layer layer{codes, packed + size, nullptr, reinterpret_cast<const float*>(packed), in * taps};
     dispatch(isa, dtype, [&](auto instructions, auto type) {

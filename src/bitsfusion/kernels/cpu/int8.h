@@ -188,34 +188,41 @@ void linear(const Layer& layer, int bits, int64_t channels, const void* x, int64
 
 // ---- convolution ----------------------------------------------------------------------------------------------------
 
-// Stride 1, zero padding, rows of outputs a multiple of 8 wide. Panels do not cross images.
+// Zero padding, rows of outputs a multiple of 4 wide. Panels do not cross images.
 struct Geometry {
     int64_t images, channels, height, width;  // of the input
-    int64_t kernel_height, kernel_width, pad_height, pad_width;
+    int64_t kernel_height, kernel_width, pad_height, pad_width, stride;
 
     int64_t padded_height() const { return height + 2 * pad_height; }
-    int64_t padded_width() const { return width + 2 * pad_width; }
-    int64_t out_height() const { return padded_height() - kernel_height + 1; }
-    int64_t out_width() const { return padded_width() - kernel_width + 1; }
+    int64_t out_height() const { return (padded_height() - kernel_height) / stride + 1; }
+    int64_t out_width() const { return (width + 2 * pad_width - kernel_width) / stride + 1; }
     int64_t pixels() const { return out_height() * out_width(); }
     int64_t taps() const { return kernel_height * kernel_width; }
+
+    // A padded row keeps the columns together that outputs side by side look at: 0, stride, 2 stride ...; 1, stride + 1 ...
+    int64_t columns() const { return (width + 2 * pad_width + stride - 1) / stride; }
+    int64_t row_size() const { return stride * columns(); }
+    int64_t place(int64_t column) const { return column % stride * columns() + column / stride; }
 };
 
 // The padded images below one another, from row `first` to row `last`, as floats: [channels, up to a multiple of 4][rows]
-// [padded width]; what the last channels are filled up with is zero, and so is what lies around an image.
+// [row size]; what the last channels are filled up with is zero, and so is what lies around an image.
 template <class Isa, int DTYPE>
 void strip(const Geometry& shape, const void* x, int64_t first, int64_t last, float* out, int threads) {
     using Type = typename Element<DTYPE>::Type;
-    const int64_t wide = shape.padded_width(), size = (last - first) * wide;
+    const int64_t size = (last - first) * shape.row_size();
     parallel(rounded_up(shape.channels, 4), threads, [&](int64_t channel) {
+        static thread_local Memory<float> memory;
         float* to = out + channel * size;
         std::memset(to, 0, size * sizeof *to);
         if (channel >= shape.channels) return;
-        for (int64_t row = first; row < last; ++row, to += wide) {
+        for (int64_t row = first; row < last; ++row, to += shape.row_size()) {
             const int64_t image = row / shape.padded_height(), y = row % shape.padded_height() - shape.pad_height;
             if (y < 0 || y >= shape.height) continue;
             const int64_t at = ((image * shape.channels + channel) * shape.height + y) * shape.width;
-            Isa::template floats<DTYPE>(static_cast<const Type*>(x) + at, shape.width, to + shape.pad_width);
+            float* const together = shape.stride == 1 ? to + shape.pad_width : memory.of(shape.width);
+            Isa::template floats<DTYPE>(static_cast<const Type*>(x) + at, shape.width, together);
+            for (int64_t i = 0; shape.stride > 1 && i < shape.width; ++i) to[shape.place(shape.pad_width + i)] = together[i];
         }
     });
 }
@@ -225,7 +232,7 @@ void convolution(const Layer& layer, int bits, int64_t channels, const void* x, 
                  void* out, int threads) {
     using Type = typename Element<DTYPE>::Type;
     constexpr int LANES = Isa::LANES, ROWS = Isa::ROWS;
-    const int64_t steps = (layer.width + 3) / 4, pixels = shape.pixels(), wide = shape.padded_width();
+    const int64_t steps = (layer.width + 3) / 4, pixels = shape.pixels(), wide = shape.row_size();
     const int64_t panels_an_image = (pixels + LANES - 1) / LANES, panels = shape.images * panels_an_image;
     const int64_t together = ACTIVATIONS / (LANES * 4 * steps) > 4 ? ACTIVATIONS / (LANES * 4 * steps) : 4;
     static thread_local Memory<uint8_t> panel_memory;
@@ -237,7 +244,7 @@ void convolution(const Layer& layer, int bits, int64_t channels, const void* x, 
         const int64_t count = panels - from < together ? panels - from : together;
         // The rows of padded images that these panels look at.
         const auto row_of = [&](int64_t panel, int64_t pixel) {
-            return panel / panels_an_image * shape.padded_height() + pixel / shape.out_width();
+            return panel / panels_an_image * shape.padded_height() + pixel / shape.out_width() * shape.stride;
         };
         const auto first_of = [&](int64_t panel) { return panel % panels_an_image * LANES; };
         const int64_t end = first_of(from + count - 1) + LANES < pixels ? first_of(from + count - 1) + LANES : pixels;
@@ -256,20 +263,20 @@ void convolution(const Layer& layer, int bits, int64_t channels, const void* x, 
         int64_t offsets[4 * MAX_TAPS];  // of 4 channels, in the order of the weight
         for (int64_t i = 0; i < 4 * shape.taps(); ++i) {
             const int64_t channel = i / shape.taps(), tap = i % shape.taps();
-            offsets[i] = channel * plane + tap / shape.kernel_width * wide + tap % shape.kernel_width;
+            offsets[i] = channel * plane + tap / shape.kernel_width * wide + shape.place(tap % shape.kernel_width);
         }
         uint8_t* const patches = panel_memory.of(count * LANES * 4 * steps);
         float* const factors = step_memory.of(count * LANES);
         int32_t* const middles = middle_memory.of(count * LANES);
         parallel(count, threads, [&](int64_t number) {
-            const float* lanes[MAX_LANES / 8];
+            const float* lanes[MAX_LANES / 4];
             float inverses[MAX_LANES];
-            for (int64_t lane = 0; lane < LANES; lane += 8) {
+            for (int64_t lane = 0; lane < LANES; lane += 4) {
                 int64_t pixel = first_of(from + number) + lane;
                 if (pixel >= pixels) pixel = first_of(from + number);
                 const int64_t at = (row_of(from + number, pixel) - first_row) * wide + pixel % shape.out_width();
-                lanes[lane / 8] = planes + at;
-                for (int64_t i = 0; i < 8; ++i) {
+                lanes[lane / 4] = planes + at;
+                for (int64_t i = 0; i < 4; ++i) {
                     float largest = 0;
                     for (int64_t tap = 0; tap < shape.taps(); ++tap) {
                         const float one = maxima[at + i + offsets[tap]];

@@ -122,8 +122,9 @@ struct Int8Avx2 {
         const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
         __m256i total = _mm256_setzero_si256();
         for (int64_t i = 0; i < count; i += 32) {
-            const __m256i bytes = narrow(rounded(values + i, factor), rounded(values + i + 8, factor),
-                                         rounded(values + i + 16, factor), rounded(values + i + 24, factor));
+            __m256i value[4];
+            for (int j = 0; j < 4; ++j) value[j] = rounded(_mm256_loadu_ps(values + i + 8 * j), factor);
+            const __m256i bytes = narrow(value[0], value[1], value[2], value[3]);
             total = _mm256_add_epi32(total, fours(bytes));
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), _mm256_permutevar8x32_epi32(bytes, order));
         }
@@ -134,21 +135,23 @@ struct Int8Avx2 {
         return sum;
     }
 
-    // One panel [count][LANES][4] of values that lie 8 lanes together: lanes 8 g .. 8 g + 7 of value k begin at
-    // planes[g] + (k / period) * advance + offsets[k % period]; period a multiple of 4. Adds each lane's values to sums.
+    // One panel [steps][LANES][4] of values that lie 4 lanes together: lanes 4 g .. 4 g + 3 of value k begin at
+    // planes[g] + (k / period) * advance + offsets[k % period]; period a multiple of 4. sums: each lane's values added up.
     BF_TARGET static void patches(const float* const* planes, const int64_t* offsets, int64_t period, int64_t advance,
-                                  int64_t count, const float* inverses, uint8_t* panel, int32_t* sums) {
+                                  int64_t steps, const float* inverses, uint8_t* panel, int32_t* sums) {
         const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
         for (int group = 0; group < LANES / 8; ++group) {
             const __m256 factor = _mm256_loadu_ps(inverses + 8 * group);
-            const float* plane = planes[group];
+            const float *plane = planes[2 * group], *other = planes[2 * group + 1];
             uint8_t* out = panel + 32 * group;
             __m256i total = _mm256_setzero_si256();
-            for (int64_t k = 0; k < count; plane += advance) {
-                for (int64_t at = 0; at < period && k < count; at += 4, ++k, out += 4 * LANES) {
-                    const __m256i bytes = narrow(rounded(plane + offsets[at], factor), rounded(plane + offsets[at + 1], factor),
-                                                 rounded(plane + offsets[at + 2], factor), rounded(plane + offsets[at + 3], factor));
-                    const __m256i lanes = _mm256_shuffle_epi8(bytes, order);
+            for (int64_t step = 0; step < steps; plane += advance, other += advance) {
+                for (int64_t at = 0; at < period && step < steps; at += 4, ++step, out += 4 * LANES) {
+                    __m256i value[4];
+                    for (int j = 0; j < 4; ++j) {
+                        value[j] = rounded(_mm256_loadu2_m128(other + offsets[at + j], plane + offsets[at + j]), factor);
+                    }
+                    const __m256i lanes = _mm256_shuffle_epi8(narrow(value[0], value[1], value[2], value[3]), order);
                     total = _mm256_add_epi32(total, fours(lanes));
                     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), lanes);
                 }
@@ -227,8 +230,8 @@ struct Int8Avx2 {
         }
     }
 
-    BF_INLINE static __m256i rounded(const float* values, __m256 factor) {
-        return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(values), factor));
+    BF_INLINE static __m256i rounded(__m256 values, __m256 factor) {
+        return _mm256_cvtps_epi32(_mm256_mul_ps(values, factor));
     }
 
     // Bytes a0-3 b0-3 c0-3 d0-3, then a4-7 b4-7 c4-7 d4-7.

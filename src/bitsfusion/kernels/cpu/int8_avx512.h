@@ -118,20 +118,21 @@ struct Int8Avx512 {
     }
 
     BF_TARGET static void patches(const float* const* planes, const int64_t* offsets, int64_t period, int64_t advance,
-                                  int64_t count, const float* inverses, uint8_t* panel, int32_t* sums) {
+                                  int64_t steps, const float* inverses, uint8_t* panel, int32_t* sums) {
         const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
         for (int half = 0; half < 2; ++half) {
             const __m512 factor = _mm512_loadu_ps(inverses + 16 * half);
-            const float *plane = planes[2 * half], *other = planes[2 * half + 1];
+            const float* const* from = planes + 4 * half;
             uint8_t* out = panel + 64 * half;
             __m512i total = _mm512_setzero_si512();
-            for (int64_t k = 0; k < count; plane += advance, other += advance) {
-                for (int64_t at = 0; at < period && k < count; at += 4, ++k, out += 4 * LANES) {
+            for (int64_t step = 0, turn = 0; step < steps; turn += advance) {
+                for (int64_t at = 0; at < period && step < steps; at += 4, ++step, out += 4 * LANES) {
                     __m512i value[4];
                     for (int j = 0; j < 4; ++j) {
-                        const int64_t offset = offsets[at + j];
-                        const __m512 both = _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(plane + offset)),
-                                                               _mm256_loadu_ps(other + offset), 1);
+                        const int64_t offset = turn + offsets[at + j];
+                        const __m256 low = _mm256_loadu2_m128(from[1] + offset, from[0] + offset);
+                        const __m256 high = _mm256_loadu2_m128(from[3] + offset, from[2] + offset);
+                        const __m512 both = _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
                         value[j] = _mm512_cvtps_epi32(_mm512_mul_ps(both, factor));
                     }
                     const __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(value[0], value[1]),
