@@ -149,9 +149,11 @@ def _follow_marks(header: SingleFile, pipeline: Any) -> None:
     if header.zero_snr:
         marks |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     if marks:
-        kind: Any = type(pipeline.scheduler)
-        if marks.keys() - kind._get_init_keys(kind):  # such as PNDM
-            from diffusers import EulerDiscreteScheduler as kind
+        import diffusers
+
+        own: Any = type(pipeline.scheduler)
+        knows = marks.keys() <= own._get_init_keys(own)  # PNDM, for one, has no rescaled betas
+        kind: Any = own if knows else diffusers.EulerDiscreteScheduler
         pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **marks)
 
 
