@@ -21,6 +21,7 @@ from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.runs.packing import init_pipeline
 
 from ..tiny.kinds import KINDS
+from ..tiny.pipeline import build_one_block_pipeline
 from ..tiny.transformers import build_transformer_pipeline
 
 PROMPTS, SEEDS, STEPS = ("a red circle", "two blue squares"), (1, 2), 3
@@ -62,7 +63,8 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
-        "sd1",
+        "one block",
+        pytest.param("sd1", marks=SLOW),
         pytest.param("sdxl", marks=SLOW),
         pytest.param("SD3Transformer2DModel", marks=SLOW),
         pytest.param("FluxTransformer2DModel", marks=SLOW),
@@ -70,7 +72,8 @@ SLOW = pytest.mark.slow
     ],
 )
 def test_the_same_picture(kind: str, tmp_path: Path) -> None:
-    built = KINDS[kind]() if kind in KINDS else build_transformer_pipeline(kind)
+    builders = {"one block": build_one_block_pipeline, **KINDS}
+    built = builders[kind]() if kind in builders else build_transformer_pipeline(kind)
     built.save_pretrained(tmp_path / "dense")
     init_pipeline(str(tmp_path / "dense"), tmp_path / "packed", recipe="uniform:3")
     made = bitsfusion.export(tmp_path / "packed", "onnx", tmp_path / "graphs")
