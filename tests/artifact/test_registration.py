@@ -44,8 +44,8 @@ def register_after() -> None:
     for registry in registries:
         for mapping in (registry.AUTO_QUANTIZER_MAPPING, registry.AUTO_QUANTIZATION_CONFIG_MAPPING):
             mapping.pop("bitsfusion", None)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "bitsfusion"]:
-        del sys.modules[name]
+    for name in ("", ".artifact.registration", ".artifact.diffusers_plugin", ".artifact.transformers_plugin"):
+        sys.modules.pop(f"bitsfusion{name}", None)
     exec(f"import bitsfusion; {CHECK}")
 
 

@@ -68,6 +68,7 @@ SLOW = pytest.mark.slow
         pytest.param("sdxl", marks=SLOW),
         pytest.param("SD3Transformer2DModel", marks=SLOW),
         pytest.param("FluxTransformer2DModel", marks=SLOW),
+        pytest.param("Flux2Transformer2DModel", marks=SLOW),
         pytest.param("AuraFlowTransformer2DModel", marks=SLOW),
     ],
 )
@@ -117,6 +118,21 @@ def test_the_flow_model(tmp_path: Path) -> None:
     bitsfusion.export(tmp_path / "packed", "onnx", tmp_path / "graphs")
     check_weights(tmp_path / "packed", tmp_path / "graphs")
     check_pictures(tmp_path / "packed", tmp_path / "graphs", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("PixArtTransformer2DModel", "attention masks"),
+        ("QwenImageTransformer2DModel", "complex numbers"),
+        ("ZImageTransformer2DModel", "lists of tensors"),
+    ],
+)
+def test_what_is_missing_is_named(name: str, reason: str, tmp_path: Path) -> None:
+    build_transformer_pipeline(name).save_pretrained(tmp_path / "model")
+    with pytest.raises(InputError, match=f"Pipeline .*, wanted one of .*: .*{reason}"):
+        bitsfusion.export(tmp_path / "model", "onnx", tmp_path / "graphs")
+    assert not (tmp_path / "graphs").exists()
 
 
 def test_refusals(packed: Path, tmp_path: Path) -> None:

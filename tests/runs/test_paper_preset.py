@@ -23,8 +23,7 @@ PRESET = Path(__file__).parents[2] / "configs" / "sd15.yaml"
 ONE_BLOCK = {
     "block_out_channels": (16,),
     "down_block_types": ("CrossAttnDownBlock2D",),
-    "mid_block_type": None,
-    "up_block_types": ("UpBlock2D",),
+    "up_block_types": ("CrossAttnUpBlock2D",),
 }
 SMALL = {"train_batch_size": 2, "total_batch_size": 4, "max_train_steps": 2, "mixed_precision": "no"}
 

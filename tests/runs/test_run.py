@@ -21,16 +21,16 @@ from bitsfusion.vote.results import vote_results
 from .. import forked
 
 CONFIG = {
-    "data": {"kind": "world", "pool": 64},
+    "data": {"kind": "world", "pool": 24},
     "analysis": {"method": "jacobian", "samples": 2},
     "stage1": {
         "stage": 1,
-        "train_batch_size": 4,
+        "train_batch_size": 2,
         "learning_rate": 1e-4,
         "max_train_steps": 6,
         "checkpointing_steps": 2,
     },
-    "stage2": {"stage": 2, "train_batch_size": 4, "learning_rate": 1e-5, "max_train_steps": 4, "ema_decay": 0.9},
+    "stage2": {"stage": 2, "train_batch_size": 2, "learning_rate": 1e-5, "max_train_steps": 4, "ema_decay": 0.9},
     "control": True,
     "serve": {"samplers": {"pndm": 3}},
     "evaluation": {"per_task": 1, "steps": 3, "guidance": 2.0, "probe_samples": 4},
