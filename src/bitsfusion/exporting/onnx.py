@@ -67,9 +67,9 @@ def export_onnx(model: str | Path, out: Path, progress: Progress | None = None) 
     check_new_folder(out)
     source = resolve(model)
     if source.class_name not in PIPELINES:
-        reason = f": {REFUSED[source.class_name]}" if source.class_name in REFUSED else ""
-        wanted = ", ".join(PIPELINES)
-        raise InputError(f"model: got a {source.class_name} ({source.path}), wanted one of {wanted}{reason}")
+        reason = REFUSED.get(str(source.class_name))
+        wanted = ", ".join(PIPELINES) + (f": {reason}" if reason else "")
+        raise InputError(f"model: got a {source.class_name} ({source.path}), wanted one of {wanted}")
     packed = open_components(source.path)
     pipeline: Any = load_pipeline(source)
     for name in packed:
