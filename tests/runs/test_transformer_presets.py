@@ -68,9 +68,7 @@ def test_trains_two_steps(preset: str, shaped: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_says_what_it_costs(
-    preset: str, shaped: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_says_what_it_costs(preset: str, shaped: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By the configs of the real model, on eight GPUs in shards and on one, where scales, biases and norms train."""
     shaped.write_pipeline_configs(PRESETS[preset][0], tmp_path / "model")
     plans = {}

@@ -155,9 +155,7 @@ def transformer_kind(name: str) -> str:
     return next((kind for pattern, kind in _KINDS if pattern.search(name)), "projection")
 
 
-def _transformer(
-    name: str, call: Call, *blocks: str, steps: Timing | None = None, others: str = ""
-) -> Transformer:
+def _transformer(name: str, call: Call, *blocks: str, steps: Timing | None = None, others: str = "") -> Transformer:
     layers = ("Linear", "Conv2d")
     return Transformer(name, "transformer", "diffusers", "transformer", layers, blocks, call, steps, others)
 

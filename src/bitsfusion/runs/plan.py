@@ -256,9 +256,7 @@ def _denoiser(
         rank = entry.rank if isinstance(entry, TimeBasisEntry) else 0
         timed = timing_of(model) is None
         stored = TimeFeaturesEntry(kind="layers_8bit" if timed else "none")
-        stays = expected_size(
-            config, kept | dict.fromkeys(removed, time_bits(model)), stored, {}
-        )
+        stays = expected_size(config, kept | dict.fromkeys(removed, time_bits(model)), stored, {})
         in_bits = sum(stays.layers[name] for name in removed)
         features = size.file.time_features
         time = TimePlan(len(removed), weights, time_outputs_width(model), rank, features, in_bits - features)
