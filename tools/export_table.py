@@ -23,7 +23,7 @@ from bitsfusion.embedded import embedded_model
 from bitsfusion.evaluation.prompts import world_prompts
 from bitsfusion.exporting.gguf import layers_read
 from bitsfusion.exporting.onnx_runtime import use_graphs
-from bitsfusion.metrics.generation import generate_images
+from bitsfusion.pipelines.generation import generate_images
 from bitsfusion.pipelines.load import load_pipeline
 
 STEPS, SEED = 20, 1024

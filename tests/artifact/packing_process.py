@@ -23,7 +23,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 import bitsfusion.io.atomic
 from bitsfusion.artifact.writer import write_model, write_pipeline
-from bitsfusion.diffusion.time_features import Coverage
+from bitsfusion.diffusion.samplers import Coverage
 from bitsfusion.errors import BitsFusionError
 
 from ..tiny.pipeline import build_pipeline

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
+from safetensors.torch import save_file
 
 from bitsfusion.errors import InputError
 
@@ -115,7 +116,7 @@ def test_time_layers_that_are_cached_cannot_be_adapted(
     before, state = images(made), made.unet.state_dict()
     with pytest.raises(InputError, match=r"time layer that cached rows stand for.*--cover any"):
         made.load_lora_weights(loras / name)
-    with pytest.raises(ValueError, match="Cached"):  # PEFT finds out half way
+    with pytest.raises(InputError, match=r"time layer that cached rows stand for.*--cover any"):
         made.unet.add_adapter(peft.LoraConfig(r=4, target_modules=TARGETS[name]), adapter_name="late")
     assert np.array_equal(images(made), before) and made.unet.state_dict().keys() == state.keys()
     assert set(made.unet.peft_config) == {"two"}
@@ -125,6 +126,47 @@ def test_time_layers_that_are_cached_cannot_be_adapted(
     plain = images(kept)
     kept.load_lora_weights(loras / name)
     assert np.abs(images(kept) - plain).max() > 1e-4
+
+
+UP = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+def pair(layer: str, inputs: int = 64, outputs: int = 64, kind: str = "unet") -> dict[str, torch.Tensor]:
+    name = f"{kind}.{layer}.lora"
+    return {f"{name}_A.weight": torch.ones(2, inputs), f"{name}_B.weight": torch.ones(outputs, 2)}
+
+
+DO_NOT_FIT: dict[str, tuple[dict[str, torch.Tensor], str]] = {
+    "no layer": (
+        pair("mid_block.nowhere.to_q"),
+        "nowhere.to_q: got an adapter for a layer that the UNet2DConditionModel",
+    ),
+    "norm": (pair("conv_norm_out"), "conv_norm_out: got an adapter for a GroupNorm"),
+    "block": (pair("mid_block"), "mid_block: got an adapter for a UNetMidBlock2DCrossAttn"),
+    "shape": (pair(UP, inputs=37), r"to_q: got an adapter of shapes \[2, 37\] and \[64, 2\], wanted .* \[64, 64\]"),
+    "half": (dict(list(pair(UP).items())[:1]), "to_q: got an adapter with lora_A and no lora_B"),
+    "text": (pair("text_model.encoder.layers.9.mlp.fc1", kind="text_encoder"), "fc1: .* that the CLIPTextModel does"),
+}
+
+
+def test_adapters_that_do_not_fit_change_nothing(any_step_folder: Path, tmp_path: Path) -> None:
+    """Also where the rest of it fits: neither UNet nor text encoder has taken any of it."""
+    made, fits = load(any_step_folder), UP.replace("attn1", "attn2")
+    before = images(made)
+    for state, says in DO_NOT_FIT.values():
+        with pytest.raises(InputError, match=says) as caught:
+            made.load_lora_weights(pair(fits) | state)
+        assert "\n" not in str(caught.value)
+    state, says = DO_NOT_FIT["no layer"]
+    save_file(state, tmp_path / "pytorch_lora_weights.safetensors")
+    with pytest.raises(InputError, match=says):
+        made.unet.load_lora_adapter(tmp_path, prefix="unet")
+    with pytest.raises(InputError, match="target_modules: got nowhere, wanted layers of the UNet2DConditionModel"):
+        made.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["nowhere"]))
+    assert not any("lora" in name for part in (made.unet, made.text_encoder) for name, _ in part.named_modules())
+    assert np.array_equal(images(made), before)
+    made.load_lora_weights(pair(fits))
+    assert not np.array_equal(images(made), before)
 
 
 def test_saving_with_adapters_is_refused(folder: Path, loras: Path, tmp_path: Path) -> None:

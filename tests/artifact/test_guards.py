@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,19 @@ def test_its_own_state_and_copies(made: Any) -> None:
         assert unet.load_lora_adapter.model() is unet
         made.unet = unet
         assert np.array_equal(images(made), before)
+
+
+def test_the_state_answers_for_weights_and_is_an_ordinary_one(made: Any, tmp_path: Path) -> None:
+    state = made.unet.state_dict()
+    assert torch.equal(state["conv_in.weight"], made.unet.conv_in.weight) and "conv_in.weight" not in state
+    for missing in ("conv_in.nothing", "nothing.weight"):
+        with pytest.raises(KeyError):
+            state[missing]
+    torch.save(state, tmp_path / "state")
+    again = torch.load(tmp_path / "state", weights_only=True)
+    assert again.keys() == state.keys() and type(again) is OrderedDict
+    made.unet.load_state_dict(again)
+    assert type(made.unet.dequantize().state_dict()) is OrderedDict
 
 
 def motion_model(unet: Any) -> Any:

@@ -10,7 +10,7 @@ from bitsfusion.architectures.registry import DENOISERS, layers_to_assign
 from bitsfusion.diffusion.denoise import denoise
 from bitsfusion.runs.packing import init_pipeline
 
-from ..tiny.transformers import CONFIGS, build_transformer
+from ..tiny.transformers import CONFIGS, build_transformer, build_transformer_pipeline
 
 CPU = torch.device("cpu")
 
@@ -57,6 +57,28 @@ def test_an_adapter_adds_what_it_adds_to_the_dequantized_model(packed):
     if hasattr(pair[0], "disable_adapters"):
         pair[0].disable_adapters()
         assert torch.equal(predicted(pair[0]), plain)
+
+
+def test_flux_adapters_load_through_the_pipeline(tmp_path):
+    """diffusers looks up the weights' shapes in the state dict, where packed layers have none."""
+    pytest.importorskip("peft")
+    source = build_transformer_pipeline("FluxTransformer2DModel")
+    source.transformer.save_pretrained(tmp_path / "source")
+    init_pipeline(str(tmp_path / "source"), tmp_path / "packed", recipe="uniform:3")
+    name, generator = "transformer.transformer_blocks.0.attn.to_k.lora", torch.Generator().manual_seed(1)
+    lora = {
+        f"{name}_{one}.weight": torch.randn(shape, generator=generator)
+        for one, shape in (("A", (2, 32)), ("B", (32, 2)))
+    }
+    outputs = []
+    for dense in (False, True):
+        source.transformer = type(source.transformer).from_pretrained(tmp_path / "packed")
+        if dense:
+            source.transformer.dequantize()
+        plain = predicted(source.transformer)
+        source.load_lora_weights(dict(lora))
+        outputs.append(predicted(source.transformer))
+    assert torch.equal(*outputs) and not torch.equal(outputs[0], plain)
 
 
 @pytest.mark.parametrize("way", ["layer", "group"])

@@ -19,7 +19,7 @@ from bitsfusion.architectures.transformer_calls import from_patches
 from bitsfusion.diffusion.conditioning import conditioner_of
 from bitsfusion.diffusion.denoise import denoise
 from bitsfusion.errors import InputError
-from bitsfusion.metrics.generation import call_options
+from bitsfusion.pipelines.generation import call_options
 from bitsfusion.pipelines.load import check_draws_from_text
 
 from ..tiny.transformers import CONFIGS, build_transformer_pipeline

@@ -16,7 +16,7 @@ from bitsfusion.exporting.onnx_calls import CallGraph, recorded_calls
 from bitsfusion.exporting.onnx_runtime import use_graphs
 from bitsfusion.exporting.original import packed_denoiser
 from bitsfusion.exporting.weights import open_weights
-from bitsfusion.metrics.generation import generate_images
+from bitsfusion.pipelines.generation import generate_images
 from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.runs.packing import init_pipeline
 

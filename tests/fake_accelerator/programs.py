@@ -29,9 +29,9 @@ from bitsfusion.evaluation.prompts import world_prompts
 from bitsfusion.evaluation.setting import Evaluation
 from bitsfusion.kernels.fake_quantize import fake_quantize
 from bitsfusion.metrics.clip_score import ClipScorer
-from bitsfusion.metrics.generation import generate_images
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import initial_scale
+from bitsfusion.pipelines.generation import generate_images
 from bitsfusion.pipelines.load import EMBEDDED, load_pipeline
 from bitsfusion.progress import SILENT
 from bitsfusion.runs.calibration import CalibrationJob

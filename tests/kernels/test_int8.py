@@ -6,11 +6,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from bitsfusion.kernels import int8
+from bitsfusion.kernels.cpu.library import Isa, Missing, library
 from bitsfusion.nn.packed import packed_buffer
 from bitsfusion.numerics import half_levels
 
 pytestmark = pytest.mark.skipif(int8.why_not() is not None, reason=str(int8.why_not()))
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+ISAS = () if isinstance(found := library(), Missing) else found.int8
+each_isa = pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 
 
 def rounded_product(tokens: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -31,33 +34,46 @@ def layer(bits: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     return codes, scale, packed_buffer(codes, scale, bits)
 
 
+@each_isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bits", range(1, 8))
-def test_linear(bits: int, dtype: torch.dtype) -> None:
+def test_linear(bits: int, dtype: torch.dtype, isa: Isa) -> None:
     for tokens, out, wide in [(1, 1, 1), (5, 7, 13), (13, 33, 64), (29, 70, 321), (50, 64, 320)]:
         codes, scale, packed = layer(bits, (out, wide))
         x = torch.randn(tokens, wide).to(dtype)
         x[0] = 0
         bias = torch.randn(out)
         for offset in (bias, None):
-            made = int8.linear(x, packed, (out, wide), bits, offset)
+            made = int8.linear(x, packed, (out, wide), bits, offset, isa)
             assert torch.equal(made, rounded_product(x, codes, scale, offset)), (tokens, out, wide)
 
 
+@each_isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bits", range(1, 8))
-def test_convolution(bits: int, dtype: torch.dtype) -> None:
-    # images, in, out, height, width, kernel, padding: rows of 8, 16, 24, 40, panels that end inside, no padding
-    sizes = [(1, 3, 5, 8, 8, 3, 1), (2, 7, 13, 4, 8, 3, 1), (2, 16, 40, 16, 16, 3, 1), (1, 5, 30, 8, 24, 1, 0)]
-    for images, channels, out, high, wide, kernel, pad in [*sizes, (2, 4, 4, 5, 40, 3, 1), (1, 3, 3, 10, 10, 3, 0)]:
+def test_convolution(bits: int, dtype: torch.dtype, isa: Isa) -> None:
+    # images, in, out, height, width, kernel, padding, stride: rows of 4, 8, 12, 16, 24, 40, panels that end inside
+    sizes = [
+        (1, 3, 5, 8, 8, 3, 1, 1),
+        (2, 7, 13, 4, 4, 3, 1, 1),
+        (2, 16, 40, 16, 16, 3, 1, 1),
+        (2, 4, 4, 5, 40, 3, 1, 1),
+    ]
+    sizes += [
+        (1, 5, 30, 8, 24, 1, 0, 1),
+        (1, 3, 3, 10, 14, 3, 0, 1),
+        (2, 5, 7, 9, 16, 3, 1, 2),
+        (1, 2, 3, 8, 22, 2, 1, 3),
+    ]
+    for images, channels, out, high, wide, kernel, pad, stride in sizes:
         codes, scale, packed = layer(bits, (out, channels, kernel, kernel))
         x = torch.randn(images, channels, high, wide).to(dtype)
         x[0, :, :3, :3] = 0
         bias = torch.randn(out)
-        made = int8.convolution(x, packed, tuple(codes.shape), bits, bias, (pad, pad))
-        patches = functional.unfold(x.float(), kernel, padding=pad).transpose(1, 2).to(dtype)
+        made = int8.convolution(x, packed, tuple(codes.shape), bits, bias, (pad, pad), stride, isa)
+        patches = functional.unfold(x.float(), kernel, padding=pad, stride=stride).transpose(1, 2).to(dtype)
         wanted = rounded_product(patches, codes.flatten(1), scale, bias).transpose(1, 2).reshape(made.shape)
-        assert torch.equal(made, wanted), (images, channels, out, high, wide)
+        assert torch.equal(made, wanted), (images, channels, out, high, wide, stride)
 
 
 def test_many_panels_and_pieces() -> None:
@@ -97,7 +113,7 @@ def test_what_does_not_fit_is_refused(x: Tensor, bits: int) -> None:
 def test_opcheck() -> None:
     packed = layer(1, (7, 13))[2]
     linear = (torch.randn(3, 13), packed, (7, 13), 1, torch.randn(7))
-    convolution = (torch.randn(1, 5, 8, 8), layer(2, (4, 5, 3, 3))[2], (4, 5, 3, 3), 2, None, (1, 1))
+    convolution = (torch.randn(1, 5, 8, 8), layer(2, (4, 5, 3, 3))[2], (4, 5, 3, 3), 2, None, (1, 1), 1)
     for name, arguments in (("int8_linear", linear), ("int8_convolution", convolution)):
         results = torch.library.opcheck(getattr(torch.ops.bitsfusion, name).default, arguments)
         assert set(results.values()) == {"SUCCESS"}

@@ -240,7 +240,7 @@ def test_int8_activations_come_close_and_can_be_left_again(kind: str, compiled: 
 
 @rounding
 def test_int8_activations_leave_alone_what_they_do_not_serve() -> None:
-    strided = pack_layer(trained("conv", 2, stride=2))
+    strided = pack_layer(trained("conv", 2, stride=(1, 2)))
     padded = pack_layer(trained("conv", 2, padding=1, padding_mode="circular"))
     narrow, eight = pack_layer(trained("conv", 2, padding=1)), pack_layer(trained("linear", 8))
     assert int8_activations(nn.ModuleList([strided, padded, narrow, eight])) == 3

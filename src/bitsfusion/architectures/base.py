@@ -156,7 +156,7 @@ class Architecture:
     def layer_info(self, name: str, module: Any) -> LayerInfo:
         """One of them."""
         shape = getattr(module, "weight_shape", None) or tuple(module.weight.shape)
-        return LayerInfo(name, self.role(name), shape, self.kind(name), self.feature_values(name, shape[0]))
+        return LayerInfo(name, self.role(name), shape, self.kind(name))
 
 
 @dataclass(frozen=True)
@@ -176,13 +176,13 @@ class Denoiser(Architecture):
             conditioning: n rows.
 
         Raises:
-            InputError: a family that is packed and drawn with, and not called from here yet.
+            InputError: a class without a family of its own (and so in what follows).
         """
-        raise InputError(f"{self.name}: got a {self.noun}, wanted a UNet2DConditionModel: others are only packed")
+        raise self._not_known
 
     def feature_blocks(self, model: nn.Module) -> list[nn.Module]:
         """The blocks whose outputs feature distillation compares (Eq. 7)."""
-        raise NotImplementedError
+        raise self._not_known
 
     def features(self, output: Any) -> Sequence[Tensor]:
         """What of a feature block's output is compared."""
@@ -190,11 +190,11 @@ class Denoiser(Architecture):
 
     def stages(self, model: nn.Module) -> dict[str, nn.Module]:
         """Modules that run one after the other, or within one another, each once: what a replay can skip."""
-        raise NotImplementedError
+        raise self._not_known
 
     def units(self, model: nn.Module) -> list[nn.Module]:
         """The smallest repeated modules: sharding gathers them, gradient checkpointing runs them again, one by one."""
-        raise NotImplementedError
+        raise self._not_known
 
     def example(
         self, config: Mapping[str, Any], batch: int, latent: int, tokens: int, generator: torch.Generator | None = None
@@ -210,7 +210,14 @@ class Denoiser(Architecture):
         Raises:
             InputError: a model that is given more than texts, sizes and a step.
         """
-        raise InputError(f"{self.name}: got a {self.noun}, wanted a UNet2DConditionModel: others are only packed")
+        raise self._not_known
+
+    @property
+    def _not_known(self) -> InputError:
+        return InputError(
+            f"{self.name}: got a {self.noun} without a family of its own, whose conditioning is not known, wanted one "
+            "of a class that is trained: others are packed, calibrated and drawn with only"
+        )
 
     def latent_size(self, config: Mapping[str, Any]) -> int:
         """Height and width of the latents that the model was made for."""

@@ -23,9 +23,7 @@ from bitsfusion.architectures.transformer import ENDS, transformer_kind
 from bitsfusion.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from bitsfusion.architectures.conditioning import Conditioning
+    from torch import nn
 
 _NAME = re.compile(r"[A-Za-z0-9]{1,64}2DModel")
 _MODULES = "diffusers.models.transformers."
@@ -84,28 +82,6 @@ class GenericTransformer(Denoiser):
                 "them there: the others would stay in 32 bits"
             )
         return found
-
-    def predict(self, model: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        raise self._unknown
-
-    def example(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Conditioning]:
-        raise self._unknown
-
-    def feature_blocks(self, model: nn.Module) -> list[nn.Module]:
-        raise self._unknown
-
-    def stages(self, model: nn.Module) -> dict[str, nn.Module]:
-        raise self._unknown
-
-    def units(self, model: nn.Module) -> list[nn.Module]:
-        raise self._unknown
-
-    @property
-    def _unknown(self) -> InputError:
-        return InputError(
-            f"{self.name}: got a transformer without a family of its own, whose conditioning is not known, wanted one "
-            "of a class that is trained: others are packed, calibrated and drawn with only"
-        )
 
 
 @functools.lru_cache(maxsize=64)

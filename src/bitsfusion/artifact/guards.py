@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitsfusion.artifact.adapters import ADDING, Guarded
 from bitsfusion.errors import InputError
 from bitsfusion.nn.packed import PACKED_LAYERS
 
@@ -24,33 +25,39 @@ def guard(model: nn.Module) -> None:
     - `state_dict` of a part, which is how ControlNet, AnimateDiff and the like copy a UNet's weights;
     - training as a whole: its parameters are frozen, and a forward that would give them gradients is refused;
     - `fuse_lora` and `fuse_qkv_projections`, which would put dense weights beside the packed ones;
-    - an adapter for layers that are not there; one that fails half way is taken out again.
+    - an adapter for layers that are not there or of other shapes (`adapters`).
 
     Adapters on packed layers, gradients to inputs and copies of the model work as before.
     """
     model.requires_grad_(False)
     model.register_load_state_dict_pre_hook(_check_load)
     model.register_forward_pre_hook(_check_training, with_kwargs=True)
+    model._register_state_dict_hook(_answer_for_weights)
     for part in _parts(model):
         part.register_load_state_dict_pre_hook(_check_direct_load)
         part.register_state_dict_pre_hook(_check_state)
     for name, refuse in _REFUSED.items():
         if hasattr(model, name):
             setattr(model, name, refuse)
-    for name in ("load_lora_adapter", "add_adapter"):
+    for name in ADDING:
         if hasattr(model, name):
-            setattr(model, name, _Guarded(name, model))
+            setattr(model, name, Guarded(name, model))
 
 
 def unguard(model: nn.Module) -> None:
     """Undoes `guard`: the model is an ordinary one, and trains. Access to removed time layers stays refused."""
     for part in model.modules():
-        for hooks in (part._forward_pre_hooks, part._state_dict_pre_hooks, part._load_state_dict_pre_hooks):
+        for hooks in (
+            part._forward_pre_hooks,
+            part._state_dict_hooks,
+            part._state_dict_pre_hooks,
+            part._load_state_dict_pre_hooks,
+        ):
             for key, hook in list(hooks.items()):
                 if getattr(hook, "hook", hook) in _HOOKS:
                     del hooks[key]
                     part._forward_pre_hooks_with_kwargs.pop(key, None)
-    for name in (*_REFUSED, "load_lora_adapter", "add_adapter"):
+    for name in (*_REFUSED, *ADDING):
         vars(model).pop(name, None)
     model.requires_grad_(True)
 
@@ -108,6 +115,31 @@ def _check_state(part: nn.Module, prefix: str, keep_vars: bool) -> None:
         )
 
 
+class _StateDict(OrderedDict[str, Tensor]):
+    """A packed model's state that is asked for the weight of a packed layer, as diffusers' FLUX adapters do, unpacks
+    it. It holds and lists packed bits alone, and pickles as any state does."""
+
+    model: nn.Module
+
+    def __missing__(self, key: str) -> Tensor:
+        name, _, kind = key.rpartition(".")
+        for found, layer in self.model.named_modules():
+            if found == name and kind == "weight" and isinstance(layer, PACKED_LAYERS):
+                return layer.weight
+        raise KeyError(key)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OrderedDict, (), {"_metadata": getattr(self, "_metadata", None)}, None, iter(self.items())
+
+
+def _answer_for_weights(model: nn.Module, state: Any, prefix: str, metadata: Any) -> Any:
+    if prefix:
+        return None
+    made = _StateDict(state)
+    made.model, made._metadata = model, getattr(state, "_metadata", None)  # type: ignore[attr-defined]
+    return made
+
+
 def _check_training(model: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return
@@ -137,7 +169,7 @@ def _check_cached_state(part: nn.Module, prefix: str, keep_vars: bool) -> None:
 
 
 _PACK = "wanted a model with time layers: pack it with --cover any, then dequantize()"
-_HOOKS = (_check_load, _check_direct_load, _check_state, _check_training)
+_HOOKS = (_check_load, _check_direct_load, _check_state, _check_training, _answer_for_weights)
 
 
 def _refuse(name: str, reason: str, *args: Any, **kwargs: Any) -> None:
@@ -152,82 +184,3 @@ _REFUSED: Mapping[str, Callable[..., None]] = {
         "fuse_qkv_projections": "fused projections are dense copies of packed ones; leave them apart",
     }.items()
 }
-
-
-class _Guarded:
-    """A method of a model that adds an adapter, on the model itself: whole, or not at all.
-
-    Holds the model weakly; a copy of the model has one of its own.
-    """
-
-    def __init__(self, method: str, model: nn.Module) -> None:
-        self.method, self.model = method, weakref.ref(model)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"method": self.method, "model": self.model()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["method"], state["model"])  # type: ignore[misc]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        model: Any = self.model()
-        for value in args[:1]:
-            if isinstance(value, Mapping):
-                _check_adapter(model, value, kwargs.get("prefix", "transformer"))
-        before = _Adapters(model)
-        try:
-            return getattr(type(model), self.method)(model, *args, **kwargs)
-        except Exception:
-            before.restore(model)
-            raise
-
-
-def _check_adapter(model: Any, state: Mapping[str, Any], prefix: str | None) -> None:
-    """Whether every layer that an adapter's tensors name is one that can be adapted."""
-    removed = model.hf_quantizer.content.removed
-    for key in state:
-        name = key.removeprefix(f"{prefix}.") if prefix else key
-        layer = name.split(".lora")[0].split(".lokr")[0]
-        if layer in removed:
-            raise InputError(
-                f"{layer}: got an adapter for a time layer that cached rows stand for, wanted none: pack with "
-                "--cover any, which keeps the time layers"
-            )
-
-
-class _Adapters:
-    """The modules and adapters of a model, to be restored later."""
-
-    def __init__(self, model: Any) -> None:
-        self.modules = dict(model.named_modules())
-        self.active = {
-            name: (list(module.active_adapters), set(_names(module)))
-            for name, module in self.modules.items()
-            if hasattr(module, "base_layer")
-        }
-        self.config = dict(getattr(model, "peft_config", {}))
-        self.loaded = getattr(model, "_hf_peft_config_loaded", False)
-        self.trained = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
-
-    def restore(self, model: Any) -> None:
-        for name, module in self.modules.items():
-            parent, _, child = name.rpartition(".")
-            if name and model.get_submodule(parent)._modules.get(child) is not module:
-                model.get_submodule(parent)._modules[child] = module
-        for name, (active, adapters) in self.active.items():
-            module = self.modules[name]
-            for adapter in _names(module) - adapters:
-                module.delete_adapter(adapter)
-            module.set_adapter(active)
-        for parameter in model.parameters():
-            parameter.requires_grad_(self.trained.get(id(parameter), False))
-        if self.config:
-            model.peft_config = self.config
-        else:
-            vars(model).pop("peft_config", None)
-        model._hf_peft_config_loaded = self.loaded
-
-
-def _names(module: Any) -> set[str]:
-    """The adapters of one adapted layer."""
-    return {key for kind in module.adapter_layer_names for key in getattr(module, kind)}

@@ -19,7 +19,7 @@ from bitsfusion.calibration.trees import Tree, map_tensors, tensors_of
 from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.diffusion.samples import seeded_noise
 from bitsfusion.errors import InputError
-from bitsfusion.metrics.generation import call_options
+from bitsfusion.pipelines.generation import call_options
 from bitsfusion.progress import Progress, silent
 
 _BATCH = 24

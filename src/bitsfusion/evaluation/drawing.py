@@ -15,7 +15,7 @@ from bitsfusion.errors import InputError
 from bitsfusion.evaluation.pictures import Images, PictureFiles
 from bitsfusion.evaluation.prompts import PromptSet
 from bitsfusion.io.texts import read_json, write_json, write_text
-from bitsfusion.metrics.generation import generate_images, write_png
+from bitsfusion.pipelines.generation import generate_images, write_png
 from bitsfusion.pipelines.load import check_draws_from_text, load_pipeline
 from bitsfusion.progress import Progress, silent
 

@@ -1,11 +1,12 @@
-"""Packed layers on activations that are rounded to int8 while they run: half the time of bfloat16, not the same result.
+"""Packed layers on activations that are rounded to int8 while they run: about half the time, not the same result.
 
 An activation vector x (a token; for a convolution the patch under its window) becomes q = round(x / t) with
 t = max |x| / 127, and the output is sum(level q) t scale + bias: the sum is exact, weights are not rounded at all.
-Only compiled, for processors with AVX-512 VNNI.
+Only compiled, for x86-64 with AVX-512 VNNI or AVX2.
 
     int8_linear(Tensor input, Tensor packed, SymInt[] shape, int bits, Tensor? bias) -> Tensor
-    int8_convolution(Tensor input, Tensor packed, SymInt[] shape, int bits, Tensor? bias, SymInt[] padding) -> Tensor
+    int8_convolution(Tensor input, Tensor packed, SymInt[] shape, int bits, Tensor? bias, SymInt[] padding,
+                     int stride) -> Tensor
 
 are the operators of `torch.ops.bitsfusion`, registered when this module is imported.
 """
@@ -18,12 +19,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bitsfusion.kernels.cpu.library import DTYPES, Missing, library, loaded
+from bitsfusion.kernels.cpu.library import DTYPES, Isa, Missing, library, loaded
 from bitsfusion.numerics import MAX_BITS
 
 LARGEST_BITS = MAX_BITS - 1  # b = 8 has a level that no byte holds
 MAX_TAPS = 9
-WIDTH_MULTIPLE = 8
+WIDTH_MULTIPLE = 4
 
 
 def why_not() -> str | None:
@@ -31,7 +32,7 @@ def why_not() -> str | None:
     found = library()
     if isinstance(found, Missing):
         return found.reason
-    return None if found.int8 else "the processor has no AVX-512 VNNI"
+    return None if found.int8 else "the processor has neither AVX-512 VNNI nor AVX2"
 
 
 def serves(input: Tensor) -> bool:
@@ -39,9 +40,9 @@ def serves(input: Tensor) -> bool:
     return input.device.type == "cpu" and input.dtype in DTYPES
 
 
-def serves_convolution(input: Tensor, kernel: Sequence[int], padding: Sequence[int]) -> bool:
-    """Whether a convolution of stride 1 can: also at most 9 taps, and the output's width a multiple of 8."""
-    width = input.shape[-1] + 2 * padding[1] - kernel[1] + 1
+def serves_convolution(input: Tensor, kernel: Sequence[int], padding: Sequence[int], stride: int) -> bool:
+    """Whether a convolution can: also at most 9 taps, and the output's width a multiple of 4."""
+    width = (input.shape[-1] + 2 * padding[1] - kernel[1]) // stride + 1
     return (
         serves(input)
         and input.dim() == 4
@@ -51,7 +52,9 @@ def serves_convolution(input: Tensor, kernel: Sequence[int], padding: Sequence[i
     )
 
 
-def linear(input: Tensor, packed: Tensor, shape: Sequence[int], bits: int, bias: Tensor | None) -> Tensor:
+def linear(
+    input: Tensor, packed: Tensor, shape: Sequence[int], bits: int, bias: Tensor | None, isa: Isa | None = None
+) -> Tensor:
     """A linear layer.
 
     Args:
@@ -60,6 +63,7 @@ def linear(input: Tensor, packed: Tensor, shape: Sequence[int], bits: int, bias:
         shape: [out, in].
         bits: 1 to 7.
         bias: [out] of any floating dtype, added in float32.
+        isa: one of the library's `int8`, the best one where not given.
 
     Returns:
         [..., out] of `input`'s dtype.
@@ -71,7 +75,8 @@ def linear(input: Tensor, packed: Tensor, shape: Sequence[int], bits: int, bias:
     x = input.contiguous()
     out = x.new_empty(*x.shape[:-1], shape[0])
     offset = None if bias is None else bias.detach().float().contiguous()
-    status = loaded().functions.bitsfusion_int8_linear(
+    found = loaded()
+    status = found.functions.bitsfusion_int8_linear(
         packed.data_ptr(),
         packed.numel(),
         shape[0],
@@ -82,6 +87,7 @@ def linear(input: Tensor, packed: Tensor, shape: Sequence[int], bits: int, bias:
         DTYPES.get(x.dtype, -1),
         None if offset is None else offset.data_ptr(),
         out.data_ptr(),
+        found.int8[-1] if isa is None else isa,
         torch.get_num_threads(),
     )
     _check(status, input, shape, bits)
@@ -89,9 +95,16 @@ def linear(input: Tensor, packed: Tensor, shape: Sequence[int], bits: int, bias:
 
 
 def convolution(
-    input: Tensor, packed: Tensor, shape: Sequence[int], bits: int, bias: Tensor | None, padding: Sequence[int]
+    input: Tensor,
+    packed: Tensor,
+    shape: Sequence[int],
+    bits: int,
+    bias: Tensor | None,
+    padding: Sequence[int],
+    stride: int = 1,
+    isa: Isa | None = None,
 ) -> Tensor:
-    """A 2-d convolution of stride 1 with zero padding.
+    """A 2-d convolution with zero padding.
 
     Args:
         input: [batch, in, height, width] float32, bfloat16 or float16 on the CPU; see `serves_convolution`.
@@ -100,6 +113,8 @@ def convolution(
         bits: 1 to 7.
         bias: [out] of any floating dtype, added in float32.
         padding: [vertical, horizontal].
+        stride: in both directions.
+        isa: one of the library's `int8`, the best one where not given.
 
     Returns:
         [batch, out, height', width'] of `input`'s dtype.
@@ -109,9 +124,10 @@ def convolution(
         ValueError: sizes that do not fit, or an input that is not served.
     """
     x = input.contiguous()
-    out = x.new_empty(_convolved(x, shape, padding))
+    out = x.new_empty(_convolved(x, shape, padding, stride))
     offset = None if bias is None else bias.detach().float().contiguous()
-    status = loaded().functions.bitsfusion_int8_convolution(
+    found = loaded()
+    status = found.functions.bitsfusion_int8_convolution(
         packed.data_ptr(),
         packed.numel(),
         shape[0],
@@ -125,17 +141,19 @@ def convolution(
         shape[3],
         padding[0],
         padding[1],
+        stride,
         DTYPES.get(x.dtype, -1),
         None if offset is None else offset.data_ptr(),
         out.data_ptr(),
+        found.int8[-1] if isa is None else isa,
         torch.get_num_threads(),
     )
     _check(status, input, shape, bits)
     return out
 
 
-def _convolved(x: Tensor, shape: Sequence[int], padding: Sequence[int]) -> tuple[int, ...]:
-    height, width = (x.shape[2 + i] + 2 * padding[i] - shape[2 + i] + 1 for i in range(2))
+def _convolved(x: Tensor, shape: Sequence[int], padding: Sequence[int], stride: int) -> tuple[int, ...]:
+    height, width = ((x.shape[2 + i] + 2 * padding[i] - shape[2 + i]) // stride + 1 for i in range(2))
     return x.shape[0], shape[0], height, width
 
 
@@ -151,16 +169,22 @@ def _linear_shape(input: Tensor, packed: Tensor, shape: Sequence[int], bits: int
 
 
 def _convolution_shape(
-    input: Tensor, packed: Tensor, shape: Sequence[int], bits: int, bias: Tensor | None, padding: Sequence[int]
+    input: Tensor,
+    packed: Tensor,
+    shape: Sequence[int],
+    bits: int,
+    bias: Tensor | None,
+    padding: Sequence[int],
+    stride: int,
 ) -> Tensor:
-    return input.new_empty(_convolved(input, shape, padding))
+    return input.new_empty(_convolved(input, shape, padding, stride))
 
 
 _library = torch.library.Library("bitsfusion", "FRAGMENT")
 _arguments = "Tensor input, Tensor packed, SymInt[] shape, int bits, Tensor? bias"
 for _name, _more, _run, _fake in (
     ("int8_linear", "", linear, _linear_shape),
-    ("int8_convolution", ", SymInt[] padding", convolution, _convolution_shape),
+    ("int8_convolution", ", SymInt[] padding, int stride", convolution, _convolution_shape),
 ):
     _library.define(f"{_name}({_arguments}{_more}) -> Tensor", tags=[torch.Tag.pt2_compliant_tag])
     _library.impl(_name, _run, "CPU")

@@ -151,17 +151,21 @@ class PackedConv2d(_Packed, nn.Conv2d):  # type: ignore[override]
         _prepare(self, layer, _CONV_GEOMETRY, bits, packed)
 
     def forward(self, input: Tensor) -> Tensor:
-        padding = self._plain_padding()
-        if self._rounds(input) and padding is not None and int8.serves_convolution(input, self.kernel_size, padding):
+        padding, stride = self._plain_padding(), self.stride[0]
+        if (
+            self._rounds(input)
+            and padding is not None
+            and int8.serves_convolution(input, self.kernel_size, padding, stride)
+        ):
             run = torch.ops.bitsfusion.int8_convolution if torch.compiler.is_compiling() else int8.convolution
-            output: Tensor = run(input, self.packed, self.weight_shape, self.bits, self.bias, padding)
+            output: Tensor = run(input, self.packed, self.weight_shape, self.bits, self.bias, padding, stride)
             return output
         return self._conv_forward(input, self._serving_weight(input), self.bias)
 
     def _plain_padding(self) -> tuple[int, ...] | None:
-        """The padding, if the stride is 1 and nothing but zeros lies around: what the int8 kernel does."""
-        plain = self.stride == (1, 1) and self.dilation == (1, 1) and self.groups == 1 and self.padding_mode == "zeros"
-        return self.padding if plain and isinstance(self.padding, tuple) else None
+        """The padding, if nothing but zeros lies around and the stride is one number: what the int8 kernel does."""
+        plain = self.stride[0] == self.stride[1] and self.dilation == (1, 1) and self.groups == 1
+        return self.padding if plain and self.padding_mode == "zeros" and isinstance(self.padding, tuple) else None
 
 
 class PackedConv3d(_Packed, nn.Conv3d):  # type: ignore[override]
@@ -311,8 +315,8 @@ def int8_activations(model: nn.Module, enabled: bool = True) -> int:
     """Switches packed layers to activations rounded to int8 while they run, in place: about half the time, not exact.
 
     Each token (in a convolution each patch) has a scale of its own; weights are not rounded. Layers of b = 8 are left
-    as they are. So is, call by call, what the kernel does not do: a stride, a dilation or groups, an output width that
-    is no multiple of 8, another device, an input that needs a gradient.
+    as they are. So is, call by call, what the kernel does not do: a dilation or groups, an output width that is no
+    multiple of 4, another device, an input that needs a gradient.
 
     Args:
         model: with packed layers anywhere in it.
@@ -326,7 +330,7 @@ def int8_activations(model: nn.Module, enabled: bool = True) -> int:
     """
     reason = int8.why_not()
     if enabled and reason is not None:
-        raise InputError(f"int8 activations: got a CPU without them ({reason}), wanted one with AVX-512 VNNI")
+        raise InputError(f"int8 activations: got a CPU without them ({reason}), wanted AVX-512 VNNI or AVX2")
     layers = [
         module
         for module in model.modules()

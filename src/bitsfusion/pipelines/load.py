@@ -14,7 +14,7 @@ from bitsfusion.errors import InputError, reason
 from bitsfusion.pipelines.folder import Component, Form, PipelineFolder
 from bitsfusion.pipelines.resolve import EMBEDDED, resolve
 
-__all__ = ["EMBEDDED", "load_pipeline", "pipeline_folder"]
+__all__ = ["EMBEDDED", "load_component", "load_pipeline", "pipeline_folder"]
 
 
 def pipeline_folder(model: str) -> Path:
@@ -39,23 +39,29 @@ def whole_pipeline(model: str | PipelineFolder) -> PipelineFolder:
     return found
 
 
-def load_pipeline(model: str | PipelineFolder, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+def load_pipeline(
+    model: str | PipelineFolder, dtype: torch.dtype = torch.float32, denoiser: bool = True
+) -> StableDiffusionPipeline:
     """The pipeline of `model` (see `resolve`) with every component in `dtype`, ready to use on the CPU.
 
     Each component is read from the files that it has: plain files beside those of variant fp16 are no problem.
+
+    Args:
+        denoiser: whether its denoiser is loaded, too; None stands in its place otherwise.
 
     Raises:
         InputError: as `resolve`, or a pipeline without a model that is packed, or its files are damaged.
     """
     folder = whole_pipeline(model)
-    _ = folder.denoiser
+    left_out = folder.denoiser.name if not denoiser else None
     try:
         loaded = {
-            component.name: _component(component, dtype)
+            component.name: load_component(component, dtype)
             for component in folder.components
-            if component.folder.parent != folder.path or _variant(component) is not None
+            if component.name != left_out
+            and (component.folder.parent != folder.path or _variant(component) is not None)
         }
-        absent = {name: None for name, entry in folder.index.items() if entry == [None, None]}
+        absent = {name: None for name, entry in folder.index.items() if entry == [None, None] or name == left_out}
         pipeline: Any = DiffusionPipeline.from_pretrained(folder.path, dtype=dtype, **absent, **loaded)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder.path}: could not be loaded as a diffusers pipeline: {reason(error)}") from None
@@ -101,8 +107,8 @@ def _variant(component: Component) -> str | None:
         return None  # other formats: diffusers' business
 
 
-def _component(component: Component, dtype: torch.dtype) -> Any:
-    """One component from its own folder."""
+def load_component(component: Component, dtype: torch.dtype = torch.float32) -> Any:
+    """One component from its own folder, on the CPU; whatever its class raises."""
     libraries = {"diffusers": "diffusers", "transformers": "transformers"}
     module = importlib.import_module(libraries.get(component.library, f"diffusers.pipelines.{component.library}"))
     kind = getattr(module, component.class_name)

@@ -24,9 +24,9 @@ from bitsfusion.evaluation.prompts import PromptSet, world_prompts
 from bitsfusion.io.atomic import atomic_folder
 from bitsfusion.io.hashes import sha256_file
 from bitsfusion.io.texts import read_json, write_text
-from bitsfusion.metrics.generation import write_png
 from bitsfusion.pipelines.card_files import CARD, PICTURES, README
 from bitsfusion.pipelines.folder import read_folder
+from bitsfusion.pipelines.generation import write_png
 from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.pipelines.weight_files import is_weights
 from bitsfusion.progress import Progress, silent

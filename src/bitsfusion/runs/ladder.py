@@ -77,15 +77,13 @@ class Ladder:
         for model in self.models:
             inputs = dict(common)
             if model.made_by is not None:
-                inputs["made"] = self.workspace.folder.made(model.made_by)
+                inputs["made"] = self.workspace.made(model.made_by)
             if model == self.packed:
-                inputs["packed"] = self.workspace.folder.made("pack")
+                inputs["packed"] = self.workspace.made("pack")
             if model != self.models[0]:
-                inputs["reference"] = self.workspace.folder.made(f"score-{FULL_PRECISION}")
+                inputs["reference"] = self.workspace.made(f"score-{FULL_PRECISION}")
             step(f"score-{model.step}", inputs, [f"rungs/{model.step}"], functools.partial(self._score, model))
-        made = {
-            model.step: self.workspace.folder.made(model.made_by) for model in self._curves().values() if model.made_by
-        }
+        made = {model.step: self.workspace.made(model.made_by) for model in self._curves().values() if model.made_by}
         step(
             "time-steps",
             {"data": self.workspace.config.data, "split": section.split, "made": made},

@@ -16,7 +16,8 @@ from bitsfusion.artifact.model_config import named_architecture
 from bitsfusion.artifact.schema import TimeBasisEntry, TimeFeatures, TimeFeaturesEntry
 from bitsfusion.artifact.skeleton import empty_model
 from bitsfusion.artifact.writer import basis_entry
-from bitsfusion.diffusion.time_features import BASIS, Cover, cover, expected_basis
+from bitsfusion.diffusion.samplers import cover
+from bitsfusion.diffusion.time_features import BASIS, Cover, expected_basis
 from bitsfusion.diffusion.time_features.fit import EXPECTED_RANK, MODULATION_RANK, layer_values
 from bitsfusion.diffusion.time_features.layers import time_layers, time_outputs_width, uncacheable
 from bitsfusion.diffusion.time_features.modulation import time_bits, timing_of

@@ -8,7 +8,7 @@ from typing import Any
 from bitsfusion.data.batches import TrainingData
 from bitsfusion.devices import AUTO, placed, resolve
 from bitsfusion.diffusion.denoise import pipeline_denoiser
-from bitsfusion.diffusion.time_features import Coverage
+from bitsfusion.diffusion.samplers import Coverage
 from bitsfusion.evaluation.noise import time_step_curve
 from bitsfusion.io.texts import write_json
 from bitsfusion.pipelines.load import load_pipeline

@@ -41,16 +41,13 @@ class Choice:
     note: str | None = None
 
 
-def choose_features(
-    unet: nn.Module, asked: Cover, scheduler_config: Mapping[str, Any], tolerance: float = TOLERANCE
-) -> Choice:
+def choose_features(unet: nn.Module, asked: Cover, scheduler_config: Mapping[str, Any]) -> Choice:
     """What to store of `unet`'s time features.
 
     Args:
         unet: a UNet2DConditionModel with its time layers (on meta it will do where no basis is asked for).
         asked: see `Cover`.
         scheduler_config: the pipeline's: its steps, and the noise schedule of the samplers.
-        tolerance: of the basis; see `TimeBasis.error`.
 
     Raises:
         InputError: samplers that the schedule does not have, or rows of a UNet whose features depend on more than the
@@ -76,7 +73,7 @@ def choose_features(
     depends_on = uncacheable(unet)
     if depends_on is not None:
         return Choice(None, kept, f"{stays}: the model has {depends_on}, no features to store")
-    fitted = fit_time_basis(unet, int(scheduler_config.get("num_train_timesteps", _TRAINED_STEPS)), tolerance)
+    fitted = fit_time_basis(unet, int(scheduler_config.get("num_train_timesteps", _TRAINED_STEPS)))
     if fitted is None:
-        return Choice(None, kept, f"{stays}: features are not smooth, no basis within {tolerance:g} would be smaller")
+        return Choice(None, kept, f"{stays}: features are not smooth, no basis within {TOLERANCE:g} would be smaller")
     return Choice(fitted, fitted.values)

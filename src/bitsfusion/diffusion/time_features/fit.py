@@ -46,9 +46,9 @@ def layer_values(unet: nn.Module) -> int:
     return -(-int(level_bits(time_bits(unet)) * weights) // VALUE_BITS)
 
 
-def expected_basis(channels: int, steps: int = 1000, rank: int = EXPECTED_RANK) -> TimeBasis:
+def expected_basis(channels: int, rank: int = EXPECTED_RANK) -> TimeBasis:
     """A basis on meta in the shape that the features of a trained model, of so many values a step, fit into."""
-    knots = _knots(_EXPECTED_SPACING, steps)
+    knots = _knots(_EXPECTED_SPACING, 1000)
     curve = torch.empty(knots.points, rank, dtype=torch.float16, device="meta")
     mean, directions = curve.new_empty(channels), curve.new_empty(rank, channels)
     return TimeBasis(mean, directions, curve, knots, 0.0)

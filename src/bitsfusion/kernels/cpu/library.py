@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-INTERFACE = 2  # of the C++ sources; another one is a library left over from another version
+INTERFACE = 4  # of the C++ sources; another one is a library left over from another version
 FILE_PATTERN = "_native*.pyd" if os.name == "nt" else "_native*.so"
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _ALONE = 1 << 15  # weights that are not worth waking a second thread for
@@ -36,12 +36,12 @@ class Library:
     Fields:
         functions: what it exports.
         isas: the instruction sets that it and this processor have, the best one last.
-        int8: whether it and this processor have what products on int8 activations need.
+        int8: the instruction sets that products on int8 activations can use here, the best one last.
     """
 
     functions: ctypes.CDLL
     isas: tuple[Isa, ...]
-    int8: bool
+    int8: tuple[Isa, ...]
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,12 @@ def load(file: Path) -> Library | Missing:
     whole: Any = ctypes.c_int
     functions.bitsfusion_unpack.argtypes = [pointer, integer, integer, integer, whole, whole, pointer, whole, whole]
     functions.bitsfusion_exact_scale.argtypes = [pointer, integer, integer, whole, pointer, whole]
-    layer, result = [pointer, integer, integer], [whole, pointer, pointer, whole]
+    layer, result = [pointer, integer, integer], [whole, pointer, pointer, whole, whole]
     functions.bitsfusion_int8_linear.argtypes = [*layer, integer, whole, pointer, integer, *result]
-    functions.bitsfusion_int8_convolution.argtypes = [*layer, whole, pointer, *[integer] * 8, *result]
+    functions.bitsfusion_int8_convolution.argtypes = [*layer, whole, pointer, *[integer] * 9, *result]
     isas = tuple(isa for isa in Isa if functions.bitsfusion_has_isa(int(isa)))
-    return Library(functions, isas, bool(functions.bitsfusion_has_int8()))
+    int8 = tuple(isa for isa in Isa if functions.bitsfusion_has_int8(int(isa)))
+    return Library(functions, isas, int8)
 
 
 def unpack_into(

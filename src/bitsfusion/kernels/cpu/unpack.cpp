@@ -74,7 +74,7 @@ void unpack_bits(const Layer& layer, int64_t rows, void* out, int dtype, int isa
 extern "C" {
 
 // Raised with every change of a signature below or in the other sources; the loader refuses another one.
-int bitsfusion_interface() { return 2; }
+int bitsfusion_interface() { return 4; }
 
 // Whether this processor and this build have an instruction set (enum Isa).
 int bitsfusion_has_isa(int isa) {

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from bitsfusion_lab.bench.methods.base import installed_version, load_dense
+from bitsfusion_lab.bench.methods.base import Method, load_dense
 
 QUANTO_TYPES = ("int2", "int4", "int8")
 KEPT_DENSE = ("conv_in", "conv_out")
@@ -18,17 +18,13 @@ KEPT_DENSE = ("conv_in", "conv_out")
 _WEIGHTS, _MAP = "diffusion_pytorch_model.safetensors", "quanto_qmap.json"
 
 
-class Quanto:
+class Quanto(Method):
     """See `Method`."""
 
     library = "optimum-quanto"
 
     def __init__(self, kind: str) -> None:
-        self.name = f"quanto-{kind}"
-        self.settings: dict[str, Any] = {"weights": f"q{kind}", "exclude": list(KEPT_DENSE)}
-
-    def version(self) -> str | None:
-        return installed_version(self.library)
+        super().__init__(f"quanto-{kind}", weights=f"q{kind}", exclude=list(KEPT_DENSE))
 
     def warm_up(self) -> None:
         import optimum.quanto  # noqa: F401
@@ -51,6 +47,3 @@ class Quanto:
         requantize(model, tensors, json.loads((folder / _MAP).read_text()))
         unet: nn.Module = model
         return unet
-
-    def weight(self, layer: nn.Module) -> Tensor:
-        return layer.weight.dequantize()  # type: ignore[operator]
