@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from bitsfusion.architectures.layers import FIXED_BITS, MODULATION_BITS, LayerInfo, LayerRole
+from bitsfusion.architectures.layers import FIXED_BITS, LayerInfo, LayerRole
 from bitsfusion.architectures.shapes import NotKnownError, Shapes
 from bitsfusion.architectures.timing import Timing
 from bitsfusion.errors import InputError
@@ -57,8 +57,8 @@ class Architecture:
 
     @property
     def time_bits(self) -> int:
-        """About what the layers of the time step have where they stay: `FIXED_BITS`, modulation `MODULATION_BITS`."""
-        return FIXED_BITS if self.timing is None else MODULATION_BITS
+        """About what the layers of the time step have where they stay."""
+        return FIXED_BITS if self.timing is None else self.timing.bits
 
     @property
     def note(self) -> str | None:
@@ -69,6 +69,11 @@ class Architecture:
     def timing(self) -> Timing | None:
         """Which modulation layers see the time step alone; None for UNets, which have projections of their own."""
         return None
+
+    @property
+    def modulated_by(self) -> str:
+        """What beside the time step enters every modulation layer, in words; "" where nothing does."""
+        return ""
 
     def role(self, name: str) -> LayerRole:
         """The part that the layer of this name plays."""

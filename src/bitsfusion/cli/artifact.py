@@ -111,8 +111,8 @@ def _print_inspection(inspection: Inspection) -> None:
         )
     kept = ", ".join(inspection.fallbacks) or "none"
     print(f"layers kept dense           {kept}")
-    if inspection.note is not None:
-        print(f"note: {inspection.note}")
+    for note in inspection.notes:
+        print(f"note: {note}")
 
 
 def verify(folder: Folder, json: Json = False) -> None:

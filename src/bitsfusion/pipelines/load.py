@@ -79,13 +79,24 @@ def check_draws_from_text(pipeline: DiffusionPipeline) -> None:
     name = type(pipeline).__name__
     if "prompt" not in parameters:
         raise InputError(f"prompt: got a {name}, which takes none, wanted a pipeline that draws from text")
-    picture = parameters.get("image")
-    if picture is not None and "None" not in str(picture.annotation):
+    picture = _picture_of(type(pipeline))
+    if picture is not None:
         also = " and a mask" if "mask_image" in parameters else ""
         raise InputError(
             f"prompt: got a {name}, which draws from a picture{also} beside the prompt, wanted one that draws "
-            f"from text alone: call it in Python, {name}.from_pretrained(FOLDER)(prompt, image=...)"
+            f"from text alone: call it in Python, {name}.from_pretrained(FOLDER)(prompt, {picture}=...)"
         )
+
+
+def _picture_of(kind: type) -> str | None:
+    """The argument for the picture that a class of pipelines cannot do without; None where it needs none."""
+    parameters = inspect.signature(kind.__call__).parameters
+    for name in ("image", "control_image"):
+        if name in parameters and "None" not in str(parameters[name].annotation):
+            return name
+    encode = getattr(kind, "encode_prompt", None)  # a model that edits reads prompt and picture together
+    edits = encode is not None and "image" in inspect.signature(encode).parameters
+    return "image" if "image" in parameters and (edits or "mask_image" in parameters) else None
 
 
 def _variant(component: Component) -> str | None:

@@ -24,8 +24,7 @@ from bitsfusion.evaluation.prompts import PromptSet, world_prompts
 from bitsfusion.io.atomic import atomic_folder, remove_leftovers
 from bitsfusion.io.hashes import sha256_file
 from bitsfusion.io.texts import read_json, write_text
-from bitsfusion.pipelines.card_files import CARD, PICTURES, README
-from bitsfusion.pipelines.folder import read_folder
+from bitsfusion.pipelines.folder import CARD, PICTURES, README, read_folder
 from bitsfusion.pipelines.generation import write_png
 from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.pipelines.weight_files import is_weights

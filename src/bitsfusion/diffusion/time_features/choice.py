@@ -64,9 +64,12 @@ def choose_features(unet: nn.Module, asked: Cover, scheduler_config: Mapping[str
     if asked == BASIS and isinstance(placed, TimeFeatureBasis):
         return Choice(placed.stored, placed.stored.values)
     kept = 0 if modulated else layer_values(unet)
-    if asked is None or (modulated and timing_of(unet) is None):
-        return Choice(None, kept)
     stays = "modulation layers keep their bits" if modulated else "time layers stay, at 8 bits and for any sampler"
+    if asked is None:
+        return Choice(None, kept)
+    if modulated and timing_of(unet) is None:
+        others = family.modulated_by if family is not None else ""
+        return Choice(None, kept, f"{stays}: {others} enters them, too" if others else None)
     depends_on = uncacheable(unet)
     if depends_on is not None:
         return Choice(None, kept, f"{stays}: the model has {depends_on}, no features to store")

@@ -11,10 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from bitsfusion.architectures.layers import FIXED_BITS, MODULATION_BITS
 from bitsfusion.diffusion.time_features.basis import TimeBasis, basis_features
 from bitsfusion.diffusion.time_features.layers import time_layers, time_outputs
-from bitsfusion.diffusion.time_features.modulation import timing_of
+from bitsfusion.diffusion.time_features.modulation import time_bits
 from bitsfusion.diffusion.time_features.spline import Knots, fit_spline, spline_values
 from bitsfusion.errors import InputError
 from bitsfusion.numerics import level_bits
@@ -42,10 +41,9 @@ _MORE_RANKS = 8  # beyond the least that the directions alone ask for
 
 
 def layer_values(unet: nn.Module) -> int:
-    """As how many 16-bit values the time layers count when they stay, at 8 bits (Appendix H); of a transformer at 2."""
+    """As how many 16-bit values the time layers count when they stay (Appendix H), at `time_bits`."""
     weights = sum(unet.get_parameter(f"{name}.weight").numel() for name in time_layers(unet))
-    bits = FIXED_BITS if timing_of(unet) is None else MODULATION_BITS
-    return -(-int(level_bits(bits) * weights) // VALUE_BITS)
+    return -(-int(level_bits(time_bits(unet)) * weights) // VALUE_BITS)
 
 
 def expected_basis(channels: int, rank: int = EXPECTED_RANK) -> TimeBasis:
