@@ -98,6 +98,26 @@ def checkpoint(source: Path, target: Path) -> None:
         (target / name).write_bytes(b"state")
 
 
+def test_an_index_that_contradicts_its_shards(source: Path, tmp_path: Path) -> None:
+    """A tensor in another shard than the index says is found there, as loaders do, and the copy's index is right; one
+    that is not there at all is an error, before anything is written."""
+    shards(source, tmp_path / "x")
+    index = tmp_path / "x" / "vae" / f"{UNET_FILE}.index.json"
+
+    def moved(values: dict[str, Any]) -> None:
+        files = sorted(set(values["weight_map"].values()))
+        after = dict(zip(files, [*files[1:], files[0]], strict=True))
+        values["weight_map"] = {name: after[file] for name, file in values["weight_map"].items()}
+
+    edit_json(index, moved)
+    init_pipeline(str(tmp_path / "x"), tmp_path / "out", recipe="uniform:3", samplers=None)
+    verify_folder(tmp_path / "out")
+    edit_json(index, lambda values: values["weight_map"].update(ghost=values["weight_map"]["encoder.conv_in.weight"]))
+    with pytest.raises(InputError, match=r"^vae: .*got ghost in the index and in no shard"):
+        init_pipeline(str(tmp_path / "x"), tmp_path / "again", recipe="uniform:3")
+    assert not (tmp_path / "again").exists()
+
+
 @pytest.mark.parametrize("form", [shards, component, checkpoint])
 def test_forms_of_a_folder(form: Any, source: Path, bits_of_unet: bytes, tmp_path: Path) -> None:
     form(source, tmp_path / "checkpoint-500")

@@ -7,7 +7,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from bitsfusion.errors import InputError, reason
+from bitsfusion.io.texts import read_json
 from bitsfusion.pipelines.folder import Component, PipelineFolder
+from bitsfusion.pipelines.weight_files import WeightFiles
 
 _POINTER = b"version https://git-lfs.github.com/spec/v1"
 _NO_MODEL = {
@@ -56,6 +58,8 @@ def check_component(component: Component) -> None:
             )
         for file in component.weights.files:
             check_safetensors(file)
+        if component.weights.index is not None:
+            shard_of(component.weights)
 
 
 def is_model(component: Component) -> bool:
@@ -97,6 +101,20 @@ def check_safetensors(path: Path) -> None:
             pass
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: got {reason(error)}, wanted a whole safetensors file") from None
+
+
+def shard_of(weights: WeightFiles) -> dict[str, str]:
+    """Tensor -> the shard that holds it, by the shards' own headers; loaders read all shards, whatever the index says.
+
+    Raises:
+        InputError: the index lists a tensor that no shard holds, or a shard holds one that it does not list.
+    """
+    assert weights.index is not None
+    held = {tensor: file.name for file in weights.files for tensor in read_shapes(file)}
+    for tensor in sorted(held.keys() ^ read_json(weights.index)["weight_map"].keys()):
+        where = "in a shard and not in the index" if tensor in held else "in the index and in no shard"
+        raise InputError(f"{weights.index}: got {tensor} {where}, wanted both to agree: download them again")
+    return held
 
 
 def read_shapes(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:

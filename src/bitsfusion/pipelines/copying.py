@@ -8,6 +8,7 @@ from collections.abc import Container
 from pathlib import Path
 
 from bitsfusion.io.texts import read_json
+from bitsfusion.pipelines.completeness import shard_of
 from bitsfusion.pipelines.folder import INDEX, Component, PipelineFolder
 from bitsfusion.pipelines.weight_files import is_weights
 
@@ -50,7 +51,7 @@ def _copy(component: Component, target: Path) -> None:
         shutil.copyfile(file, target / weights.plain_name(file))
     if weights.index is not None:
         index = read_json(weights.index)
-        names = {name: weights.plain_name(Path(file)) for name, file in index["weight_map"].items()}
+        names = {name: weights.plain_name(Path(file)) for name, file in shard_of(weights).items()}
         text = json.dumps({**index, "weight_map": names}, indent=2) + "\n"
         (target / weights.plain_name(weights.index)).write_text(text, encoding="utf-8")
 
