@@ -25,13 +25,8 @@ from torch import Tensor, nn
 from bitsfusion import kernels
 from bitsfusion.architectures.layers import LayerRole
 from bitsfusion.architectures.registry import model_layers
-from bitsfusion.diffusion.time_features import (
-    Coverage,
-    TimeFeatureRows,
-    place_time_features,
-    time_feature_rows,
-    time_layers,
-)
+from bitsfusion.diffusion.samplers import Coverage
+from bitsfusion.diffusion.time_features import TimeFeatureRows, place_time_features, time_feature_rows, time_layers
 from bitsfusion.nn.packed import PackedConv2d, PackedLinear, int8_activations, packed_layer
 from bitsfusion.nn.replace import replace_module
 from bitsfusion.numerics import level_count

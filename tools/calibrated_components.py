@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
-import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from component_bits import packed_apart, states
 from diffusers import AutoencoderKL
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
@@ -27,21 +26,17 @@ from transformers import CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
 import bitsfusion  # noqa: F401  registers the format
-from bitsfusion.artifact.writer import write_parts
 from bitsfusion.calibration.calibrate import Calibration
 from bitsfusion.calibration.components import calibrate_component, component_calls
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.calibration.trajectories import Call
 from bitsfusion.embedded.quick import QUICK
 from bitsfusion.evaluation.prompts import PromptSet, world_prompts
-from bitsfusion.metrics.generation import generate_images
 from bitsfusion.metrics.image_error import mse
 from bitsfusion.metrics.intervals import bootstrap_mean_interval
-from bitsfusion.numerics import ScaleInit
-from bitsfusion.pipelines.folder import read_folder
-from bitsfusion.pipelines.load import load_pipeline, pipeline_folder
-from bitsfusion.progress import SILENT
-from bitsfusion.runs.components import WHOLE, OtherBits, other_parts
+from bitsfusion.pipelines.generation import generate_images
+from bitsfusion.pipelines.load import load_pipeline
+from bitsfusion.runs.components import WHOLE, OtherBits
 from bitsfusion.runs.prompts import prompts_of
 from bitsfusion.training.checkpoint import load_student
 
@@ -67,21 +62,13 @@ def drawn_calls() -> tuple[Any, Mapping[str, Mapping[str, list[Call]]]]:
 
 def packed(name: str, others: OtherBits, calibrated: bool) -> tuple[nn.Module, int]:
     """A component as it is read from a packed folder, and its bytes there."""
-    source = pipeline_folder("embedded").resolve()
-    with tempfile.TemporaryDirectory() as folder:
-        apart, out = Path(folder) / "source", Path(folder) / "out"
-        apart.mkdir()
-        index = json.loads((source / "model_index.json").read_text())
-        (apart / "model_index.json").write_text(json.dumps({name: index[name]}))
-        (apart / name).symlink_to(source / name)
 
-        def calibrator(bits: Mapping[str, Mapping[str, int]]) -> Mapping[str, Calibration]:
-            pipeline, calls = drawn_calls()
-            model, settings = pipeline.components[name].eval(), CalibrationSettings()
-            return {name: calibrate_component(model, bits[name], calls[name], settings)}
+    def calibrator(bits: Mapping[str, Mapping[str, int]]) -> Mapping[str, Calibration]:
+        pipeline, calls = drawn_calls()
+        model, settings = pipeline.components[name].eval(), CalibrationSettings()
+        return {name: calibrate_component(model, bits[name], calls[name], settings)}
 
-        made = other_parts(read_folder(apart), others, ScaleInit.COMPACT, SILENT, calibrator if calibrated else None)
-        write_parts({name: part for name, (part, _) in made.items()}, read_folder(apart), out)
+    with packed_apart("embedded", (name,), others, calibrator if calibrated else None) as out:
         size = sum(file.stat().st_size for file in (out / name).rglob("*") if file.is_file())
         return CLASSES[name].from_pretrained(out / name).eval(), size
 
@@ -93,15 +80,6 @@ def drawn_latents(pipeline: Any, prompts: PromptSet) -> list[Tensor]:
     generate_images(pipeline, prompts.texts, prompts.seeds, batch_size=60)
     hook.remove()
     return kept
-
-
-@torch.no_grad()
-def states(pipeline: Any, prompts: PromptSet) -> Tensor:
-    """[n, tokens, width], of all prompts."""
-    length = pipeline.tokenizer.model_max_length
-    tokens = pipeline.tokenizer(list(prompts.texts), padding="max_length", max_length=length, return_tensors="pt")
-    made: Tensor = pipeline.text_encoder(tokens.input_ids).last_hidden_state
-    return made
 
 
 @torch.no_grad()

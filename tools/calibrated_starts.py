@@ -15,8 +15,6 @@ reported on test prompts.
 from __future__ import annotations
 
 import argparse
-import copy
-import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,30 +23,23 @@ from typing import Any
 import numpy as np
 from calibration_parts import NOTHING, PARTS, settings_without, without
 
-from bitsfusion.architectures.registry import model_layers
 from bitsfusion.evaluation.estimates import Verdict, estimate, verdicts
-from bitsfusion.evaluation.rungs import SCHEMA_VERSION, RungScores, paired_difference
+from bitsfusion.evaluation.rungs import RungScores, known_mean, paired_difference
 from bitsfusion.io.schema import parse
 from bitsfusion.io.texts import write_text
-from bitsfusion.nn.replace import fake_quantize_model
-from bitsfusion.nn.rounded import put_rounded
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.recipe.assign import Strategy, assign
 from bitsfusion.recipe.named import recipe_bits
-from bitsfusion.recipe.schema import read_recipe, write_recipe
-from bitsfusion.runs.calibration import CalibrationJob
+from bitsfusion.recipe.schema import Recipe
+from bitsfusion.runs.calibration import CALIBRATED, CalibrationJob
 from bitsfusion.runs.config import RunConfig
 from bitsfusion.runs.prompts import prompts_of
-from bitsfusion.runs.scoring import Scoring
-from bitsfusion.runs.workspace import Workspace
-from bitsfusion.sensitivity.measure import analyze
+from bitsfusion.runs.students import Start
 from bitsfusion.sensitivity.settings import CalibratedSettings, JacobianSettings
-from bitsfusion.sensitivity.table import read_table
-from bitsfusion.training.checkpoint import identity, load_student, save_student
+from bitsfusion.sensitivity.table import SensitivityTable
+from bitsfusion.training.checkpoint import load_student
 from bitsfusion.training.config import TrainingConfig
-from bitsfusion.training.loop import train
-
-FULL_PRECISION, CALIBRATED = "full_precision", "calibrated"
+from bitsfusion_lab.study import FULL_PRECISION, Study
 
 
 @dataclass(frozen=True)
@@ -80,8 +71,8 @@ class Arm:
         return self.method if self.seed is None else f"{self.method}-seed{self.seed}"
 
 
-class Starts:
-    """The models of one folder, each step done once."""
+class Starts(Study):
+    """The models that the command asked for."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         values: dict[str, Any] = {
@@ -90,73 +81,47 @@ class Starts:
             "calibration": json.loads(options.calibration),
             "evaluation": {"per_task": options.per_task, "split": options.split, "batch_size": 50},
         }
-        self.config = parse(RunConfig, values, "options")
+        super().__init__(parse(RunConfig, values, "options"), options.out)
         texts, calibration = prompts_of(options.model), self.config.calibration
         alone = CalibratedSettings(guidance=calibration.guidance, prompts=texts, calibration=calibration)
         self.analyses = {"jacobian": JacobianSettings(), "calibrated": alone}
-        self.workspace = Workspace(self.config, options.out)
-        self.scoring, self.path = Scoring(self.workspace), options.out
         self.trained = options.trained
         self.rate, self.batch_size = options.learning_rate, options.batch_size
         self.suffix = options.name and f"-{options.name}"
 
-    def made(self, step: str) -> dict[str, str]:
-        """The hashes of what a step made."""
-        return dict(self.workspace.folder.made(step))
-
     def bits(self, arm: Arm) -> tuple[dict[str, int], dict[str, Any]]:
         """Each layer's bits, and what they follow from."""
-        ours, layers = self.workspace, model_layers(self.workspace.denoiser)
         if arm.bits.startswith("uniform:"):
-            return recipe_bits(arm.bits, layers), {"recipe": arm.bits}
+            return recipe_bits(arm.bits, self.layers), {"recipe": arm.bits}
         by = "" if arm.analysis == "jacobian" else f"-{arm.analysis}"
-        table, name, file = (
-            self.path / f"sensitivity{by}.json",
-            f"recipe-{arm.bits}{by}",
-            f"recipes/{arm.bits}{by}.json",
-        )
-        settings = self.analyses[arm.analysis]
+        analyzed, table, name = f"analyze{by}", f"sensitivity{by}.json", f"{arm.bits}{by}"
+        self.analyze(analyzed, self.analyses[arm.analysis], table)
 
-        def measure() -> None:
-            known = {"model": self.config.model, "source_sha256": ours.source_sha256, "samplers": ours.counted}
-            analyze(ours.pipeline, settings, table, ours.data, **known)
+        def make(measured: SensitivityTable) -> Recipe:
+            return assign(measured, float(arm.bits), Strategy.OPTIMAL)
 
-        ours.step(f"analyze{by}", {"analysis": settings, "data": self.config.data}, [table.name], measure)
+        recipe = self.assign(f"recipe-{name}", {"bits": arm.bits}, f"recipes/{name}.json", make, analyzed, table)
+        return dict(recipe.bits), {"made": self.made(f"recipe-{name}")}
 
-        def work() -> None:
-            write_recipe(self.path / file, assign(read_table(table), float(arm.bits), Strategy.OPTIMAL))
-
-        ours.step(name, {"bits": arm.bits, "made": self.made(f"analyze{by}")}, [file], work)
-        return dict(read_recipe(self.path / file).bits), {"made": self.made(name)}
-
-    def start(self, arm: Arm) -> str:
-        """The untrained student; returns the step that made it."""
+    def begun(self, arm: Arm) -> tuple[str, str]:
+        """The untrained student: the step that made it, and its folder."""
         bits, follows = self.bits(arm)
-        job = CalibrationJob(None, settings_without(arm.without, self.config.calibration))
-        calibrated = arm.start == CALIBRATED
-        made_by = job.provenance(self.config.model) if calibrated else {"scale_init": arm.start}
-        made_by |= {} if arm.without == NOTHING else {"without": arm.without}
-        name, folder = f"start-{arm.start_name}{self.suffix}", f"starts/{arm.start_name}{self.suffix}"
+        start: Start = ScaleInit(arm.start) if arm.start != CALIBRATED else self.calibration(arm)
+        notes = {} if arm.without == NOTHING else {"without": arm.without}
+        name = f"{arm.start_name}{self.suffix}"
+        with without(arm.without):
+            self.start(f"start-{name}", follows, f"starts/{name}", bits, start, **notes)
+        return f"start-{name}", f"starts/{name}"
 
-        def work() -> None:
-            student = copy.deepcopy(self.workspace.denoiser)
-            if calibrated:
-                ours = self.workspace
-                with without(arm.without):
-                    found = job.run(ours.pipeline, self.config.model, bits, ours.progress)
-                put_rounded(student, found.layers)
-            else:
-                fake_quantize_model(student, bits, ScaleInit(arm.start))
-            save_student(self.path / folder, student, identity(student, made_by, "", 1))
+    def calibration(self, arm: Arm) -> CalibrationJob:
+        """The config's, without a part where the arm leaves one out."""
+        return CalibrationJob(None, settings_without(arm.without, self.config.calibration))
 
-        self.workspace.step(name, follows | made_by, [folder], work)
-        return name
-
-    def train(self, arm: Arm) -> str:
-        """Stage I from its start; returns the step that made it."""
-        begun = self.start(arm)
+    def finished(self, arm: Arm) -> tuple[str, str]:
+        """The same after Stage I, where the arm is trained."""
+        begun, start = self.begun(arm)
         if not arm.steps:
-            return begun
+            return begun, start
         config = TrainingConfig(
             stage=1,
             train_batch_size=self.batch_size,
@@ -170,42 +135,25 @@ class Starts:
             seed=arm.seed or 0,
             trained=self.trained,
         )
-        folder, ours = f"trained/{arm.name}{self.suffix}", self.workspace
+        name = f"{arm.name}{self.suffix}"
+        self.train(f"train-{name}", begun, start, f"trained/{name}", config)
+        return f"train-{name}", f"trained/{name}"
 
-        def work() -> None:
-            student = load_student(self.path / f"starts/{arm.start_name}{self.suffix}")
-            teacher = ours.denoiser
-            train(student, teacher, ours.pipeline, ours.data, config, self.path / folder, lambda *_: None)
-
-        inputs = {"training": config.deciding(1), "data": self.config.data, "made": self.made(begun)}
-        ours.step(f"train-{arm.name}{self.suffix}", inputs, [folder], work)
-        return f"train-{arm.name}{self.suffix}"
-
-    def score(self, arm: Arm | None) -> RungScores:
+    def scored(self, arm: Arm | None) -> RungScores:
         """Images and scores of one model; of full precision for None."""
-        ours, section = self.workspace, self.config.evaluation
-        made_by = None if arm is None else self.train(arm)
-        own = FULL_PRECISION if arm is None else arm.name + self.suffix
-        name, folder = f"score-{own}-{section.split}", f"scores/{own}-{section.split}"
-        reference = None if arm is None else self.path / f"scores/{FULL_PRECISION}-{section.split}"
-        inputs: dict[str, Any] = {"scores": SCHEMA_VERSION, "evaluation": section, "data": self.config.data}
-        if made_by is not None:
-            inputs["made"] = self.made(made_by)
-
-        @functools.cache
-        def model() -> Any:
-            if arm is None:
-                return ours.denoiser
-            trained = self.path / f"trained/{arm.name}{self.suffix}"
-            return load_student(trained if arm.steps else self.path / f"starts/{arm.start_name}{self.suffix}")
-
-        def work() -> None:
-            seed = None if arm is None or not arm.steps else arm.seed
-            label = FULL_PRECISION if arm is None else arm.method
-            self.scoring.score(name, label, seed, model(), self.path / folder, reference)
-
-        ours.step(name, inputs, [folder], work)
-        return RungScores.load(self.path / folder)
+        split, data = self.config.evaluation.split, {"data": self.config.data}
+        reference = f"scores/{FULL_PRECISION}-{split}"
+        if arm is None:
+            return self.score(reference, FULL_PRECISION, None, lambda: self.model, data, None)
+        step, folder = self.finished(arm)
+        return self.score(
+            f"scores/{arm.name}{self.suffix}-{split}",
+            arm.method,
+            arm.seed if arm.steps else None,
+            lambda: load_student(self.path / folder),
+            data | {"made": self.made(step)},
+            reference,
+        )
 
 
 def arms_of(options: argparse.Namespace) -> list[Arm]:
@@ -245,8 +193,8 @@ def markdown(scores: list[RungScores], original: RungScores) -> str:
 def _row(name: str, scores: list[RungScores], less: str, verdict: str) -> str:
     right = estimate(np.mean([np.asarray(score.passed, dtype=float) for score in scores], axis=0))
     each = "" if len(scores) < 2 else " [" + ", ".join(f"{np.mean(score.passed or [0]):.3f}" for score in scores) + "]"
-    means = [np.mean([value]) for value in (_mean(scores, "noise_error"), _mean(scores, "noise_loss"))]
-    mse = _mean(scores, "image_mse")
+    means = [np.mean([getattr(score, key) for score in scores]) for key in ("noise_error", "noise_loss")]
+    mse = known_mean([score.image_mse for score in scores])
     cells = [
         name,
         str(len(scores)),
@@ -257,11 +205,6 @@ def _row(name: str, scores: list[RungScores], less: str, verdict: str) -> str:
         *(f"{mean:.5f}" for mean in means),
     ]
     return "| " + " | ".join(cells) + " |"
-
-
-def _mean(scores: list[RungScores], name: str) -> float | None:
-    values = [getattr(score, name) for score in scores]
-    return None if None in values else float(np.mean(values))
 
 
 def main() -> None:
@@ -284,13 +227,13 @@ def main() -> None:
     options = parser.parse_args()
     starts = Starts(options)
     try:
-        original, scores = starts.score(None), []
+        original, scores = starts.scored(None), []
         for arm in arms_of(options):
-            scores.append(starts.score(arm))
+            scores.append(starts.scored(arm))
             write_text(options.out / f"starts{starts.suffix}.md", markdown(scores, original))
             print(arm.name, f"{np.mean(scores[-1].passed or [0]):.3f}", flush=True)
     finally:
-        starts.workspace.folder.close()
+        starts.close()
     print(markdown(scores, original))
 
 

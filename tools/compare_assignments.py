@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from bitsfusion.errors import InputError
-from bitsfusion.evaluation.rungs import geneval, paired_difference
+from bitsfusion.evaluation.rungs import geneval, means, paired_difference
 from bitsfusion.io.texts import write_json, write_text
 from bitsfusion.recipe.assign import ETA, Strategy
 from bitsfusion.runs.config import PaperAnalysis, RecipeSection, RunConfig, read_config
 from bitsfusion.runs.run import Run
-from bitsfusion.runs.summary import known_mean
 from bitsfusion.sensitivity.settings import JacobianSettings, NoiseErrorSettings
 
 ROOT = Path(__file__).parents[1]
@@ -115,15 +114,12 @@ def train_and_score(arm: Arm, config: RunConfig, folder: Path, until: str) -> li
                     "seeds": [score.seed for score in scores],
                     "geneval": None if overall is None else overall.overall,
                     "against_full_precision": None if change is None else asdict(change),
-                    "clip_score": known_mean([score.clip_score for score in scores]),
-                    "image_mse": known_mean([score.image_mse for score in scores]),
-                    "noise_error": known_mean([score.noise_error for score in scores]),
-                    "noise_loss": known_mean([score.noise_loss for score in scores]),
+                    **means(scores),
                 }
             )
         return rows
     finally:
-        run.workspace.folder.close()
+        run.workspace.close()
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,15 @@ from bitsfusion.artifact.inspect import inspect_pipeline
 from bitsfusion.artifact.writer import write_parts
 from bitsfusion.embedded.quick import QUICK
 from bitsfusion.evaluation.prompts import PromptSet, world_prompts
-from bitsfusion.metrics.generation import generate_images, initial_latents
 from bitsfusion.metrics.geneval import GenEvalResult, geneval_summary
 from bitsfusion.metrics.image_error import mse
 from bitsfusion.metrics.intervals import bootstrap_mean_interval
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.pipelines.folder import read_folder
+from bitsfusion.pipelines.generation import generate_images, initial_latents
 from bitsfusion.pipelines.load import load_pipeline, pipeline_folder
-from bitsfusion.progress import ProgressSink
-from bitsfusion.runs.components import OtherBits, other_parts
+from bitsfusion.progress import SILENT
+from bitsfusion.runs.components import Calibrator, OtherBits, other_parts
 from bitsfusion.runs.packing import init_pipeline
 
 BITS = (3, 4, 5, 6, 8)
@@ -63,12 +64,19 @@ def rows(sizes: Sizes) -> Iterator[tuple[str, OtherBits, int]]:
 
 
 @torch.no_grad()
-def outputs(pipeline: Any, prompts: PromptSet) -> dict[str, Tensor]:
-    """Text states of all prompts, and what the VAE makes of some latents."""
+def states(pipeline: Any, prompts: PromptSet) -> Tensor:
+    """[n, tokens, width], of all prompts."""
     length = pipeline.tokenizer.model_max_length
     tokens = pipeline.tokenizer(list(prompts.texts), padding="max_length", max_length=length, return_tensors="pt")
+    made: Tensor = pipeline.text_encoder(tokens.input_ids).last_hidden_state
+    return made
+
+
+@torch.no_grad()
+def outputs(pipeline: Any, prompts: PromptSet) -> dict[str, Tensor]:
+    """Text states of all prompts, and what the VAE makes of some latents."""
     return {
-        "text_encoder": pipeline.text_encoder(tokens.input_ids).last_hidden_state,
+        "text_encoder": states(pipeline, prompts),
         "vae": pipeline.vae.decode(initial_latents(pipeline, prompts.seeds[:32])).sample,
     }
 
@@ -112,23 +120,29 @@ def geneval(prompts: PromptSet, passed: np.ndarray) -> str:
     return f"{score.overall:.3f} ({score.low:.3f} to {score.high:.3f})"
 
 
+@contextmanager
+def packed_apart(
+    model: str, names: Sequence[str], others: OtherBits, calibrator: Calibrator | None = None
+) -> Iterator[Path]:
+    """The folder of some components of a pipeline, packed as `bitsfusion init` packs them; it goes afterwards."""
+    source = pipeline_folder(model).resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        apart, out = Path(folder) / "source", Path(folder) / "out"  # the same pipeline without its other components
+        apart.mkdir()
+        index = json.loads((source / "model_index.json").read_text())
+        (apart / "model_index.json").write_text(json.dumps({name: index[name] for name in names}))
+        for name in names:
+            (apart / name).symlink_to(source / name)
+        made = other_parts(read_folder(apart), others, ScaleInit.COMPACT, SILENT, calibrator)
+        write_parts({name: part for name, (part, _) in made.items()}, read_folder(apart), out)
+        yield out
+
+
 def sizes_of(model: str) -> Sizes:
     """The bytes of the VAE, of the text encoder's token embedding, and of its other weights; up to 6 bits."""
     sizes: Sizes = {}
-    source = pipeline_folder(model).resolve()
     for bits in BITS[:-1]:  # at 8 bits the search for scales takes too long to be worth a size
-        with tempfile.TemporaryDirectory() as folder:
-            apart, out = Path(folder) / "source", Path(folder) / "out"  # the same pipeline without its UNet
-            apart.mkdir()
-            index = json.loads((source / "model_index.json").read_text())
-            wanted = {name: index[name] for name in ("vae", "text_encoder")}
-            (apart / "model_index.json").write_text(json.dumps(wanted))
-            for name in wanted:
-                (apart / name).symlink_to(source / name)
-            made = other_parts(
-                read_folder(apart), OtherBits(f"{bits}", f"{bits}", bits), ScaleInit.COMPACT, ProgressSink()
-            )
-            write_parts({name: part for name, (part, _) in made.items()}, read_folder(apart), out)
+        with packed_apart(model, ("vae", "text_encoder"), OtherBits(f"{bits}", f"{bits}", bits)) as out:
             parts = {part.name: part for part in inspect_pipeline(out)}
         layers = parts["text_encoder"].packed.layers if parts["text_encoder"].packed else ()
         tokens = sum(layer.bytes_on_disk for layer in layers if layer.name.endswith("token_embedding"))

@@ -23,7 +23,7 @@ from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.embedded import MODELS
 from bitsfusion.evaluation.prompts import world_prompts
 from bitsfusion.io.atomic import atomic_path
-from bitsfusion.metrics.generation import generate_images
+from bitsfusion.pipelines.generation import generate_images
 from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.runs.calibration import CalibrationJob
 

@@ -23,7 +23,8 @@ from bitsfusion.architectures.layers import LayerRole
 from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.parts import Features
 from bitsfusion.artifact.writer import write_model
-from bitsfusion.diffusion.time_features import Coverage, SamplerSteps, TimeBasis, time_feature_rows
+from bitsfusion.diffusion.samplers import Coverage, SamplerSteps
+from bitsfusion.diffusion.time_features import TimeBasis, time_feature_rows
 from bitsfusion.diffusion.time_features.spline import Knots
 from bitsfusion.io.texts import write_json
 from bitsfusion.nn.replace import fake_quantize_model, fake_quantized_layers

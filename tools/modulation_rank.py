@@ -20,7 +20,7 @@ from bitsfusion.diffusion.denoise import with_denoiser
 from bitsfusion.diffusion.time_features import TimeFeatureBasis, place_time_features, time_layers
 from bitsfusion.diffusion.time_features.fit import fit_time_basis
 from bitsfusion.diffusion.time_features.layers import time_outputs, time_outputs_width
-from bitsfusion.metrics.generation import generate_images
+from bitsfusion.pipelines.generation import generate_images
 from bitsfusion.pipelines.load import load_pipeline
 
 TOLERANCES = (0.02, 0.01, 0.005, 0.002, 0.001)

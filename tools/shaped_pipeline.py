@@ -112,6 +112,7 @@ def write_pipeline(
         for number, sizes in enumerate(TEXT_ENCODERS[shape]):
             suffix = "" if number == 0 else "_2"
             encoder = text_encoder(sizes, projected=number > 0)
+            encoder.config.architectures = [type(encoder).__name__]  # as a saved model has it
             encoder.config.save_pretrained(folder / f"text_encoder{suffix}")
             if weights:
                 values = random_weights(encoder, f"{seed} {shape} text_encoder{suffix}", dtype)

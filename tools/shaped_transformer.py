@@ -89,6 +89,8 @@ SHAPES = {
     "z-image": Shape("ZImageTransformer2DModel", {}, ("n_layers", "n_refiner_layers")),
     "qwen-image": Shape("QwenImageTransformer2DModel", {}),
     "auraflow": Shape("AuraFlowTransformer2DModel", {}, ("num_mmdit_layers", "num_single_dit_layers")),
+    "ovis-image": Shape("OvisImageTransformer2DModel", {}, BOTH),
+    "longcat-image": Shape("LongCatImageTransformer2DModel", {}, BOTH),
 }
 
 
@@ -101,6 +103,8 @@ PIPELINES = {
     "z-image": ("ZImagePipeline", "AutoencoderKL"),
     "qwen-image": ("QwenImagePipeline", "AutoencoderKLQwenImage"),
     "auraflow": ("AuraFlowPipeline", "AutoencoderKL"),
+    "ovis-image": ("OvisImagePipeline", "AutoencoderKL"),
+    "longcat-image": ("LongCatImagePipeline", "AutoencoderKL"),
 }
 """The classes of a shape's pipeline and VAE."""
 KL_BLOCKS = {

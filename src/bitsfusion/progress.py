@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TypeAlias
@@ -28,6 +28,10 @@ class ProgressSink:
     def step(self, name: str) -> Progress:
         """A `Progress` that reports to this sink under a name."""
         return partial(self.update, name)
+
+    def training(self, name: str) -> Callable[[int, int, Mapping[str, float]], None]:
+        """The same for a training, whose loss stands beside its steps."""
+        return lambda done, total, metrics: self.update(name, done, total, f"loss {metrics['loss']:.4f}")
 
     @contextmanager
     def timed(self, name: str) -> Iterator[Progress]:

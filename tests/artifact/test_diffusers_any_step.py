@@ -14,11 +14,12 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 
 from bitsfusion.artifact.inspect import inspect_folder
 from bitsfusion.artifact.verify import verify_folder
-from bitsfusion.diffusion.time_features import TimeFeatureBasis, build_scheduler, cache_time_features
+from bitsfusion.diffusion.samplers import build_scheduler
+from bitsfusion.diffusion.time_features import TimeFeatureBasis, cache_time_features
 from bitsfusion.embedded.quick import QUICK
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import world_prompts
-from bitsfusion.metrics.generation import generate_images
+from bitsfusion.pipelines.generation import generate_images
 from bitsfusion.pipelines.load import EMBEDDED, load_pipeline
 from bitsfusion.runs.packing import init_pipeline
 

@@ -16,7 +16,7 @@ from diffusers import (
 )
 
 from bitsfusion.artifact.writer import write_pipeline
-from bitsfusion.diffusion.time_features import build_scheduler
+from bitsfusion.diffusion.samplers import build_scheduler
 from bitsfusion.errors import InputError
 
 from .drawing import images, load

@@ -13,7 +13,8 @@ import bitsfusion  # noqa: F401  registers with diffusers
 from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.artifact.writer import write_model
-from bitsfusion.diffusion.time_features import Coverage, cache_time_features
+from bitsfusion.diffusion.samplers import Coverage
+from bitsfusion.diffusion.time_features import cache_time_features
 from bitsfusion.errors import InputError
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit

@@ -24,6 +24,7 @@ from bitsfusion.runs import plan as planning
 from bitsfusion.runs.packing import init_pipeline
 
 from ..command import run as run_command
+from ..tiny.generic import GENERIC, build_generic
 from ..tiny.transformers import CONFIGS, build_transformer
 
 TIMED = {
@@ -31,8 +32,18 @@ TIMED = {
     "QwenImageTransformer2DModel": "time_text_embed.timestep_embedder.linear_1",
     "AuraFlowTransformer2DModel": "time_step_proj.linear_1",
     "ZImageTransformer2DModel": "t_embedder.mlp.0",
+    "PixArtTransformer2DModel": "adaln_single.emb.timestep_embedder.linear_1",
+    "SanaTransformer2DModel": "time_embed.emb.timestep_embedder.linear_1",
+    "LongCatImageTransformer2DModel": "time_embed.timestep_embedder.linear_1",
+    "OvisImageTransformer2DModel": "timestep_embedder.linear_1",
 }
 """The layer that is given the sinusoids of the step."""
+
+LIKE_ANOTHER = {"SanaTransformer2DModel", "LongCatImageTransformer2DModel"}
+CASES = [pytest.param(name, marks=pytest.mark.slow) if name in LIKE_ANOTHER else name for name in TIMED]
+
+ENDS = {"PixArtTransformer2DModel", "SanaTransformer2DModel"}
+"""Their modulation layer lies outside the blocks: 8 bits where it stays."""
 
 SLOW = 106
 """Sinusoids from here on turn less than once over the whole schedule: with these alone features are smooth."""
@@ -40,7 +51,7 @@ SLOW = 106
 
 def build_smooth(name: str) -> Any:
     """A tiny transformer whose modulation, as a trained model's, is a smooth function of the step."""
-    model = build_transformer(name)
+    model = build_generic(name) if name in GENERIC else build_transformer(name)
     with torch.no_grad():
         sinusoids = model.get_submodule(TIMED[name]).weight
         half = sinusoids.shape[1] // 2
@@ -68,10 +79,15 @@ def run(model: Any, name: str, step: float) -> torch.Tensor:
             return model(noise(1, 6, 16), noise(1, 3, 24), mask, torch.tensor([step / 1000]), shapes).sample
         if name == "AuraFlowTransformer2DModel":
             return model(noise(1, 4, 8, 8), noise(1, 3, 24), torch.tensor([step / 1000])).sample
+        if name in ENDS:
+            return model(noise(1, 4, 8, 8), noise(1, 3, 24), torch.tensor([step])).sample
+        if name in GENERIC:
+            ids = torch.arange(18.0).view(6, 3)
+            return model(noise(1, 6, 16), noise(1, 3, 24), torch.tensor([step / 1000]), ids, ids[:3]).sample
         return model([noise(4, 1, 4, 4)], torch.tensor([step / 1000]), [noise(5, 24)]).sample[0]
 
 
-@pytest.fixture(scope="module", params=TIMED)
+@pytest.fixture(scope="module", params=CASES)
 def packed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, Path]:
     """The class, a model of it, and a folder with its packed forms: as a basis, and with its layers."""
     model = build_smooth(request.param)
@@ -102,25 +118,26 @@ def test_the_layers_are_gone_and_the_features_are_there(packed: tuple[str, Any, 
 def test_inspect_says_what_is_gone_and_what_it_saved(
     packed: tuple[str, Any, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, model, folder = packed
+    name, model, folder = packed
+    bits = 8 if name in ENDS else 2
     file = load_file(folder / "basis" / "diffusion_pytorch_model.safetensors")
     features = sum(tensor.nbytes for name, tensor in file.items() if name.startswith("time_proj."))
     layers = [model.get_submodule(name) for name in time_layers(model)]
-    at_two = sum(packed_layer(layer, 2).packed.nbytes for layer in layers)
+    stayed = sum(packed_layer(layer, bits).packed.nbytes for layer in layers)
     weights = sum(layer.weight.numel() for layer in layers)
     assert run_command("inspect", folder / "basis", "--json") == 0
     assert json.loads(capsys.readouterr().out)["removed"] == {
         "layers": len(layers),
         "weights": weights,
-        "bits": 2,
-        "layer_bytes": at_two,
+        "bits": bits,
+        "layer_bytes": stayed,
         "feature_bytes": features,
-        "saved": at_two - features,
+        "saved": stayed - features,
     }
     assert run_command("inspect", folder / "basis") == 0
-    assert f"{len(layers)} layers, {weights:,} weights, packed at 2 bits {at_two:,} bytes: {features:,} bytes of " in (
-        capsys.readouterr().out
-    )
+    assert (
+        f"{len(layers)} layers, {weights:,} weights, packed at {bits} bits {stayed:,} bytes: {features:,} bytes of "
+    ) in capsys.readouterr().out
     assert inspect_folder(folder / "layers").removed is None
 
 
@@ -166,7 +183,7 @@ def test_plan_counts_them_and_dense_export_says_why_not(
     assert planned.time.layers == len(time_layers(model))
     monkeypatch.setattr(planning, "MODULATION_RANK", 64)
     large = planning.plan(str(folder / "dense"), recipe="uniform:7").denoiser.packed
-    assert large is not None and large.time is None and "rank 64 would take more" in large.notes[0]
+    assert large is not None and large.time is None and "rank 64 would take more" in large.notes[-1]
     with pytest.raises(InputError, match="modulation was replaced by stored features"):
         export_dense(folder / "basis", tmp_path / "out")
 
@@ -183,7 +200,21 @@ def test_guidance_and_fast_features_keep_the_layers() -> None:
     assert guided.features is None and guided.note is not None and "guidance_embeds" in guided.note
 
 
-def test_where_pooled_text_enters_nothing_is_removed() -> None:
-    for name in ("FluxTransformer2DModel", "SD3Transformer2DModel"):
-        model = build_transformer(name)
-        assert choose_features(model, BASIS, {}).features is None and not time_layers(model)
+def test_sizes_that_enter_keep_the_layers() -> None:
+    """The option is a default of the class for models of 1024 pixels: None in their config."""
+    model = build_transformer("PixArtTransformer2DModel", use_additional_conditions=None, sample_size=128)
+    choice = choose_features(model, BASIS, {})
+    assert choice.features is None and "use_additional_conditions" in str(choice.note)
+
+
+@pytest.mark.parametrize("name", ["FluxTransformer2DModel", "SD3Transformer2DModel"])
+def test_where_pooled_text_enters_nothing_is_removed(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = build_transformer(name)
+    assert choose_features(model, BASIS, {}).features is None and not time_layers(model)
+    model.save_pretrained(tmp_path / "dense")
+    init_pipeline(str(tmp_path / "dense"), tmp_path / "packed", recipe="uniform:7")
+    for command in (["inspect", tmp_path / "packed"], ["plan", tmp_path / "dense", "--recipe", "uniform:7"]):
+        assert run_command(*command) == 0
+        assert "modulation layers keep their bits: pooled text enters them, too" in capsys.readouterr().out

@@ -11,7 +11,8 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 import bitsfusion  # noqa: F401  registers with diffusers
-from bitsfusion.diffusion.time_features import cache_time_features, cover
+from bitsfusion.diffusion.samplers import cover
+from bitsfusion.diffusion.time_features import cache_time_features
 from bitsfusion.errors import InputError
 from bitsfusion.nn.fake_quantized import FakeQuantizedConv2d, FakeQuantizedLinear
 from bitsfusion.nn.packed import PackedConv2d, PackedLinear

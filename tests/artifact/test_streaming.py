@@ -17,7 +17,7 @@ from bitsfusion.architectures.registry import UNET
 from bitsfusion.artifact.parts import parts_of_folder
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.artifact.writer import write_model, write_parts
-from bitsfusion.diffusion.time_features import Coverage
+from bitsfusion.diffusion.samplers import Coverage
 from bitsfusion.errors import InputError
 from bitsfusion.io.hashes import sha256_folder
 from bitsfusion.nn.replace import fake_quantize_model

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from bitsfusion.artifact.inspect import inspect_folder
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.artifact.writer import write_model, write_pipeline
-from bitsfusion.diffusion.time_features import Coverage, cache_time_features, cover, time_feature_rows, time_layers
+from bitsfusion.diffusion.samplers import Coverage, cover
+from bitsfusion.diffusion.time_features import cache_time_features, time_feature_rows, time_layers
 from bitsfusion.errors import BitsFusionError, InputError
 from bitsfusion.io.hashes import sha256_folder
 from bitsfusion.nn.fake_quantized import FakeQuantizedLinear

@@ -10,7 +10,7 @@ import torch
 from bitsfusion.architectures.registry import ARCHITECTURES, model_layers
 from bitsfusion.artifact.parts import parts_of_folder
 from bitsfusion.artifact.writer import write_parts
-from bitsfusion.diffusion.time_features import Coverage
+from bitsfusion.diffusion.samplers import Coverage
 from bitsfusion.nn.scale import layer_scale
 from bitsfusion.numerics import ScaleInit, dequantize, quantize
 from bitsfusion.pipelines.folder import read_folder

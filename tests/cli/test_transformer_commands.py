@@ -17,8 +17,8 @@ from diffusers import StableDiffusion3Pipeline
 
 import bitsfusion  # noqa: F401  registers the format
 from bitsfusion.calibration.settings import CalibrationSettings
-from bitsfusion.metrics.generation import generate_images
 from bitsfusion.nn.packed import PACKED_LAYERS
+from bitsfusion.pipelines.generation import generate_images
 from bitsfusion.runs.calibration import CalibrationJob
 from bitsfusion.runs.packing import init_pipeline
 

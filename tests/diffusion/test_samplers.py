@@ -1,6 +1,8 @@
 """Which steps a sampler visits."""
 
 import importlib.util
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +15,14 @@ from diffusers import (
 )
 from diffusers.schedulers import KarrasDiffusionSchedulers
 
-from bitsfusion.diffusion.samplers import sampler_name
-from bitsfusion.diffusion.time_features import Coverage, SamplerSteps, build_scheduler, cover, sampler_timesteps
+from bitsfusion.diffusion.samplers import (
+    Coverage,
+    SamplerSteps,
+    build_scheduler,
+    check_steps,
+    cover,
+    sampler_name,
+)
 from bitsfusion.errors import InputError
 
 CONFIG = PNDMScheduler(
@@ -22,21 +30,28 @@ CONFIG = PNDMScheduler(
 ).config
 
 
+def visited_steps(name: str, steps: int, config: Mapping[str, Any]) -> list[float]:
+    """The different time steps of a sampler, in their order."""
+    scheduler = build_scheduler(name, config)
+    check_steps(scheduler, name, steps)
+    return list(dict.fromkeys(scheduler.timesteps.tolist()))
+
+
 def test_pndm_50_of_stable_diffusion_has_50_different_steps() -> None:
-    assert sampler_timesteps("pndm", 50, CONFIG) == list(range(981, 0, -20))
+    assert visited_steps("pndm", 50, CONFIG) == list(range(981, 0, -20))
 
 
 @pytest.mark.parametrize("name", ["pndm", "ddim", "dpm", "lcm"])
 @pytest.mark.parametrize("steps", [1, 7, 20])
 def test_steps_are_different_and_in_range(name: str, steps: int) -> None:
-    visited = sampler_timesteps(name, steps, CONFIG)
+    visited = visited_steps(name, steps, CONFIG)
     assert len(set(visited)) == len(visited) >= 1
     assert all(0 <= step < 1000 for step in visited) and visited == sorted(visited, reverse=True)
 
 
 def test_union() -> None:
     coverage = cover([("pndm", 50), ("dpm", 20)], CONFIG)
-    assert set(coverage.steps) == {*sampler_timesteps("pndm", 50, CONFIG), *sampler_timesteps("dpm", 20, CONFIG)}
+    assert set(coverage.steps) == {*visited_steps("pndm", 50, CONFIG), *visited_steps("dpm", 20, CONFIG)}
     assert coverage.samplers == (SamplerSteps("pndm", 50), SamplerSteps("dpm", 20))
     assert str(coverage) == "pndm 50 steps, dpm 20 steps"
 
@@ -51,7 +66,7 @@ def test_a_spacing_that_the_file_leaves_open_is_covered_in_both_readings() -> No
         visited.append(set(scheduler.timesteps.tolist()))
     assert visited[0] != visited[1]
     assert set(cover([("dpm", 20)], left_open).steps) == visited[0] | visited[1]
-    assert set(cover([("dpm", 20)], CONFIG).steps) == visited[1] == set(sampler_timesteps("dpm", 20, left_open))
+    assert set(cover([("dpm", 20)], CONFIG).steps) == visited[1] == set(visited_steps("dpm", 20, left_open))
 
 
 def test_ddim_clips_no_latents_unless_the_config_says_so() -> None:
@@ -67,23 +82,23 @@ def test_ddim_clips_no_latents_unless_the_config_says_so() -> None:
 
 def test_unknown_sampler() -> None:
     with pytest.raises(InputError, match=r"got 'oiler', wanted own, pndm, ddim, .*or a scheduler class of diffusers"):
-        sampler_timesteps("oiler", 20, CONFIG)
+        visited_steps("oiler", 20, CONFIG)
 
 
 def test_lcm_4_is_that_of_its_authors() -> None:
     """As in the model card of latent-consistency models: 50 original steps, every 20th, from 999 on."""
-    assert sampler_timesteps("lcm", 4, CONFIG) == [999, 759, 499, 259]
+    assert visited_steps("lcm", 4, CONFIG) == [999, 759, 499, 259]
 
 
 def test_lcm_has_no_more_steps_than_it_was_distilled_with() -> None:
     with pytest.raises(InputError, match="sampler lcm: got 51 steps: "):
-        sampler_timesteps("lcm", 51, CONFIG)
+        visited_steps("lcm", 51, CONFIG)
 
 
 @pytest.mark.parametrize("steps", [0, 1001])
 def test_impossible_count(steps: int) -> None:
     with pytest.raises(InputError, match="wanted 1 to 1000"):
-        sampler_timesteps("ddim", steps, CONFIG)
+        visited_steps("ddim", steps, CONFIG)
 
 
 def test_coverage_needs_different_steps() -> None:
@@ -115,11 +130,11 @@ def test_every_scheduler_of_stable_diffusion_by_its_class(kind: str) -> None:
             build_scheduler("dpm-sde", CONFIG)
         return
     assert type(build_scheduler(kind, CONFIG)).__name__ == kind
-    assert len(sampler_timesteps(kind, 4, CONFIG)) >= 4
+    assert len(visited_steps(kind, 4, CONFIG)) >= 4
 
 
 def test_steps_with_fractions_are_the_float32_numbers_that_are_asked_for() -> None:
-    steps = sampler_timesteps("euler", 30, {**CONFIG, "timestep_spacing": "linspace"})
+    steps = cover([("euler", 30)], {**CONFIG, "timestep_spacing": "linspace"}).steps
     scheduler = EulerDiscreteScheduler.from_config(CONFIG, timestep_spacing="linspace")
     scheduler.set_timesteps(30)
     assert torch.equal(torch.tensor(steps, dtype=torch.float32), scheduler.timesteps)
@@ -150,7 +165,7 @@ def test_what_the_model_was_trained_on_holds_for_every_sampler(name: str) -> Non
     scheduler = build_scheduler(name, ZERO_SNR.config)
     assert scheduler.config.prediction_type == "v_prediction" and scheduler.config.timestep_spacing == "trailing"
     torch.testing.assert_close(scheduler.alphas_cumprod, ZERO_SNR.alphas_cumprod, rtol=0, atol=1e-6)
-    assert sampler_timesteps(name, 4, ZERO_SNR.config)[0] == 999
+    assert visited_steps(name, 4, ZERO_SNR.config)[0] == 999
 
 
 def test_a_sampler_that_cannot_read_velocities_is_refused() -> None:

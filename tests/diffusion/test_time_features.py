@@ -6,13 +6,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from bitsfusion.diffusion.time_features import (
-    Coverage,
-    SamplerSteps,
-    cache_time_features,
-    time_feature_rows,
-    time_layers,
-)
+from bitsfusion.diffusion.samplers import Coverage, SamplerSteps
+from bitsfusion.diffusion.time_features import cache_time_features, time_feature_rows, time_layers
 from bitsfusion.diffusion.time_features.lookup import step_bits
 from bitsfusion.errors import InputError
 

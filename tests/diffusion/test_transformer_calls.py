@@ -6,11 +6,21 @@ import inspect
 
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import (
+    FluxFillPipeline,
+    FluxKontextPipeline,
+    FluxPipeline,
+    QwenImageEditPipeline,
+    SanaSprintPipeline,
+    SCMScheduler,
+)
 
 from bitsfusion.architectures.transformer_calls import from_patches
 from bitsfusion.diffusion.conditioning import conditioner_of
 from bitsfusion.diffusion.denoise import denoise
+from bitsfusion.errors import InputError
+from bitsfusion.pipelines.generation import call_options
+from bitsfusion.pipelines.load import check_draws_from_text
 
 from ..tiny.transformers import CONFIGS, build_transformer_pipeline
 
@@ -102,3 +112,36 @@ def test_a_transformer_gets_what_its_pipeline_gives_it(name):
         assert len(found) == len(wanted), key
         for mine, other in zip(found, wanted, strict=True):
             assert torch.equal(torch.as_tensor(mine), torch.as_tensor(other)), key
+
+
+def test_what_a_transformer_is_given_beside_texts_is_not_trained():
+    flux = build_transformer_pipeline("FluxTransformer2DModel", in_channels=48, out_channels=16).components
+    flux = {key: part for key, part in flux.items() if key not in ("image_encoder", "feature_extractor")}
+    qwen = build_transformer_pipeline("QwenImageTransformer2DModel")
+    sana = build_transformer_pipeline("SanaTransformer2DModel", guidance_embeds=True).components
+    fill = FluxFillPipeline(**flux)
+    edit = QwenImageEditPipeline(**qwen.components, processor=qwen.tokenizer)
+    sprint = SanaSprintPipeline(**sana | {"scheduler": SCMScheduler()})
+    for pipeline, given in ((fill, "32 channels of pictures"), (edit, "pictures"), (sprint, "the time in radians")):
+        with pytest.raises(InputError, match=f"got a {type(pipeline).__name__}, whose transformer is given {given}"):
+            conditioner_of(pipeline)
+    for pipeline, also in ((fill, " and a mask"), (edit, "")):
+        with pytest.raises(InputError, match=f"draws from a picture{also} beside the prompt"):
+            check_draws_from_text(pipeline)
+    check_draws_from_text(sprint)
+
+
+def test_a_pipeline_that_sizes_pictures_by_their_area_is_told_the_area():
+    pipeline = FluxKontextPipeline(**build_transformer_pipeline("FluxTransformer2DModel").components)
+    check_draws_from_text(pipeline)
+    options = call_options(pipeline, [0], 1, 1.0, size=32)
+    assert options["height"] == options["width"] == 32 and options["max_area"] == 32 * 32
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_sana_sprint_draws_in_any_number_of_steps(steps):
+    parts = build_transformer_pipeline("SanaTransformer2DModel", guidance_embeds=True).components
+    pipeline = SanaSprintPipeline(**parts | {"scheduler": SCMScheduler()})
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"use_resolution_binning": False, **call_options(pipeline, [0], steps, 4.5, size=32)}
+    assert len(pipeline(["red circle"], num_inference_steps=steps, output_type="np", **options).images) == 1

@@ -13,7 +13,7 @@ from bitsfusion.embedded.world import TASKS, fits
 from bitsfusion.evaluation.prompts import world_prompts
 from bitsfusion.evaluation.rungs import RungScores, geneval
 from bitsfusion.metrics.clip_score import ClipScorer
-from bitsfusion.metrics.generation import generate_images
+from bitsfusion.pipelines.generation import generate_images
 from bitsfusion.pipelines.load import load_pipeline
 
 

@@ -9,7 +9,7 @@ from bitsfusion.architectures.layers import LayerRole
 from bitsfusion.architectures.registry import model_layers
 from bitsfusion.embedded import MODELS
 from bitsfusion.embedded.grid import GRID
-from bitsfusion.metrics.generation import generate_images
+from bitsfusion.pipelines.generation import generate_images
 from bitsfusion.pipelines.load import load_pipeline
 
 MODEL = MODELS["embedded:flow"]

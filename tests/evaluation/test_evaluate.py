@@ -33,7 +33,7 @@ from bitsfusion.evaluation.setting import Evaluation
 from bitsfusion.evaluation.values import judgement_journal
 from bitsfusion.io.work_folder import folder_lock
 from bitsfusion.metrics.clip_score import ClipScorer
-from bitsfusion.metrics.generation import generate_images
+from bitsfusion.pipelines.generation import generate_images
 from bitsfusion.pipelines.load import EMBEDDED, load_pipeline
 from bitsfusion.progress import ProgressSink, silent
 from bitsfusion.runs.packing import init_pipeline

@@ -69,7 +69,7 @@ def test_a_model_folder(packed: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cover", ["rows", "any"])
 def test_every_kind_of_time_features(tmp_path: Path, cover: str) -> None:
-    from bitsfusion.diffusion.time_features import SamplerSteps
+    from bitsfusion.diffusion.samplers import SamplerSteps
 
     samplers = [SamplerSteps("pndm", 10)] if cover == "rows" else None
     init_pipeline("embedded", tmp_path / "packed", recipe="uniform:3", samplers=samplers)

@@ -29,9 +29,9 @@ from bitsfusion.evaluation.prompts import world_prompts
 from bitsfusion.evaluation.setting import Evaluation
 from bitsfusion.kernels.fake_quantize import fake_quantize
 from bitsfusion.metrics.clip_score import ClipScorer
-from bitsfusion.metrics.generation import generate_images
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import initial_scale
+from bitsfusion.pipelines.generation import generate_images
 from bitsfusion.pipelines.load import EMBEDDED, load_pipeline
 from bitsfusion.progress import SILENT
 from bitsfusion.runs.calibration import CalibrationJob
@@ -167,12 +167,9 @@ def train_with_validation(accelerator: Accelerator, folder: Path) -> Any:
 
 
 def train_transformers(accelerator: Accelerator, folder: Path) -> Any:
-    """The loss of each class of transformer on the device and on the CPU, Stage I.
-
-    Z-Image and Qwen-Image turn their positions by complex numbers, for which the fake accelerator has no views.
-    """
+    """The loss of each class of transformer on the device and on the CPU, Stage I."""
     losses: dict[str, list[float]] = {}
-    for name in CONFIGS.keys() - {"ZImageTransformer2DModel", "QwenImageTransformer2DModel"}:
+    for name in CONFIGS:
         for device in ("auto", "cpu"):
             pipeline = build_transformer_pipeline(name)
             teacher = pipeline.transformer

@@ -1,4 +1,4 @@
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -7,7 +7,8 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from bitsfusion.architectures.layers import FIRST_LAST_BITS, LayerRole
-from bitsfusion.architectures.registry import feature_width, layers_to_assign, model_layers
+from bitsfusion.architectures.registry import layers_to_assign, model_layers
+from bitsfusion.diffusion.time_features.layers import time_outputs_width
 from bitsfusion.errors import InputError
 from bitsfusion.packing.accounting import average_bits
 from bitsfusion.recipe.named import recipe_bits
@@ -23,7 +24,7 @@ def sd15_unet():
 def test_the_published_recipe_averages_1_99_bits(sd15_unet):
     layers = model_layers(sd15_unet)
     weights = {name: layer.numel for name, layer in layers.items()}
-    average = average_bits(weights, published_recipe("sd15"), feature_values=50 * feature_width(sd15_unet))
+    average = average_bits(weights, published_recipe("sd15"), feature_values=50 * time_outputs_width(sd15_unet))
     assert round(average, 5) == 1.98847
 
 
@@ -39,7 +40,7 @@ def test_roles_in_sd15(sd15_unet):
     assert len(layers_to_assign(sd15_unet)) == 256
     assert roles.count(LayerRole.TIME) == 24  # 22 projections and the two layers of the time embedding
     assert roles.count(LayerRole.FIRST_LAST) == 2
-    assert feature_width(sd15_unet) == 20160
+    assert time_outputs_width(sd15_unet) == 20160
 
 
 def test_an_unknown_published_recipe():
@@ -89,8 +90,10 @@ def test_sdxls_base_recipe():
     assert mean["ff.net.2"] / count["ff.net.2"] < mean["attn2.to_k"] / count["attn2.to_k"]
 
 
-def test_it_is_what_its_script_makes(tmp_path):
+def test_it_is_what_its_script_makes(tmp_path, monkeypatch):
     root = Path(__file__).parents[2]
     script, shipped = root / "tools" / "carry_recipe.py", root / "src/bitsfusion/recipe/recipes/sdxl.json"
-    subprocess.run([sys.executable, script, tmp_path / "sdxl.json"], check=True, capture_output=True)
+    monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "sdxl.json")])
+    monkeypatch.syspath_prepend(script.parent)
+    runpy.run_path(str(script), run_name="__main__")
     assert (tmp_path / "sdxl.json").read_bytes() == shipped.read_bytes()

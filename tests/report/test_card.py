@@ -185,7 +185,7 @@ def test_the_code_of_a_card_draws_what_its_samples_are(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     names: dict[str, Any] = {"seed": 1024}
     seeded = code.replace("guidance_scale", "latents=initial_latents(pipeline, [seed]), guidance_scale")
-    exec(compile("from bitsfusion.metrics.generation import initial_latents\n" + seeded, "README.md", "exec"), names)
+    exec(compile("from bitsfusion.pipelines.generation import initial_latents\n" + seeded, "README.md", "exec"), names)
     with Image.open(folder.parent / "image.png") as drawn, Image.open(folder / "card" / "sample-00.png") as sample:
         assert drawn.tobytes() == sample.tobytes()
 

@@ -26,7 +26,8 @@ from bitsfusion.architectures.layers import LayerRole
 from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.artifact.writer import write_pipeline
-from bitsfusion.diffusion.time_features import BASIS, SamplerSteps
+from bitsfusion.diffusion.samplers import SamplerSteps
+from bitsfusion.diffusion.time_features import BASIS
 from bitsfusion.embedded import PIPELINE_FOLDER
 from bitsfusion.errors import InputError
 from bitsfusion.io.hashes import sha256_file, sha256_json

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from bitsfusion.architectures.registry import feature_width, layers_to_assign, model_layers
+from bitsfusion.architectures.registry import layers_to_assign, model_layers
+from bitsfusion.diffusion.time_features.layers import time_outputs_width
 from bitsfusion.errors import InputError
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
@@ -62,7 +63,7 @@ def test_every_layer_at_every_width(pipeline, cheap_table):
     assert cheap_table.layers == {name: info.numel for name, info in layers.items()}
     assert set(cheap_table.first_last) == {"conv_in", "conv_out"}
     assert "time_embedding.linear_1" in cheap_table.removed
-    assert cheap_table.feature_values == 50 * feature_width(pipeline.unet)
+    assert cheap_table.feature_values == 50 * time_outputs_width(pipeline.unet)
     assert all(row.clip_drop is None and row.psnr is None for row in cheap_table.rows)
     assert cheap_table.settings["samples"] == 6 and cheap_table.settings["data"] == "random"
 

@@ -1,11 +1,12 @@
-"""A pipeline around a transformer that has no family of its own: Lumina 2, of random weights."""
+"""Transformers of random weights that have no family of their own, and a pipeline around one: Lumina 2."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline, Lumina2Transformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline
 from transformers import Gemma2Config, Gemma2Model
 
 from .text import build_tokenizer
@@ -13,24 +14,37 @@ from .vae import build_vae
 from .weights import gaussian_
 
 CLASS = "Lumina2Transformer2DModel"
-CONFIG: dict[str, Any] = dict(
-    sample_size=8,
-    in_channels=4,
-    hidden_size=24,
-    num_layers=2,
-    num_refiner_layers=1,
+_FLUX = dict(
+    in_channels=16,
+    num_layers=1,
+    num_single_layers=1,
+    attention_head_dim=16,
     num_attention_heads=2,
-    num_kv_heads=1,
-    multiple_of=8,
-    axes_dim_rope=(4, 4, 4),
-    axes_lens=(300, 32, 32),
-    cap_feat_dim=24,
+    joint_attention_dim=24,
+    axes_dims_rope=(4, 4, 8),
 )
+GENERIC: dict[str, dict[str, Any]] = {
+    CLASS: dict(
+        sample_size=8,
+        in_channels=4,
+        hidden_size=24,
+        num_layers=2,
+        num_refiner_layers=1,
+        num_attention_heads=2,
+        num_kv_heads=1,
+        multiple_of=8,
+        axes_dim_rope=(4, 4, 4),
+        axes_lens=(300, 32, 32),
+        cap_feat_dim=24,
+    ),
+    "LongCatImageTransformer2DModel": _FLUX,
+    "OvisImageTransformer2DModel": dict(_FLUX, out_channels=16),
+}
 
 
-def build_generic() -> Lumina2Transformer2DModel:
-    """Every parameter Gaussian."""
-    model = Lumina2Transformer2DModel(**CONFIG).eval()
+def build_generic(name: str = CLASS) -> Any:
+    """A model of a class of GENERIC, every parameter Gaussian."""
+    model = getattr(diffusers, name)(**GENERIC[name]).eval()
     gaussian_(model)
     return model
 

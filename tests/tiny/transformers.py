@@ -113,9 +113,9 @@ def build_transformer(name: str, seed: int = 0, **changes: Any) -> Any:
     return model
 
 
-def build_sd3_pipeline() -> StableDiffusion3Pipeline:
+def build_sd3_pipeline(**changes: Any) -> StableDiffusion3Pipeline:
     """Stable Diffusion 3 without its T5, which is optional: 16x16 images from 8x8 latents."""
-    transformer: SD3Transformer2DModel = build_transformer("SD3Transformer2DModel")
+    transformer: SD3Transformer2DModel = build_transformer("SD3Transformer2DModel", **changes)
     encoders = [build_text_encoder(16, CLIPTextModelWithProjection, seed, projection_dim=16) for seed in (1, 2)]
     made = StableDiffusion3Pipeline(
         transformer=transformer,
@@ -146,7 +146,7 @@ def build_transformer_pipeline(name: str, **changes: Any) -> Any:
     )
     torch.manual_seed(0)
     if name == "SD3Transformer2DModel":
-        return build_sd3_pipeline()
+        return build_sd3_pipeline(**changes)
     if name == "FluxTransformer2DModel":
         clip = build_text_encoder(16)
         parts |= {"text_encoder": clip, "tokenizer": build_tokenizer(), "tokenizer_2": tokenizer}

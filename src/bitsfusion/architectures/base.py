@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from bitsfusion.architectures.layers import FIXED_BITS, MODULATION_BITS, LayerInfo, LayerRole
+from bitsfusion.architectures.layers import FIXED_BITS, LayerInfo, LayerRole
 from bitsfusion.architectures.shapes import NotKnownError, Shapes
 from bitsfusion.architectures.timing import Timing
 from bitsfusion.errors import InputError
@@ -57,8 +57,8 @@ class Architecture:
 
     @property
     def time_bits(self) -> int:
-        """About what the layers of the time step have where they stay: `FIXED_BITS`, modulation `MODULATION_BITS`."""
-        return FIXED_BITS if self.timing is None else MODULATION_BITS
+        """About what the layers of the time step have where they stay."""
+        return FIXED_BITS if self.timing is None else self.timing.bits
 
     @property
     def note(self) -> str | None:
@@ -69,6 +69,11 @@ class Architecture:
     def timing(self) -> Timing | None:
         """Which modulation layers see the time step alone; None for UNets, which have projections of their own."""
         return None
+
+    @property
+    def modulated_by(self) -> str:
+        """What beside the time step enters every modulation layer, in words; "" where nothing does."""
+        return ""
 
     def role(self, name: str) -> LayerRole:
         """The part that the layer of this name plays."""
@@ -151,7 +156,7 @@ class Architecture:
     def layer_info(self, name: str, module: Any) -> LayerInfo:
         """One of them."""
         shape = getattr(module, "weight_shape", None) or tuple(module.weight.shape)
-        return LayerInfo(name, self.role(name), shape, self.kind(name), self.feature_values(name, shape[0]))
+        return LayerInfo(name, self.role(name), shape, self.kind(name))
 
 
 @dataclass(frozen=True)
@@ -171,13 +176,13 @@ class Denoiser(Architecture):
             conditioning: n rows.
 
         Raises:
-            InputError: a family that is packed and drawn with, and not called from here yet.
+            InputError: a class without a family of its own (and so in what follows).
         """
-        raise InputError(f"{self.name}: got a {self.noun}, wanted a UNet2DConditionModel: others are only packed")
+        raise self._not_known
 
     def feature_blocks(self, model: nn.Module) -> list[nn.Module]:
         """The blocks whose outputs feature distillation compares (Eq. 7)."""
-        raise NotImplementedError
+        raise self._not_known
 
     def features(self, output: Any) -> Sequence[Tensor]:
         """What of a feature block's output is compared."""
@@ -185,11 +190,11 @@ class Denoiser(Architecture):
 
     def stages(self, model: nn.Module) -> dict[str, nn.Module]:
         """Modules that run one after the other, or within one another, each once: what a replay can skip."""
-        raise NotImplementedError
+        raise self._not_known
 
     def units(self, model: nn.Module) -> list[nn.Module]:
         """The smallest repeated modules: sharding gathers them, gradient checkpointing runs them again, one by one."""
-        raise NotImplementedError
+        raise self._not_known
 
     def example(
         self, config: Mapping[str, Any], batch: int, latent: int, tokens: int, generator: torch.Generator | None = None
@@ -205,7 +210,14 @@ class Denoiser(Architecture):
         Raises:
             InputError: a model that is given more than texts, sizes and a step.
         """
-        raise InputError(f"{self.name}: got a {self.noun}, wanted a UNet2DConditionModel: others are only packed")
+        raise self._not_known
+
+    @property
+    def _not_known(self) -> InputError:
+        return InputError(
+            f"{self.name}: got a {self.noun} without a family of its own, whose conditioning is not known, wanted one "
+            "of a class that is trained: others are packed, calibrated and drawn with only"
+        )
 
     def latent_size(self, config: Mapping[str, Any]) -> int:
         """Height and width of the latents that the model was made for."""

@@ -3,6 +3,7 @@
 Every linear layer and 2D convolution is packed. Ends, at 8 bits, are the layers outside the repeated blocks, and those
 in them that the class's `_skip_layerwise_casting_patterns` names: diffusers keeps these out of 8-bit storage. The
 pattern `norm` is not heeded inside blocks: it names modulation too, which gets the recipe's bits as in every family.
+Where it is known to see the time step alone, features stand for it.
 Nothing is known of the forward's arguments, so that such models are packed, loaded, drawn with and calibrated by their
 own pipeline's calls, but not trained.
 """
@@ -17,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from bitsfusion.architectures.base import Denoiser
 from bitsfusion.architectures.layers import LayerRole
+from bitsfusion.architectures.timing import OTHERS, Timing
 from bitsfusion.architectures.transformer import ENDS, transformer_kind
 from bitsfusion.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from bitsfusion.architectures.conditioning import Conditioning
+    from torch import nn
 
 _NAME = re.compile(r"[A-Za-z0-9]{1,64}2DModel")
 _MODULES = "diffusers.models.transformers."
@@ -40,15 +40,22 @@ class GenericTransformer(Denoiser):
 
     Fields:
         skipped: the class's `_skip_layerwise_casting_patterns` but `norm`.
+        steps: see `timing`.
     """
 
     skipped: tuple[str, ...] = ()
+    steps: Timing | None = None
+
+    @property
+    def timing(self) -> Timing | None:
+        return self.steps
 
     @property
     def note(self) -> str:
+        modulation = "modulation keeps its bits, " if self.steps is None else ""
         return (
             f"{self.name} has no family of its own and is taken as a generic transformer: layers outside its blocks "
-            "have 8 bits, modulation keeps its bits, and it is not trained"
+            f"have 8 bits, {modulation}and it is not trained"
         )
 
     def role(self, name: str) -> LayerRole:
@@ -76,28 +83,6 @@ class GenericTransformer(Denoiser):
             )
         return found
 
-    def predict(self, model: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        raise self._unknown
-
-    def example(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Conditioning]:
-        raise self._unknown
-
-    def feature_blocks(self, model: nn.Module) -> list[nn.Module]:
-        raise self._unknown
-
-    def stages(self, model: nn.Module) -> dict[str, nn.Module]:
-        raise self._unknown
-
-    def units(self, model: nn.Module) -> list[nn.Module]:
-        raise self._unknown
-
-    @property
-    def _unknown(self) -> InputError:
-        return InputError(
-            f"{self.name}: got a transformer without a family of its own, whose conditioning is not known, wanted one "
-            "of a class that is trained: others are packed, calibrated and drawn with only"
-        )
-
 
 @functools.lru_cache(maxsize=64)
 def generic_transformer(name: str) -> GenericTransformer | None:
@@ -111,4 +96,5 @@ def generic_transformer(name: str) -> GenericTransformer | None:
         return None
     patterns: tuple[str, ...] = tuple(getattr(made, _SKIPPED) or ())
     skipped = tuple(pattern for pattern in patterns if pattern != _NORMS)
-    return GenericTransformer(name, "transformer", "diffusers", "transformer", ("Linear", "Conv2d"), skipped)
+    layers = ("Linear", "Conv2d")
+    return GenericTransformer(name, "transformer", "diffusers", "transformer", layers, skipped, OTHERS.get(name))

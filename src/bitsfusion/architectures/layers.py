@@ -35,14 +35,12 @@ class LayerInfo:
 
     Fields:
         kind: in words: shortcut, cross-attention, feed-forward and so on.
-        feature_values: values that time-embedding caching stores for it at each time step (Appendix C).
     """
 
     name: str
     role: LayerRole
     shape: tuple[int, ...]
     kind: str = "projection"
-    feature_values: int = 0
 
     @property
     def numel(self) -> int:

@@ -106,11 +106,6 @@ def denoiser_called(config: Mapping[str, Any]) -> Denoiser:
     return found
 
 
-def packed_modules(model: nn.Module, architecture: Architecture) -> dict[str, Any]:
-    """The layers that are packed, or are to be, by name in module order; on meta too."""
-    return architecture.modules(model)
-
-
 def model_layers(model: nn.Module, architecture: Architecture | None = None) -> dict[str, LayerInfo]:
     """Name, role and shape of every layer that is packed, in module order; on meta too.
 
@@ -123,23 +118,11 @@ def model_layers(model: nn.Module, architecture: Architecture | None = None) -> 
     return (architecture or denoiser_of(model)).layer_infos(model)
 
 
-def layer_role(name: str, model_class: str = UNET.name) -> LayerRole:
-    """The part that the layer of this name plays in a model of a class."""
-    return _named(model_class).role(name)
-
-
-def _named(model_class: str) -> Architecture:
-    found = architecture_named(model_class)
-    if found is None:
-        raise InputError(f"model class: got {model_class!r}, wanted one of {', '.join(ARCHITECTURES)}")
-    return found
+def layer_role(name: str) -> LayerRole:
+    """The part that a layer of this name plays in a UNet; no other model has names like those of its time layers."""
+    return UNET.role(name)
 
 
 def layers_to_assign(model: nn.Module) -> dict[str, LayerInfo]:
     """The layers that a recipe chooses bits for: all but ends, time and conditioning layers."""
     return {name: layer for name, layer in model_layers(model).items() if layer.role is LayerRole.QUANTIZED}
-
-
-def feature_width(model: nn.Module) -> int:
-    """Values to cache per time step: the summed widths of all time projections (Appendix C)."""
-    return sum(layer.feature_values for layer in model_layers(model).values())

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from bitsfusion.architectures.base import Denoiser
 from bitsfusion.architectures.conditioning import Conditioning
 from bitsfusion.architectures.layers import LayerRole
-from bitsfusion.architectures.timing import AURA_FLOW, FLUX2, QWEN_IMAGE, Z_IMAGE, Timing
+from bitsfusion.architectures.timing import AURA_FLOW, FLUX2, PIXART, QWEN_IMAGE, SANA, Z_IMAGE, Timing
 from bitsfusion.architectures.transformer_calls import (
     Call,
     aura_flow,
@@ -62,16 +62,22 @@ class Transformer(Denoiser):
     Fields:
         blocks: the attributes that hold the blocks, in the order of the forward.
         call: one forward as the class's pipeline calls it.
-        steps: see `timing`; None where pooled text enters the modulation, or there is hardly any.
+        steps: see `timing`; None where more than the time step enters the modulation.
+        others: see `modulated_by`.
     """
 
     blocks: tuple[str, ...]
     call: Call
     steps: Timing | None = None
+    others: str = ""
 
     @property
     def timing(self) -> Timing | None:
         return self.steps
+
+    @property
+    def modulated_by(self) -> str:
+        return self.others
 
     def predict(self, model: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         return self.call(model, noisy, timesteps, conditioning)
@@ -149,16 +155,18 @@ def transformer_kind(name: str) -> str:
     return next((kind for pattern, kind in _KINDS if pattern.search(name)), "projection")
 
 
-def _transformer(name: str, call: Call, *blocks: str, steps: Timing | None = None) -> Transformer:
-    return Transformer(name, "transformer", "diffusers", "transformer", ("Linear", "Conv2d"), blocks, call, steps)
+def _transformer(name: str, call: Call, *blocks: str, steps: Timing | None = None, others: str = "") -> Transformer:
+    layers = ("Linear", "Conv2d")
+    return Transformer(name, "transformer", "diffusers", "transformer", layers, blocks, call, steps, others)
 
 
+_POOLED = "pooled text"
 TRANSFORMERS = (
-    _transformer("FluxTransformer2DModel", flux, "transformer_blocks", "single_transformer_blocks"),
+    _transformer("FluxTransformer2DModel", flux, "transformer_blocks", "single_transformer_blocks", others=_POOLED),
     _transformer("Flux2Transformer2DModel", flux2, "transformer_blocks", "single_transformer_blocks", steps=FLUX2),
-    _transformer("SD3Transformer2DModel", sd3, "transformer_blocks"),
-    _transformer("PixArtTransformer2DModel", pixart, "transformer_blocks"),
-    _transformer("SanaTransformer2DModel", sana, "transformer_blocks"),
+    _transformer("SD3Transformer2DModel", sd3, "transformer_blocks", others=_POOLED),
+    _transformer("PixArtTransformer2DModel", pixart, "transformer_blocks", steps=PIXART),
+    _transformer("SanaTransformer2DModel", sana, "transformer_blocks", steps=SANA),
     _transformer("ZImageTransformer2DModel", z_image, "noise_refiner", "context_refiner", "layers", steps=Z_IMAGE),
     _transformer("QwenImageTransformer2DModel", qwen_image, "transformer_blocks", steps=QWEN_IMAGE),
     _transformer(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bitsfusion.artifact.limits import shown
 from bitsfusion.artifact.payload import scale_frame_bytes
 from bitsfusion.artifact.reader import PackedFolder, component_named, open_components, open_folder
 from bitsfusion.artifact.schema import PACKED_SUFFIX, TIME_TENSORS, PackedEntry
@@ -87,7 +88,8 @@ class Inspection:
             and how many values are stored.
         removed: what these stand for and save; None where no features are stored.
         fallbacks: tensors with more than one dimension above 1 that are kept dense, by name and bytes; none is silent.
-        note: what is to be said of the model's class, such as that it has no family of its own; None where nothing is.
+        notes: what is to be said of the model's class, such as that it has no family of its own, and what was not done
+            as asked when it was packed, such as why modulation layers stayed.
         layers: in module order.
     """
 
@@ -104,7 +106,7 @@ class Inspection:
     time_features: dict[str, Any]
     removed: RemovedLayers | None
     fallbacks: dict[str, int]
-    note: str | None
+    notes: tuple[str, ...]
     layers: tuple[LayerInspection, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -230,9 +232,15 @@ def _inspect(folder: PackedFolder) -> Inspection:
         time_features={**config.time_features.model_dump(mode="json"), "values": config.feature_values},
         removed=_removed(folder, features) if config.stores_features else None,
         fallbacks=fallbacks,
-        note=folder.architecture.note,
+        notes=_notes(folder),
         layers=tuple(in_order),
     )
+
+
+def _notes(folder: PackedFolder) -> tuple[str, ...]:
+    written = folder.config.provenance.get("notes")
+    texts = [folder.architecture.note, *(written if isinstance(written, list) else [])]
+    return tuple(dict.fromkeys(shown(text) for text in texts if isinstance(text, str)))
 
 
 def _removed(folder: PackedFolder, features: int) -> RemovedLayers:

@@ -13,10 +13,10 @@ from torch.nn import functional
 
 from bitsfusion.architectures.base import Architecture, without_steering
 from bitsfusion.architectures.layers import EMBEDDING_ROLES, FIXED_BITS
-from bitsfusion.architectures.registry import denoiser_of, layer_role, packed_modules
+from bitsfusion.architectures.registry import denoiser_of, layer_role
 from bitsfusion.artifact.skeleton import empty_model
+from bitsfusion.diffusion.samplers import Coverage
 from bitsfusion.diffusion.time_features import (
-    Coverage,
     TimeBasis,
     TimeFeatureBasis,
     TimeFeatureRows,
@@ -100,7 +100,7 @@ def parts_of_folder(
     """
     architecture = folder.architecture
     removed = frozenset() if features is None else frozenset(time_layers(folder.skeleton))
-    for name in packed_modules(folder.skeleton, architecture):
+    for name in architecture.modules(folder.skeleton):
         given = name in bits or name in (rounded or {}) or name in removed
         if not given and architecture.role(name) not in EMBEDDING_ROLES:
             raise InputError(f"{name}: got no bits for this layer, wanted 1 to 8")
@@ -211,7 +211,7 @@ def _parts(
     tensor: Callable[[str], Tensor],
     features: Stored,
 ) -> ModelParts:
-    shapes = {name: tuple(module.weight.shape) for name, module in packed_modules(dense, architecture).items()}
+    shapes = {name: tuple(module.weight.shape) for name, module in architecture.modules(dense).items()}
     removed = {} if features is None else {name: shapes[name] for name in time_layers(dense)}
     others, passed_over = {}, architecture.passed_over(dense)
     for name in dense.state_dict():

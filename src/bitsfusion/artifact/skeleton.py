@@ -12,14 +12,13 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from bitsfusion.architectures.base import TRAINING_COUNTER
-from bitsfusion.architectures.registry import ARCHITECTURES, architecture_of, packed_modules
+from bitsfusion.architectures.registry import ARCHITECTURES, architecture_of
 from bitsfusion.artifact.container import StoredTensor
 from bitsfusion.artifact.limits import MODEL_MODULES, shown
 from bitsfusion.artifact.model_config import named_architecture, plain_config
 from bitsfusion.artifact.schema import PackedConfig, TimeBasisEntry, stored_tensor
+from bitsfusion.diffusion.samplers import Coverage, SamplerSteps
 from bitsfusion.diffusion.time_features import (
-    Coverage,
-    SamplerSteps,
     TimeBasis,
     TimeFeatureBasis,
     TimeFeatureRows,
@@ -100,7 +99,7 @@ def make_packed(model: nn.Module, config: PackedConfig) -> None:
     architecture = architecture_of(model)
     if architecture is None:
         raise ArtifactError(f"model: got a {type(model).__name__}, wanted one of {', '.join(ARCHITECTURES)}")
-    dense = packed_modules(model, architecture)
+    dense = architecture.modules(model)
     shapes = {name: entry.shape for name, entry in config.layers.items()} | dict(config.removed)
     for name, shape in shapes.items():
         if name not in dense:

@@ -29,7 +29,8 @@ from bitsfusion.artifact.schema import (
 from bitsfusion.artifact.target import check_target
 from bitsfusion.artifact.tensors import as_array, as_arrays, encode_layer
 from bitsfusion.artifact.weight_file import write_weights
-from bitsfusion.diffusion.time_features import Cover, SamplerSteps, TimeBasis, choose_features
+from bitsfusion.diffusion.samplers import SamplerSteps
+from bitsfusion.diffusion.time_features import Cover, TimeBasis, choose_features
 from bitsfusion.errors import ArtifactError, InputError
 from bitsfusion.io.ahead import ahead
 from bitsfusion.io.atomic import atomic_folder

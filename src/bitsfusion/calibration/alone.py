@@ -16,7 +16,6 @@ from bitsfusion.calibration.playback import BlockInputs, Outputs, Playback, Side
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.calibration.trajectories import Call
 from bitsfusion.nn.replace import layers_of
-from bitsfusion.progress import Progress, silent
 
 
 @torch.no_grad()
@@ -26,7 +25,6 @@ def calibrated_alone(
     widths: Sequence[int],
     calls: Sequence[Call],
     settings: CalibrationSettings,
-    progress: Progress = silent,
 ) -> dict[tuple[str, int], CalibratedLayer]:
     """Each layer on the original's own inputs, aiming at its own outputs; moments and factor serve all widths.
 
@@ -35,7 +33,6 @@ def calibrated_alone(
         names: of Linear and Conv2d layers.
         widths: bits of each, 1 to 8.
         calls: of the model, see `trajectories`.
-        progress: told after every group of layers.
 
     Returns:
         By (layer, bits). A layer that does not run once has the best scale of its weights alone.
@@ -63,7 +60,6 @@ def calibrated_alone(
                 factors = group_factors(moments.inputs.clone(), settings.damping)
                 for bits in widths:
                     found[name, bits] = calibrated_layer(name, layers[name], moments, factors, bits, settings)
-            progress(len(found) // len(widths), len(names))
         for number, given in enumerate(inputs):
             playback.keep(index, Side.ORIGINAL, number, given.run(original))
         playback.forget(index)

@@ -19,7 +19,7 @@ from bitsfusion.calibration.trees import Tree, map_tensors, tensors_of
 from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.diffusion.samples import seeded_noise
 from bitsfusion.errors import InputError
-from bitsfusion.metrics.generation import call_options
+from bitsfusion.pipelines.generation import call_options
 from bitsfusion.progress import Progress, silent
 
 _BATCH = 24
@@ -179,7 +179,7 @@ def _draw(
         "prompt": prompts,
         "num_inference_steps": settings.steps,
         "output_type": "pt" if decoded else "latent",
-        **call_options(pipeline, seeds, settings.guidance),
+        **call_options(pipeline, seeds, settings.steps, settings.guidance),
     }
     sides = dict(zip(("height", "width"), (side * pipeline.vae_scale_factor for side in shape[-2:]), strict=True))
     if denoiser_of(denoiser) is UNET:
@@ -187,6 +187,6 @@ def _draw(
         options["latents"] = seeded_noise(shape, seeds).to(weight.device, weight.dtype)
         options |= sides
     elif settings.size is not None:
-        options |= sides
+        options |= sides | {"max_area": math.prod(sides.values())}
     known = inspect.signature(pipeline.__call__).parameters
     pipeline(**{name: value for name, value in options.items() if name in known})

@@ -15,7 +15,8 @@ from bitsfusion.cli.interruption import resumable
 from bitsfusion.cli.options import CaptionedData, Covered, Device, Json, Model, Quiet, time_cover
 from bitsfusion.devices import AUTO
 from bitsfusion.diffusion.denoise import pipeline_denoiser
-from bitsfusion.diffusion.time_features import BASIS, SamplerSteps
+from bitsfusion.diffusion.samplers import SamplerSteps
+from bitsfusion.diffusion.time_features import BASIS
 from bitsfusion.embedded import embedded_model, guidance_of
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import file_prompts, world_prompts

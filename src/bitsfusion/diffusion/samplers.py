@@ -200,25 +200,8 @@ def default_sampler(scheduler: SchedulerMixin) -> str:
     return OWN if flow else Sampler.PNDM.value
 
 
-def sampler_timesteps(name: str, steps: int, scheduler_config: Mapping[str, Any]) -> list[float]:
-    """The different time steps that sampler `name` visits in `steps` inference steps, in their order.
-
-    Args:
-        name: see `sampler_name`.
-        steps: as given to the pipeline's `num_inference_steps`.
-        scheduler_config: `pipeline.scheduler.config`.
-
-    Returns:
-        whole steps as int, others as the float32 number that the sampler asks for.
-
-    Raises:
-        InputError: no such sampler, or a number of steps the schedule does not have.
-    """
-    return _visited(build_scheduler(name, scheduler_config), name, steps)
-
-
 def check_steps(scheduler: SchedulerMixin, name: str, steps: int) -> None:
-    """Sets `steps` inference steps, which a scheduler called `name` may not have.
+    """Sets `steps` inference steps (a pipeline's `num_inference_steps`), which a scheduler called `name` may not have.
 
     Raises:
         InputError: fewer than one, more than it was trained with, or whatever its class refuses.
@@ -233,6 +216,7 @@ def check_steps(scheduler: SchedulerMixin, name: str, steps: int) -> None:
 
 
 def _visited(scheduler: SchedulerMixin, name: str, steps: int) -> list[float]:
+    """The different time steps in their order: whole ones as int, others as the float32 number that is asked for."""
     check_steps(scheduler, name, steps)
     visited = (float(np.float32(step)) for step in scheduler.timesteps.tolist())
     return list(dict.fromkeys(int(step) if step.is_integer() else step for step in visited))
@@ -245,7 +229,7 @@ def cover(samplers: Iterable[SamplerSteps | tuple[str, int]], scheduler_config: 
     saved config makes another scheduler, but the other class's when the original does: both readings are covered.
 
     Raises:
-        InputError: as `sampler_timesteps`, or no sampler given.
+        InputError: no such sampler, a number of steps that its schedule does not have, or no sampler given.
     """
     given = tuple(s if isinstance(s, SamplerSteps) else SamplerSteps(*s) for s in samplers)
     named, steps = [], set[float]()

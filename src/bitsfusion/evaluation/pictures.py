@@ -1,4 +1,4 @@
-"""Pictures in the order of a set of prompts: files on disk, drawn here or elsewhere, or an array in memory."""
+"""Pictures in the order of a set of prompts: files on disk, drawn here or elsewhere."""
 
 from __future__ import annotations
 
@@ -6,47 +6,19 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from bitsfusion.data.pictures import PromptedPicture, read_pictures
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import PromptSet
 from bitsfusion.io.hashes import sha256_file, sha256_json
+from bitsfusion.io.pictures import PromptedPicture, read_pictures
 
 Images: TypeAlias = npt.NDArray[np.uint8]
 """[n, h, w, 3]."""
-
-
-class Pictures(Protocol):
-    """What is measured."""
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-
-    def batches(self, size: int, first: int = 0) -> Iterator[Images]:
-        """The pictures from number `first` on, [n, h, w, 3] uint8, n = `size` but for the last."""
-
-
-@dataclass(frozen=True)
-class PictureArray:
-    """Pictures in memory, [n, h, w, 3] uint8."""
-
-    images: Images
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-        return len(self.images)
-
-    def batches(self, size: int, first: int = 0) -> Iterator[Images]:
-        """See `Pictures`."""
-        for start in range(first, self.count, size):
-            yield self.images[start : start + size]
 
 
 @dataclass(frozen=True)
@@ -71,7 +43,7 @@ class PictureFiles:
         return sha256_json([sha256_file(path) for path in self.paths])
 
     def batches(self, size: int, first: int = 0) -> Iterator[Images]:
-        """See `Pictures`.
+        """The pictures from number `first` on, [n, h, w, 3] uint8, n = `size` but for the last.
 
         Raises:
             InputError: a file is no image, or of another size than the first of its batch.
@@ -100,7 +72,7 @@ def read_picture(path: Path) -> Images:
 
 
 def matching_pictures(folder: Path, prompts: PromptSet) -> PictureFiles:
-    """The pictures in `folder` (see `data.pictures`): its n-th one of a prompt is that of the prompt's n-th place.
+    """The pictures in `folder` (see `io.pictures`): its n-th one of a prompt is that of the prompt's n-th place.
 
     Raises:
         InputError: there is no such folder, or a prompt has fewer pictures than places.

@@ -13,9 +13,8 @@ import numpy.typing as npt
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.estimates import Difference, difference, trained_difference
 from bitsfusion.evaluation.measures import Metric, clip_measure, pair_measure, world_geneval_measure
-from bitsfusion.evaluation.pictures import Images, PictureArray
+from bitsfusion.evaluation.pictures import Images
 from bitsfusion.evaluation.prompts import PromptSet
-from bitsfusion.evaluation.values import measured
 from bitsfusion.io.atomic import atomic_path
 from bitsfusion.io.texts import read_json, write_json
 from bitsfusion.metrics.clip_score import ClipScorer
@@ -84,15 +83,29 @@ def score_images(
     images: Images, prompts: PromptSet, reference: Images | None, scorer: ClipScorer | None
 ) -> dict[str, Any]:
     """passed, clip_scores and image_mse of `images` ([n, h, w, 3] uint8), one a prompt."""
-    pictures = PictureArray(images)
+    every = slice(0, len(images))
     passed = clip_scores = image_mse = None
     if prompts.world is not None:
-        passed = [bool(value) for value in measured(world_geneval_measure(prompts), pictures).values]
+        passed = [bool(one.value) for one in world_geneval_measure(prompts).judge(images, every)]
     if scorer is not None:
-        clip_scores = measured(clip_measure(scorer, prompts, ""), pictures).values.tolist()
+        clip_scores = [one.value for one in clip_measure(scorer, prompts, "").judge(images, every)]
     if reference is not None:
-        image_mse = float(measured(pair_measure(Metric.MSE), pictures, PictureArray(reference)).values.mean())
+        image_mse = float(pair_measure(Metric.MSE).distance(images, reference).mean())
     return {"passed": passed, "clip_scores": clip_scores, "image_mse": image_mse}
+
+
+def means(scores: Sequence[RungScores]) -> dict[str, float | None]:
+    """Of each figure that models of a rung have, the mean of those that have it; None where none has."""
+    return {
+        name: known_mean([getattr(score, name) for score in scores])
+        for name in ("clip_score", "image_mse", "noise_error", "noise_loss")
+    }
+
+
+def known_mean(values: Sequence[float | None]) -> float | None:
+    """The mean of what was measured; None where nothing was."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def geneval(scores: Sequence[RungScores], prompts: PromptSet) -> GenEvalSummary | None:

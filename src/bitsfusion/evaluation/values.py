@@ -12,12 +12,12 @@ import numpy as np
 
 from bitsfusion.evaluation.estimates import Difference, difference, estimate
 from bitsfusion.evaluation.measures import Judgement, Measure, PairMeasure, SetMeasure, Values
-from bitsfusion.evaluation.pictures import PictureFiles, Pictures
+from bitsfusion.evaluation.pictures import PictureFiles
 from bitsfusion.evaluation.setting import AGAINST, MODEL, Evaluation
 from bitsfusion.io.hashes import sha256_json
 from bitsfusion.io.journal import Journal
 from bitsfusion.io.texts import read_json, write_json
-from bitsfusion.progress import Progress, ProgressSink, silent
+from bitsfusion.progress import Progress, ProgressSink
 
 
 @dataclass(frozen=True)
@@ -40,36 +40,34 @@ def judgement_journal(path: Path, identity: str) -> Journal[Judgement]:
 
 def measured(
     measure: Measure,
-    pictures: Pictures,
-    others: Pictures | None = None,
-    batch_size: int | None = None,
-    progress: Progress = silent,
-    partial: Journal[Judgement] | None = None,
+    pictures: PictureFiles,
+    others: PictureFiles | None,
+    batch_size: int,
+    progress: Progress,
+    partial: Journal[Judgement],
 ) -> Measured:
-    """`measure` of `pictures`; the only place where a measure is asked.
+    """`measure` of `pictures`.
 
     Args:
         others: what a `PairMeasure` compares with, one for one.
-        batch_size: pictures in memory at a time; None: all.
+        batch_size: pictures in memory at a time.
         partial: judgements of single pictures are kept there; those that are there already are not made again.
     """
-    size = batch_size or max(1, pictures.count)
     if isinstance(measure, SetMeasure):
-        value = measure.score(pictures.batches(size))
+        value = measure.score(pictures.batches(batch_size))
         progress(pictures.count, pictures.count)
         return Measured(np.asarray([value]))
     if isinstance(measure, PairMeasure):
         assert others is not None
         distances = np.zeros(0)
-        for batch, other in zip(pictures.batches(size), others.batches(size), strict=True):
+        for batch, other in zip(pictures.batches(batch_size), others.batches(batch_size), strict=True):
             distances = np.concatenate([distances, measure.distance(batch, other)])
             progress(len(distances), pictures.count)
         return Measured(distances)
-    found: list[Judgement] = [] if partial is None else partial.open()
-    for batch in pictures.batches(size, len(found)):
+    found = partial.open()
+    for batch in pictures.batches(batch_size, len(found)):
         judgements = measure.judge(batch, slice(len(found), len(found) + len(batch)))
-        if partial is not None:
-            partial.append(judgements)
+        partial.append(judgements)
         found += judgements
         progress(len(found), pictures.count)
     records = [one.record for one in found] if measure.publish is not None else []

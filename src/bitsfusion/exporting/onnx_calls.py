@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.errors import InputError
-from bitsfusion.metrics.generation import generate_images
+from bitsfusion.pipelines.generation import generate_images
 
 DECODER = "vae_decoder"
 OUTPUT = "output"

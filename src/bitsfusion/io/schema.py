@@ -35,6 +35,6 @@ def parse(schema: type[Schema], value: Any, where: str) -> Schema:
         raise InputError(f"{where}: {field + ': ' if field else ''}{message}{shown}{more}") from None
 
 
-def named(names: list[str], limit: int = 5) -> str:
-    """Up to `limit` names, and how many more there are."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+def named(names: list[str]) -> str:
+    """The first five names, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")

@@ -1,1 +1,1 @@
-"""Metrics of images (error against other images, CLIP score, FID, GenEval, TIFA), and image generation."""
+"""Metrics of images: error against other images, CLIP score, FID, GenEval, TIFA."""

@@ -1,1 +1,1 @@
-"""A pipeline on disk: which files hold its weights, and loading it."""
+"""A pipeline on disk: which files hold its weights, loading it, and drawing with it."""

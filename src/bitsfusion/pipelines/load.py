@@ -14,7 +14,7 @@ from bitsfusion.errors import InputError, reason
 from bitsfusion.pipelines.folder import Component, Form, PipelineFolder
 from bitsfusion.pipelines.resolve import EMBEDDED, resolve
 
-__all__ = ["EMBEDDED", "load_pipeline", "pipeline_folder"]
+__all__ = ["EMBEDDED", "load_component", "load_pipeline", "pipeline_folder"]
 
 
 def pipeline_folder(model: str) -> Path:
@@ -39,23 +39,29 @@ def whole_pipeline(model: str | PipelineFolder) -> PipelineFolder:
     return found
 
 
-def load_pipeline(model: str | PipelineFolder, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+def load_pipeline(
+    model: str | PipelineFolder, dtype: torch.dtype = torch.float32, denoiser: bool = True
+) -> StableDiffusionPipeline:
     """The pipeline of `model` (see `resolve`) with every component in `dtype`, ready to use on the CPU.
 
     Each component is read from the files that it has: plain files beside those of variant fp16 are no problem.
+
+    Args:
+        denoiser: whether its denoiser is loaded, too; None stands in its place otherwise.
 
     Raises:
         InputError: as `resolve`, or a pipeline without a model that is packed, or its files are damaged.
     """
     folder = whole_pipeline(model)
-    _ = folder.denoiser
+    left_out = folder.denoiser.name if not denoiser else None
     try:
         loaded = {
-            component.name: _component(component, dtype)
+            component.name: load_component(component, dtype)
             for component in folder.components
-            if component.folder.parent != folder.path or _variant(component) is not None
+            if component.name != left_out
+            and (component.folder.parent != folder.path or _variant(component) is not None)
         }
-        absent = {name: None for name, entry in folder.index.items() if entry == [None, None]}
+        absent = {name: None for name, entry in folder.index.items() if entry == [None, None] or name == left_out}
         pipeline: Any = DiffusionPipeline.from_pretrained(folder.path, dtype=dtype, **absent, **loaded)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder.path}: could not be loaded as a diffusers pipeline: {reason(error)}") from None
@@ -73,13 +79,24 @@ def check_draws_from_text(pipeline: DiffusionPipeline) -> None:
     name = type(pipeline).__name__
     if "prompt" not in parameters:
         raise InputError(f"prompt: got a {name}, which takes none, wanted a pipeline that draws from text")
-    picture = parameters.get("image")
-    if picture is not None and "None" not in str(picture.annotation):
+    picture = _picture_of(type(pipeline))
+    if picture is not None:
         also = " and a mask" if "mask_image" in parameters else ""
         raise InputError(
             f"prompt: got a {name}, which draws from a picture{also} beside the prompt, wanted one that draws "
-            f"from text alone: call it in Python, {name}.from_pretrained(FOLDER)(prompt, image=...)"
+            f"from text alone: call it in Python, {name}.from_pretrained(FOLDER)(prompt, {picture}=...)"
         )
+
+
+def _picture_of(kind: type) -> str | None:
+    """The argument for the picture that a class of pipelines cannot do without; None where it needs none."""
+    parameters = inspect.signature(kind.__call__).parameters
+    for name in ("image", "control_image"):
+        if name in parameters and "None" not in str(parameters[name].annotation):
+            return name
+    encode = getattr(kind, "encode_prompt", None)  # a model that edits reads prompt and picture together
+    edits = encode is not None and "image" in inspect.signature(encode).parameters
+    return "image" if "image" in parameters and (edits or "mask_image" in parameters) else None
 
 
 def _variant(component: Component) -> str | None:
@@ -90,8 +107,8 @@ def _variant(component: Component) -> str | None:
         return None  # other formats: diffusers' business
 
 
-def _component(component: Component, dtype: torch.dtype) -> Any:
-    """One component from its own folder."""
+def load_component(component: Component, dtype: torch.dtype = torch.float32) -> Any:
+    """One component from its own folder, on the CPU; whatever its class raises."""
     libraries = {"diffusers": "diffusers", "transformers": "transformers"}
     module = importlib.import_module(libraries.get(component.library, f"diffusers.pipelines.{component.library}"))
     kind = getattr(module, component.class_name)

@@ -1,4 +1,4 @@
-"""What a report shows, as plain data: filled from a run folder, checked once, never changed."""
+"""What a report shows, as plain data: filled from a run folder, never changed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from bitsfusion.artifact.inspect import Inspection
-from bitsfusion.errors import InputError
 from bitsfusion.evaluation.estimates import Difference, Verdict
 from bitsfusion.metrics.geneval import GenEvalSummary
 from bitsfusion.report.scores import ScoreTable
@@ -132,10 +131,6 @@ class ReportData:
         losses: the training loss over the step, a curve a stage.
         votes: what people preferred. evaluated: what `bitsfusion evaluate` measured.
         settings: what to know to do it again, name -> value. command: the line that made it.
-
-    Raises:
-        InputError: two rungs of one name; `reference`, `final` or pictures of a rung that is not there; pictures,
-            marks or curves whose lengths do not fit.
     """
 
     title: str
@@ -152,31 +147,6 @@ class ReportData:
     evaluated: ScoreTable | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
     command: str = ""
-
-    def __post_init__(self) -> None:
-        names = [rung.name for rung in self.rungs]
-        if len(set(names)) != len(names):
-            raise InputError(f"report: got rungs {', '.join(names)}, wanted each name once")
-        pictured = [] if self.pictures is None else [*self.pictures.images, *self.pictures.passed]
-        for name in (self.reference, self.final, *pictured):
-            if name not in names:
-                raise InputError(f"report: got rung {name!r}, wanted one of {', '.join(names)}")
-        if self.pictures is not None:
-            self._check_pictures(self.pictures)
-        for curve in (*self.step_errors, *self.losses):
-            if len(curve.x) != len(curve.y):
-                raise InputError(f"curve {curve.label!r}: got {len(curve.x)} x and {len(curve.y)} y, wanted as many")
-
-    @staticmethod
-    def _check_pictures(pictures: Pictures) -> None:
-        count = len(pictures.prompts)
-        for name, images in pictures.images.items():
-            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[0] != count or images.shape[3] != 3:
-                got = f"{images.dtype} {list(images.shape)}"
-                raise InputError(f"pictures of {name}: got {got}, wanted uint8 [{count}, h, w, 3]")
-        for name, marks in pictures.passed.items():
-            if len(marks) != count:
-                raise InputError(f"marks of {name}: got {len(marks)}, wanted {count}, one a prompt")
 
     def rung(self, name: str) -> Rung:
         """The rung of that name."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from bitsfusion.evaluation.estimates import Difference, Verdict
+from bitsfusion.io.texts import write_text
 from bitsfusion.metrics.geneval.prompts import TASKS
 from bitsfusion.report.charts import layer_chart, line_chart, svg
 from bitsfusion.report.data import ReportData, Rung, SeedScores
@@ -36,6 +38,19 @@ _SEED_COLUMNS = {
     "Noise error": "noise_error",
     "Noise loss": "noise_loss",
 }
+
+
+def write_report(data: ReportData, folder: Path) -> Path:
+    """Writes `folder`/index.html, whole or not at all, and returns its path.
+
+    The page holds its pictures, charts and style, makes no request, and reads on a phone and in the dark.
+
+    Raises:
+        BitsFusionError: the file could not be written.
+    """
+    path = Path(folder) / "index.html"
+    write_text(path, page(data))
+    return path
 
 
 def page(data: ReportData) -> str:

@@ -25,7 +25,7 @@ from bitsfusion.training.plan import count_forward
 
 _MATRICES = 2  # of n x n at the same time: the moments and their factor
 _WEIGHTS = 6  # of the size of a layer's weights at the same time: targets, levels, errors and products
-_RATE_SIZE = 1536
+_RATE_SIZE, _ROUNDS = 1536, 3
 
 
 @dataclass(frozen=True)
@@ -118,11 +118,11 @@ def plan_calibration(
     )
 
 
-def matrix_rate(device: torch.device, rounds: int = 3) -> float:
+def matrix_rate(device: torch.device) -> float:
     """Float32 operations a second of matrix products on a device, the best of some rounds."""
     one = torch.randn(_RATE_SIZE, _RATE_SIZE, device=device)
     best = 0.0
-    for _ in range(rounds + 1):  # the first one warms up
+    for _ in range(1 + _ROUNDS):  # the first one warms up
         began = time.perf_counter()
         float((one @ one).sum())  # waits for the device
         best = max(best, 2 * _RATE_SIZE**3 / (time.perf_counter() - began))

@@ -9,17 +9,18 @@ from typing import Any, Literal
 from torch import nn
 
 from bitsfusion.architectures.base import Architecture
-from bitsfusion.architectures.layers import FIXED_BITS, MODULATION_BITS, LayerInfo, LayerRole
-from bitsfusion.architectures.registry import model_layers
+from bitsfusion.architectures.layers import FIXED_BITS, LayerInfo, LayerRole
+from bitsfusion.architectures.registry import architecture_of, model_layers
 from bitsfusion.artifact.expected import ExpectedSize, expected_size
 from bitsfusion.artifact.model_config import named_architecture
 from bitsfusion.artifact.schema import TimeBasisEntry, TimeFeatures, TimeFeaturesEntry
 from bitsfusion.artifact.skeleton import empty_model
 from bitsfusion.artifact.writer import basis_entry
-from bitsfusion.diffusion.time_features import BASIS, Cover, cover, expected_basis
+from bitsfusion.diffusion.samplers import cover
+from bitsfusion.diffusion.time_features import BASIS, Cover, expected_basis
 from bitsfusion.diffusion.time_features.fit import EXPECTED_RANK, MODULATION_RANK, layer_values
 from bitsfusion.diffusion.time_features.layers import time_layers, time_outputs_width, uncacheable
-from bitsfusion.diffusion.time_features.modulation import timing_of
+from bitsfusion.diffusion.time_features.modulation import time_bits, timing_of
 from bitsfusion.errors import InputError
 from bitsfusion.io.texts import read_json
 from bitsfusion.packing.accounting import FileBytes
@@ -256,9 +257,7 @@ def _denoiser(
         rank = entry.rank if isinstance(entry, TimeBasisEntry) else 0
         timed = timing_of(model) is None
         stored = TimeFeaturesEntry(kind="layers_8bit" if timed else "none")
-        stays = expected_size(
-            config, kept | dict.fromkeys(removed, FIXED_BITS if timed else MODULATION_BITS), stored, {}
-        )
+        stays = expected_size(config, kept | dict.fromkeys(removed, time_bits(model)), stored, {})
         in_bits = sum(stays.layers[name] for name in removed)
         features = size.file.time_features
         time = TimePlan(len(removed), weights, time_outputs_width(model), rank, features, in_bits - features)
@@ -269,7 +268,10 @@ def _denoiser(
 def _time_entry(model: nn.Module, samplers: Cover, folder: PipelineFolder) -> tuple[TimeFeatures, str | None]:
     """What is stored of the time features, as far as that can be known without weights."""
     if not time_layers(model):
-        return TimeFeaturesEntry(kind="none"), None
+        family = architecture_of(model)
+        others = "" if family is None else family.modulated_by
+        note = f"modulation layers keep their bits: {others} enters them, too" if others else None
+        return TimeFeaturesEntry(kind="none"), note
     reason = uncacheable(model)
     modulation = timing_of(model) is not None
     if modulation and (samplers is None or reason is not None):

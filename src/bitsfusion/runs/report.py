@@ -12,8 +12,8 @@ from bitsfusion.evaluation.rungs import RungScores, load_images
 from bitsfusion.io.hashes import sha256_file
 from bitsfusion.io.schema import parse
 from bitsfusion.io.texts import read_json
-from bitsfusion.report import write_report
 from bitsfusion.report.data import Curve, LayerRow, Pictures, ReportData, Rung, Sizes, layer_rows
+from bitsfusion.report.page import write_report
 from bitsfusion.report.scores import ScoreTable, read_scores
 from bitsfusion.runs.ladder import Ladder
 from bitsfusion.runs.summary import LABELS, fp16_bytes, training_log

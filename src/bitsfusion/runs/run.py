@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,6 @@ from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.artifact.writer import write_pipeline
 from bitsfusion.errors import InputError
 from bitsfusion.io.texts import write_json
-from bitsfusion.nn.replace import fake_quantize_model
-from bitsfusion.nn.rounded import put_rounded
 from bitsfusion.numerics import ScaleInit
 from bitsfusion.progress import SILENT, ProgressSink
 from bitsfusion.recipe.assign import assign
@@ -27,12 +24,12 @@ from bitsfusion.runs.calibration import CALIBRATED, CalibrationJob
 from bitsfusion.runs.config import RunConfig
 from bitsfusion.runs.ladder import Ladder
 from bitsfusion.runs.report import added_files, write_run_report
+from bitsfusion.runs.students import Start, made_by, save_start, train_student
 from bitsfusion.runs.summary import rungs, write_summary
 from bitsfusion.runs.workspace import SENSITIVITY, Workspace, stage_folder
 from bitsfusion.sensitivity.table import read_table
-from bitsfusion.training.checkpoint import identity, load_student, save_student
+from bitsfusion.training.checkpoint import load_student
 from bitsfusion.training.config import TrainingConfig
-from bitsfusion.training.loop import train
 
 STEPS = ("analyze", "assign", "init", "stage1", "stage2", "control", "pack", "evaluate", "report")
 """In the order they run; `control` only if the config asks for it."""
@@ -62,7 +59,7 @@ class Run:
             for name in STEPS[: STEPS.index(until) + 1]:
                 getattr(self, name)()
         finally:
-            self.workspace.folder.close()
+            self.workspace.close()
 
     def analyze(self) -> None:
         """Section 3.2: sensitivity.json."""
@@ -81,30 +78,22 @@ class Run:
             write_recipe(self.path / "recipe.json", recipe)
 
         self.workspace.step(
-            "assign", {"recipe": section.deciding(), "made": self._made("analyze")}, ["recipe.json"], work
+            "assign", {"recipe": section.deciding(), "made": self.workspace.made("analyze")}, ["recipe.json"], work
         )
 
     def init(self) -> None:
         """Section 4.1: the student before training, scales from the weights alone, or calibrated."""
-        config = self.config
-        made_by: dict[str, Any] = {"scale_init": getattr(config.scale_init, "value", config.scale_init)}
-        job = None
+        config, ours = self.config, self.workspace
+        start: Start
         if config.scale_init == CALIBRATED:
-            job = CalibrationJob(config.calibration_prompts, config.calibration, str(self.workspace.device))
-            made_by = job.provenance(config.model)
+            start = CalibrationJob(config.calibration_prompts, config.calibration, str(ours.device))
+        else:
+            start = ScaleInit(config.scale_init)
 
         def work() -> None:
-            student, bits = copy.deepcopy(self.workspace.denoiser), self.workspace.recipe().bits
-            if job is None:
-                fake_quantize_model(student, bits, ScaleInit(config.scale_init))
-            else:
-                kept = job.folder(self.path / "init", config.model, self.workspace.source_sha256, bits)
-                made = job.run(self.workspace.pipeline, config.model, bits, self.workspace.progress, kept)
-                put_rounded(student, made.layers)
-                shutil.rmtree(kept, ignore_errors=True)
-            save_student(self.path / "init", student, identity(student, made_by, "", 1))
+            save_start(ours, self.path / "init", ours.recipe().bits, start)
 
-        self.workspace.step("init", made_by | {"made": self._made("assign")}, ["init"], work)
+        ours.step("init", made_by(start, config.model) | {"made": ours.made("assign")}, ["init"], work)
 
     def stage1(self) -> None:
         """Section 4.2, Stage I, once for each training seed."""
@@ -140,7 +129,7 @@ class Run:
             verify_folder(self.path / "packed")
 
         ours.step(
-            "pack", {"serve": self.config.serve.deciding(), "made": self._made(f"stage2-{seed}")}, ["packed"], work
+            "pack", {"serve": self.config.serve.deciding(), "made": ours.made(f"stage2-{seed}")}, ["packed"], work
         )
 
     def evaluate(self) -> None:
@@ -155,12 +144,9 @@ class Run:
             write_summary(self.ladder, found, inspection)
             write_run_report(self.ladder, found, inspection)
 
-        made = {name: self._made(name) for name in self.ladder.step_names}
+        made = {name: self.workspace.made(name) for name in self.ladder.step_names}
         inputs: dict[str, Any] = {"rungs": made} | ({"beside": added} if (added := added_files(self.path)) else {})
         self.workspace.step("report", inputs, ["summary.json", "report"], work)
-
-    def _made(self, step: str) -> dict[str, str]:
-        return dict(self.workspace.folder.made(step))
 
     def _train(
         self,
@@ -173,28 +159,11 @@ class Run:
         ours, name, folder = self.workspace, f"{stage}-{seed}", stage_folder(stage, seed)
         config = config.model_copy(update={"seed": seed, "device": self.config.device})
 
-        def report(done: int, total: int, values: dict[str, float]) -> None:
-            ours.progress.update(name, done, total, f"loss {values['loss']:.4f}")
-
         def work() -> None:
-            pipeline, teacher = ours.pipeline, None
-            if config.stage == 1:
-                teacher = ours.denoiser if config.teacher_dtype == "float32" else copy.deepcopy(ours.denoiser)
-            train(
-                start(),
-                teacher,
-                pipeline,
-                ours.data,
-                config,
-                self.path / folder,
-                report,
-            )
-            if ours.folder.ranks.main:
-                for checkpoint in (self.path / folder).glob("checkpoint-*"):
-                    shutil.rmtree(checkpoint)  # the finished student is all that the next steps need
+            train_student(ours, start(), config, self.path / folder, name)
 
         deciding = config.deciding(ours.folder.ranks.count)
         inputs: dict[str, Any] = {"training": deciding, "data": self.config.data}
         if after:
-            inputs["made"] = self._made(after)
+            inputs["made"] = ours.made(after)
         ours.step(name, inputs, [folder], work, joint=True)

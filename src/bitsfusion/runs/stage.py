@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import diffusers
 import torch
 import yaml
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import ModelMixin
 from pydantic import Field, model_validator
 
 from bitsfusion.architectures.layers import LayerRole
@@ -18,14 +17,14 @@ from bitsfusion.architectures.registry import denoiser_called, denoiser_of, mode
 from bitsfusion.data.batches import TrainingData
 from bitsfusion.devices import placed, resolve
 from bitsfusion.diffusion.denoise import with_denoiser
-from bitsfusion.errors import InputError, reason
+from bitsfusion.errors import InputError
 from bitsfusion.io.schema import Checked, parse
 from bitsfusion.io.texts import read_yaml
 from bitsfusion.io.work_folder import folder_lock
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
-from bitsfusion.pipelines.folder import PipelineFolder
-from bitsfusion.pipelines.load import whole_pipeline
+from bitsfusion.pipelines.folder import Component
+from bitsfusion.pipelines.load import load_component, load_pipeline, whole_pipeline
 from bitsfusion.pipelines.planned import planned_denoiser
 from bitsfusion.progress import SILENT, ProgressSink
 from bitsfusion.recipe.assign import assign
@@ -118,21 +117,6 @@ def _override(values: dict[str, Any], text: str) -> None:
         raise InputError(f"set: {key}: got {value!r}, wanted a value in YAML") from None
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """A pipeline without its denoiser."""
-
-    folder: PipelineFolder
-    components: Any
-
-    def denoiser(self, dtype: torch.dtype = torch.float32) -> ModelMixin:
-        """A fresh copy of the pipeline's denoiser."""
-        found = self.folder.denoiser
-        kind = getattr(diffusers, found.class_name)
-        model: ModelMixin = kind.from_pretrained(found.folder, dtype=dtype, variant=found.variant)
-        return model
-
-
 def train_stage(config: StageConfig, out: Path, progress: ProgressSink = SILENT) -> TrainingResult:
     """Trains one stage into folder `out`, or continues there; `out` is then what `bitsfusion pack` reads.
 
@@ -146,21 +130,14 @@ def train_stage(config: StageConfig, out: Path, progress: ProgressSink = SILENT)
     lock = folder_lock(out, out / ".lock") if ranks.main else None
     ranks.wait()
     try:
-        parts = _load(config.model)
-        student = _student(config, parts, out)
+        folder = whole_pipeline(config.model)
+        pipeline, student = load_pipeline(folder, denoiser=False), _student(config, folder.denoiser, out)
         teacher = None
         if config.training.stage == 1:
-            teacher = parts.denoiser(getattr(torch, config.training.teacher_dtype))
-        data = _data(config, parts.components, student, teacher, progress, ranks.device)
-        return train(
-            student,
-            teacher,
-            parts.components,
-            data,
-            config.training,
-            out,
-            _reporter(progress, f"stage {config.training.stage}"),
-        )
+            teacher = load_component(folder.denoiser, getattr(torch, config.training.teacher_dtype))
+        data = _data(config, pipeline, student, teacher, progress, ranks.device)
+        tell = progress.training(f"stage {config.training.stage}")
+        return train(student, teacher, pipeline, data, config.training, out, tell)
     finally:
         if lock:
             lock.close()
@@ -212,20 +189,10 @@ def _shapes(config: StageConfig | RunConfig) -> tuple[Mapping[str, Any], int, in
     return model.config, pixels // model.pixels if pixels else model.latent_size, model.tokens
 
 
-def _load(model: str) -> _Parts:
-    folder = whole_pipeline(model)
-    left = {name: None for name, entry in folder.index.items() if entry == [None, None]} | {folder.denoiser.name: None}
-    try:
-        components: Any = DiffusionPipeline.from_pretrained(folder.path, **left, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{model}: could not be loaded as a diffusers pipeline: {reason(error)}") from None
-    return _Parts(folder, components)
-
-
-def _student(config: StageConfig, parts: _Parts, out: Path) -> ModelMixin:
+def _student(config: StageConfig, denoiser: Component, out: Path) -> ModelMixin:
     if config.student is not None:
         return load_student(config.student)
-    unet = parts.denoiser()
+    unet: ModelMixin = load_component(denoiser)
     bits = _bits(config, unet)
     scales = None
     if (out / STUDENT_INFO).exists() or find_checkpoint(out, config.training.resume_from_checkpoint):
@@ -243,7 +210,6 @@ def _bits(config: StageConfig, denoiser: Any) -> dict[str, int]:
         layers,
         lambda name: denoiser.get_submodule(name).weight.detach(),
         model=config.model,
-        feature_values=0,
     )
     return dict(assign(table, config.recipe, keep_time_layers=True).bits)
 
@@ -271,10 +237,3 @@ def _data(
             progress=tell,
             **source.model_dump(include={"samples", "steps", "guidance", "seed", "batch_size"}),
         )
-
-
-def _reporter(sink: ProgressSink, name: str) -> Callable[[int, int, dict[str, float]], None]:
-    def report(done: int, total: int, values: dict[str, float]) -> None:
-        sink.update(name, done, total, f"loss {values['loss']:.4f}")
-
-    return report

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from bitsfusion.artifact.inspect import Inspection
 from bitsfusion.evaluation.estimates import verdicts
-from bitsfusion.evaluation.rungs import RungScores, geneval, paired_difference
+from bitsfusion.evaluation.rungs import RungScores, geneval, means, paired_difference
 from bitsfusion.io.texts import write_json
 from bitsfusion.report.data import Rung, SeedScores
 from bitsfusion.runs.ladder import FULL_PRECISION, Ladder
@@ -48,10 +46,7 @@ def rungs(ladder: Ladder) -> list[Rung]:
             note=LABELS[name][1],
             bits=32.0 if name in (FULL_PRECISION, "control") else average_bits,  # by Appendix H
             geneval=geneval(own, ladder.prompts),
-            clip_score=known_mean([score.clip_score for score in own]),
-            image_mse=known_mean([score.image_mse for score in own]),
-            noise_error=known_mean([score.noise_error for score in own]),
-            noise_loss=known_mean([score.noise_loss for score in own]),
+            **means(own),
             seconds=_training_seconds(ladder, name),
             difference=compared.get(name),
             verdict=shown.get(name),
@@ -126,12 +121,6 @@ def _seed(ladder: Ladder, score: RungScores, seed: int) -> SeedScores:
     own = geneval([score], ladder.prompts)
     overall = None if own is None else own.overall
     return SeedScores(seed, overall, score.clip_score, score.noise_error, score.noise_loss)
-
-
-def known_mean(values: Sequence[float | None]) -> float | None:
-    """The mean of what was measured; None where nothing was."""
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
 
 
 def _training_seconds(ladder: Ladder, name: str) -> float | None:

@@ -56,6 +56,14 @@ class Workspace:
         ran = self.folder.step(name, {"source_sha256": self.source_sha256, **plain}, outputs, work, joint)
         self.progress.finish(name, self.folder.seconds(name) if ran else None)
 
+    def made(self, step: str) -> dict[str, str]:
+        """The outputs of a finished step with their SHA-256, for the inputs of those that follow."""
+        return dict(self.folder.made(step))
+
+    def close(self) -> None:
+        """Lets other processes use the folder."""
+        self.folder.close()
+
     @property
     def covers(self) -> Cover:
         """What the packed model stores of the time features."""
@@ -99,14 +107,14 @@ class Workspace:
         source = self.config.scorer
         return None if source is None else ClipScorer.from_pretrained(source, str(self.device))
 
-    def analyze(self, settings: Settings, scorer: ClipScorer | None = None) -> None:
-        """Measures sensitivity.json on the run's device; see `sensitivity.measure.analyze`."""
+    def analyze(self, settings: Settings, scorer: ClipScorer | None = None, table: str = SENSITIVITY) -> None:
+        """Measures the file `table` of the folder on the run's device; see `sensitivity.measure.analyze`."""
         data = self.data
         with self.placed():
             analyze(
                 self.pipeline,
                 settings,
-                self.path / SENSITIVITY,
+                self.path / table,
                 data,
                 model=self.config.model,
                 source_sha256=self.source_sha256,

@@ -16,10 +16,10 @@ from torch.nn import functional
 from bitsfusion.data.batches import TrainingData
 from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.diffusion.samples import NoisySamples
-from bitsfusion.metrics.generation import generate_images
 from bitsfusion.metrics.image_error import mse, psnr
 from bitsfusion.nn.fake_quantized import FakeQuantizedLayer
 from bitsfusion.nn.replace import fake_quantize_model, replace_module
+from bitsfusion.pipelines.generation import generate_images
 from bitsfusion.sensitivity.noise import noisy_latents
 from bitsfusion.sensitivity.settings import PaperSettings
 

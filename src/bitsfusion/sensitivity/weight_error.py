@@ -34,9 +34,7 @@ def weight_error_table(
     weight: Callable[[str], Tensor],
     *,
     model: str,
-    source_sha256: str | None = None,
-    steps: int = 50,
-    feature_values: int | None = None,
+    feature_values: int = 0,
     progress: Progress = silent,
 ) -> SensitivityTable:
     """The squared error that quantization leaves in each layer's weights, relative to their energy, times N^-0.25.
@@ -47,16 +45,14 @@ def weight_error_table(
     Args:
         layers: all layers of the UNet.
         weight: a layer's weight by its name, [out, ...].
-        model, source_sha256: as the table records them.
-        steps: time steps to cache.
-        feature_values: instead of `steps`, how many values of time features are stored.
+        model: as the table records it.
+        feature_values: how many values of time features are stored.
         progress: told the layers done and the layers in all.
 
     Raises:
         InputError: names a layer whose weights are not finite.
     """
     chosen = {name: info.numel for name, info in layers.items() if info.role is LayerRole.QUANTIZED}
-    width = sum(info.feature_values for info in layers.values())
     rows = []
     for done, name in enumerate(chosen, start=1):
         part = weight(name)
@@ -66,7 +62,7 @@ def weight_error_table(
             error = relative_error(name, part, bits) * chosen[name] ** SIZE_EXPONENT
             rows.append(SensitivityRow(layer=name, bits=bits, mse=error, seconds=time.monotonic() - started))
         progress(done, len(chosen))
-    return _table(layers, rows, model, steps * width if feature_values is None else feature_values, source_sha256)
+    return _table(layers, rows, model, feature_values)
 
 
 def gaussian_error_table(layers: Mapping[str, LayerInfo], *, model: str, feature_values: int = 0) -> SensitivityTable:
@@ -83,16 +79,12 @@ def gaussian_error_table(layers: Mapping[str, LayerInfo], *, model: str, feature
 
 
 def _table(
-    layers: Mapping[str, LayerInfo],
-    rows: list[SensitivityRow],
-    model: str,
-    feature_values: int,
-    source_sha256: str | None = None,
+    layers: Mapping[str, LayerInfo], rows: list[SensitivityRow], model: str, feature_values: int
 ) -> SensitivityTable:
     by_role = {role: {n: info.numel for n, info in layers.items() if info.role is role} for role in LayerRole}
     return SensitivityTable(
         model=model,
-        source_sha256=source_sha256,
+        source_sha256=None,
         method=METHOD,
         settings={"rows": ROWS, "size_exponent": SIZE_EXPONENT},
         layers=by_role[LayerRole.QUANTIZED],

@@ -39,7 +39,9 @@ def build_accelerator(config: TrainingConfig, out_dir: Path) -> Accelerator:
     if accelerator.distributed_type not in (kinds.NO, kinds.MULTI_CPU, kinds.MULTI_GPU, kinds.FSDP):
         raise InputError(f"accelerate: got {accelerator.distributed_type.value}, wanted one process, DDP or FSDP")
     if config.shard and accelerator.num_processes == 1:
-        raise InputError("shard: got one process, wanted several (accelerate launch, torchrun)")
+        raise InputError(
+            "shard: got one process, wanted several (accelerate launch, torchrun), or training.shard=false"
+        )
     if accelerator.distributed_type == kinds.FSDP and config.mixed_precision == "fp16":
         raise InputError("mixed_precision: got fp16 with FSDP, wanted bf16 or no")
     accelerator.gradient_accumulation_steps = 1  # the loop divides by its own, whatever `accelerate launch` was told

@@ -11,7 +11,7 @@ from torch import nn
 from bitsfusion.diffusion.denoise import with_denoiser
 from bitsfusion.diffusion.samplers import default_sampler
 from bitsfusion.errors import InputError
-from bitsfusion.metrics.generation import generate_images, write_png
+from bitsfusion.pipelines.generation import generate_images, write_png
 from bitsfusion.training.config import TrainingConfig
 
 

@@ -20,7 +20,7 @@ import torch
 
 from bitsfusion.embedded import GRID_PIPELINE_FOLDER
 from bitsfusion.embedded.grid import GRID, GUIDANCE
-from bitsfusion.metrics.generation import generate_images
+from bitsfusion.pipelines.generation import generate_images
 from bitsfusion.pipelines.load import load_pipeline
 
 _SEED = {"validation": 1_000_000, "test": 0}

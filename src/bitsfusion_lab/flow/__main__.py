@@ -18,7 +18,7 @@ import numpy as np
 
 from bitsfusion.evaluation.rungs import RungScores
 from bitsfusion.io.schema import parse
-from bitsfusion_lab.flow.study import Arm, Settings, Study, order
+from bitsfusion_lab.flow.study import Arm, FlowStudy, Settings, order
 from bitsfusion_lab.flow.table import write_tables
 
 
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(known.seeds), help="of training")
     given = vars(parser.parse_args(arguments))
     out = given.pop("out")
-    study = Study(parse(Settings, given, "flow"), out)
+    study = FlowStudy(parse(Settings, given, "flow"), out)
     began = time.monotonic()
 
     def tell(score: RungScores) -> None:

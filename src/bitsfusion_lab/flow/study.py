@@ -1,4 +1,4 @@
-"""The models of one folder, each made, written and scored once: after a kill the same command continues."""
+"""The flow model's arms: how each is made, written and scored."""
 
 from __future__ import annotations
 
@@ -11,30 +11,24 @@ from typing import Any
 
 from pydantic import Field
 
-from bitsfusion.architectures.layers import LayerInfo
-from bitsfusion.architectures.registry import model_layers
-from bitsfusion.evaluation.rungs import SCHEMA_VERSION, RungScores
+from bitsfusion.evaluation.rungs import RungScores
 from bitsfusion.io.schema import Checked, parse
 from bitsfusion.io.texts import read_json, write_json
 from bitsfusion.nn.replace import fake_quantize_model
-from bitsfusion.nn.rounded import put_rounded
+from bitsfusion.numerics import ScaleInit
 from bitsfusion.progress import SILENT, ProgressSink
 from bitsfusion.recipe.assign import Strategy, assign
-from bitsfusion.recipe.schema import read_recipe, write_recipe
 from bitsfusion.runs.calibration import CalibrationJob
 from bitsfusion.runs.config import RunConfig
-from bitsfusion.runs.scoring import Scoring
-from bitsfusion.runs.workspace import Workspace
 from bitsfusion.sensitivity.settings import JacobianSettings
 from bitsfusion.sensitivity.table import read_table
-from bitsfusion.training.checkpoint import identity, load_student, save_student
+from bitsfusion.training.checkpoint import load_student
 from bitsfusion.training.config import TimeStepConfig, TrainingConfig
-from bitsfusion.training.loop import train
 from bitsfusion_lab.flow.peers import PEERS, Peer, apply_peer
 from bitsfusion_lab.flow.tail import fill_tail, round_tail, tail_first, ternary_bits, write_file
+from bitsfusion_lab.study import FULL_PRECISION, Study
 
 MODEL = "embedded:flow"
-FULL_PRECISION = "full_precision"
 _FILE = "model.safetensors"
 
 
@@ -93,8 +87,8 @@ ARMS = (
 """In the order of the table; see `order` for that of the work."""
 
 
-class Study:
-    """A folder of steps, each done once; what a step made is an input of those that follow."""
+class FlowStudy(Study):
+    """Every arm's models; each one's file is written, weighed and let go."""
 
     def __init__(self, settings: Settings, out: Path, progress: ProgressSink = SILENT) -> None:
         """Opens folder `out`.
@@ -116,27 +110,7 @@ class Study:
             },
         }
         self.settings = settings
-        self.config = parse(RunConfig, values, "flow")
-        self.workspace = Workspace(self.config, out, progress)
-        self.path, self.scoring = self.workspace.path, Scoring(self.workspace)
-
-    def close(self) -> None:
-        """Lets other processes use the folder."""
-        self.workspace.folder.close()
-
-    @property
-    def _analysis(self) -> JacobianSettings:
-        return JacobianSettings(samples=self.settings.analysis_samples, guidance=self.config.evaluation.guidance)
-
-    @property
-    def model(self) -> Any:
-        """Full precision's; not to be changed."""
-        return self.workspace.denoiser
-
-    @property
-    def layers(self) -> dict[str, LayerInfo]:
-        """Its layers."""
-        return model_layers(self.model)
+        super().__init__(parse(RunConfig, values, "flow"), out, progress)
 
     def full_precision(self) -> RungScores:
         """The original's scores, and the size of its file in FP16."""
@@ -161,7 +135,7 @@ class Study:
             round_tail(student, tail)
             return student
 
-        inputs = {"made": self._made(made)}
+        inputs = {"made": self.made(made)}
         self._measure(f"size-{name}", inputs, f"files/{name}", lambda out: write_file(load(), out, tail))
         return self._score(arm.name, seed, load, inputs)
 
@@ -205,22 +179,17 @@ class Study:
             errors = {(row.layer, row.bits): row.mse for row in table.rows}
             write_json(file, {"tail": fill_tail(self.model, tail_first(self.layers, errors), budget)})
 
-        self.workspace.step("tail", {"made": self._made("recipe")}, [file.name], work)
+        self.step("tail", {"made": self.made("recipe")}, [file.name], work)
         return list(read_json(file)["tail"])
 
     def _recipe(self) -> dict[str, int]:
-        ours, table = self.workspace, self.path / "sensitivity.json"
-        file = self.path / "recipe.json"
-
-        def measure() -> None:
-            ours.analyze(self._analysis)
-
-        def work() -> None:
-            write_recipe(file, assign(read_table(table), self.settings.bits, Strategy.OPTIMAL))
-
-        ours.step("analyze", {"analysis": self._analysis, "data": self.config.data}, [table.name], measure)
-        ours.step("recipe", {"bits": self.settings.bits, "made": self._made("analyze")}, [file.name], work)
-        return dict(read_recipe(file).bits)
+        settings = JacobianSettings(samples=self.settings.analysis_samples, guidance=self.config.evaluation.guidance)
+        bits = self.settings.bits
+        self.analyze("analyze", settings)
+        recipe = self.assign(
+            "recipe", {"bits": bits}, "recipe.json", lambda table: assign(table, bits, Strategy.OPTIMAL)
+        )
+        return dict(recipe.bits)
 
     def _bits(self, arm: Arm) -> tuple[dict[str, int], str]:
         """Of every layer that is quantized, and the step that decided them."""
@@ -231,24 +200,14 @@ class Study:
     def _start(self, arm: Arm) -> str:
         """The untrained student; returns the step that made it."""
         bits, decided = self._bits(arm)
-        job = CalibrationJob(None, self.config.calibration, "cpu")
-        made_by: dict[str, Any] = job.provenance(MODEL) if arm.calibrated else {"scale_init": "exact"}
-        name, folder = f"start-{arm.start}", f"starts/{arm.start}"
-
-        def work() -> None:
-            student, ours = copy.deepcopy(self.model), self.workspace
-            if arm.calibrated:
-                put_rounded(student, job.run(ours.pipeline, MODEL, bits, ours.progress).layers)
-            else:
-                fake_quantize_model(student, bits)
-            save_student(self.path / folder, student, identity(student, made_by, "", 1))
-
-        self.workspace.step(name, {**made_by, "made": self._made(decided)}, [folder], work)
+        start = CalibrationJob(None, self.config.calibration, "cpu") if arm.calibrated else ScaleInit.EXACT
+        name = f"start-{arm.start}"
+        self.start(name, {"made": self.made(decided)}, f"starts/{arm.start}", bits, start)
         return name
 
     def _trained(self, arm: Arm, seed: int) -> str:
         """Stage I from its start; returns the step that made it."""
-        begun, settings, ours = self._start(arm), self.settings, self.workspace
+        begun, settings, name = self._start(arm), self.settings, _label(arm.name, seed)
         config = TrainingConfig(
             stage=1,
             train_batch_size=settings.batch_size,
@@ -261,18 +220,7 @@ class Study:
             seed=seed,
             device="cpu",
         )
-        name, label = _label(arm.name, seed), _label(arm.title, seed)
-        folder = f"trained/{name}"
-
-        def report(done: int, total: int, values: dict[str, float]) -> None:
-            ours.progress.update(f"train {label}", done, total, f"loss {values['loss']:.4f}")
-
-        def work() -> None:
-            student = load_student(self.path / f"starts/{arm.start}")
-            train(student, self.model, ours.pipeline, ours.data, config, self.path / folder, report)
-
-        inputs = {"training": config.deciding(1), "data": self.config.data, "made": self._made(begun)}
-        ours.step(f"train-{name}", inputs, [folder], work)
+        self.train(f"train-{name}", begun, f"starts/{arm.start}", f"trained/{name}", config)
         return f"train-{name}"
 
     def _measure(self, step: str, inputs: dict[str, Any], folder: str, write: Callable[[Path], int]) -> None:
@@ -285,24 +233,13 @@ class Study:
             shutil.rmtree(out, ignore_errors=True)
             write_json(self.path / f"{folder}.json", {"bytes": size})
 
-        self.workspace.step(step, inputs, [f"{folder}.json"], work)
+        self.step(step, inputs, [f"{folder}.json"], work)
 
     def _score(self, name: str, seed: int | None, load: Callable[[], Any], made: dict[str, Any]) -> RungScores:
-        step, folder = f"score-{_label(name, seed)}", f"scores/{_label(name, seed)}"
-        inputs: dict[str, Any] = {"scores": SCHEMA_VERSION, "evaluation": self.config.evaluation, **made}
-        reference = None
+        reference, inputs = None, made
         if name != FULL_PRECISION:
-            reference = self.path / f"scores/{FULL_PRECISION}"
-            inputs["reference"] = self._made(f"score-{FULL_PRECISION}")
-
-        def work() -> None:
-            self.scoring.score(step, name, seed, load(), self.path / folder, reference)
-
-        self.workspace.step(step, inputs, [folder], work)
-        return RungScores.load(self.path / folder)
-
-    def _made(self, step: str) -> dict[str, str]:
-        return dict(self.workspace.folder.made(step))
+            reference, inputs = f"scores/{FULL_PRECISION}", made | {"reference": self.made(f"score-{FULL_PRECISION}")}
+        return self.score(f"scores/{_label(name, seed)}", name, seed, load, inputs, reference)
 
 
 def order(settings: Settings) -> list[tuple[Arm | Peer, int | None]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +12,8 @@ from bitsfusion.evaluation.estimates import Difference, difference, estimate, tr
 from bitsfusion.evaluation.rungs import RungScores
 from bitsfusion.io.texts import write_json, write_text
 from bitsfusion_lab.flow.peers import PEERS
-from bitsfusion_lab.flow.study import ARMS, FULL_PRECISION, Settings, Study
+from bitsfusion_lab.flow.study import ARMS, FlowStudy, Settings
+from bitsfusion_lab.study import FULL_PRECISION
 
 COUNTING = "counting"
 TITLES = {FULL_PRECISION: "full precision", **{one.name: one.title for one in (*ARMS, *PEERS)}}
@@ -43,7 +43,7 @@ def change(one: Scored, other: Scored, part: str | None = None) -> Difference:
     return trained_difference(ours - theirs)
 
 
-def write_tables(study: Study, found: Sequence[RungScores]) -> str:
+def write_tables(study: FlowStudy, found: Sequence[RungScores]) -> str:
     """Writes table.md and table.json of what is scored so far; the text."""
     tags = [prompt.tag for prompt in study.scoring.prompts.asked]
     rows = [Scored(name, [score for score in found if score.name == name], tags) for name in TITLES]
@@ -84,7 +84,7 @@ def write_tables(study: Study, found: Sequence[RungScores]) -> str:
     return text
 
 
-def _row(study: Study, row: Scored, one: Difference | None, verdict: str) -> str:
+def _row(study: FlowStudy, row: Scored, one: Difference | None, verdict: str) -> str:
     right = row.right()
     overall = estimate(right.mean(0))
     each = ", ".join(f"{value:.3f}" for value in right.mean(1)) if len(right) > 1 else ""
@@ -103,7 +103,7 @@ def _row(study: Study, row: Scored, one: Difference | None, verdict: str) -> str
     return "| " + " | ".join(cells) + " |"
 
 
-def _bytes(study: Study, row: Scored) -> int:
+def _bytes(study: FlowStudy, row: Scored) -> int:
     return round(float(np.mean([study.bytes(row.name, score.seed) for score in row.scores])))
 
 
@@ -117,8 +117,3 @@ def _settings(settings: Settings, prompts: int) -> str:
         f"trained: Stage I, {settings.steps} steps of {settings.batch_size}, {settings.learning_rate:g} cosine, seeds "
         f"{', '.join(map(str, settings.seeds))}; intervals of 95 % over prompts and seeds; verdicts by Holm."
     )
-
-
-def table_path(out: Path) -> Path:
-    """Where the table is."""
-    return out / "table.md"

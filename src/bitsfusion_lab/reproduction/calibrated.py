@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bitsfusion.architectures.registry import model_layers
 from bitsfusion.diffusion.samples import NoisySamples
 from bitsfusion.embedded.quick import QUICK
 from bitsfusion.io.texts import read_json, write_json
@@ -41,7 +40,7 @@ class _Stored:
 
     def load(self, frame: Frame, seed: int) -> Any:
         """See `Subject`: read back from its file."""
-        config = json.loads(frame.unet.to_json_string())
+        config = json.loads(frame.model.to_json_string())
         return read_model(frame.path / f"rivals/{self.name}/seed-{seed}" / _FILE, config)
 
     def size(self, frame: Frame, seed: int) -> tuple[float, int]:
@@ -72,8 +71,8 @@ class QDiffusion(_Stored):
 
         def weights(report: Progress) -> tuple[Mapping[str, StoredWeight], float]:
             calibration = _calibration(frame, SAMPLES, seed)
-            made = quantize_unet(frame.unet, calibration, self.bits, iterations=iterations, seed=seed, progress=report)
-            layers = model_layers(frame.unet)
+            made = quantize_unet(frame.model, calibration, self.bits, iterations=iterations, seed=seed, progress=report)
+            layers = frame.layers
             return made, sum(made[name].bits * layer.numel for name, layer in layers.items()) / frame.weights
 
         inputs = {"bits": self.bits, "iterations": iterations, "travel": TRAVEL, "samples": SAMPLES, "seed": seed}
@@ -100,11 +99,11 @@ class Palettized(_Stored):
         """See `Subject`."""
 
         def weights(report: Progress) -> tuple[Mapping[str, StoredWeight], float]:
-            layers = model_layers(frame.unet)
+            layers = frame.layers
             counts = {name: layer.numel for name, layer in layers.items()}
-            psnr = layer_psnr(frame.unet, _calibration(frame, PSNR_SAMPLES, seed), report)
+            psnr = layer_psnr(frame.model, _calibration(frame, PSNR_SAMPLES, seed), report)
             bits, _ = palette_recipe(psnr, counts, self.target_bits)
-            made = {name: palettize(frame.unet.get_submodule(name).weight, b) for name, b in bits.items()}
+            made = {name: palettize(frame.model.get_submodule(name).weight, b) for name, b in bits.items()}
             return made, sum(bits[name] * count for name, count in counts.items()) / frame.weights
 
         inputs = {"target_bits": self.target_bits, "samples": PSNR_SAMPLES, "seed": seed}
@@ -126,7 +125,7 @@ def _write(frame: Frame, name: str, seed: int, inputs: Mapping[str, Any], make: 
 
     def work() -> None:
         weights, bits = make(frame.workspace.progress.step(step))
-        size = write_model(frame.path / folder / _FILE, frame.unet, weights)
+        size = write_model(frame.path / folder / _FILE, frame.model, weights)
         per_layer = {layer: weight.bits for layer, weight in weights.items()}
         write_json(
             frame.path / folder / "size.json", {"schema_version": 1, "bits": bits, "bytes": size, "layers": per_layer}

@@ -64,7 +64,7 @@ class Peer:
         """See `Subject`: loaded by the library's own loader, then unpacked."""
         method = method_called(self.method)
         loaded = method.load(frame.path / f"rivals/{self.name}", torch.bfloat16)
-        dense = copy.deepcopy(frame.unet)
+        dense = copy.deepcopy(frame.model)
         for name in model_layers(dense):
             layer, held = dense.get_submodule(name), loaded.get_submodule(name)
             layer.weight.copy_(held.weight if is_plain(held) else method.weight(held))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -11,18 +10,16 @@ from typing import Any
 import torch
 
 from bitsfusion.architectures.layers import FIRST_LAST_BITS, LayerRole
-from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.writer import write_model
-from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.diffusion.time_features import choose_features
 from bitsfusion.errors import InputError
 from bitsfusion.io.texts import read_json, write_json
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit, initial_scale
 from bitsfusion.recipe.assign import ETA, Strategy
+from bitsfusion.runs.students import train_student
 from bitsfusion.training.checkpoint import load_finished
 from bitsfusion.training.config import TimeStepConfig, TrainingConfig
-from bitsfusion.training.loop import train
 from bitsfusion_lab.reproduction.frame import Frame
 from bitsfusion_lab.rivals import efficient_dm, lsq
 from bitsfusion_lab.rivals.stored import write_model as write_rival
@@ -92,7 +89,7 @@ class Student:
         """What the bits were made by, and the bits of every layer that is quantized."""
         if self.strategy is None:
             ends = {LayerRole.FIRST_LAST: FIRST_LAST_BITS}
-            return {}, {n: ends.get(layer.role, UNIFORM_BITS) for n, layer in model_layers(frame.unet).items()}
+            return {}, {n: ends.get(layer.role, UNIFORM_BITS) for n, layer in frame.layers.items()}
         step, recipe = frame.recipe(self.strategy, self.eta, frame.settings.target_bits, self.filled)
         return frame.made(step), dict(recipe.bits)
 
@@ -107,23 +104,9 @@ class Student:
         if self.fine_tuned:
             source = self.first_stage.made(frame, seed)
 
-        def report(done: int, total: int, values: dict[str, float]) -> None:
-            ours.progress.update(name, done, total, f"loss {values['loss']:.4f}")
-
         def work() -> None:
             student = self.first_stage.load(frame, seed) if self.fine_tuned else self._start(frame)
-            pipeline = ours.pipeline
-            train(
-                student,
-                pipeline_denoiser(pipeline) if config.stage == 1 else None,
-                pipeline,
-                ours.data,
-                config,
-                frame.path / folder,
-                report,
-            )
-            for checkpoint in (frame.path / folder).glob("checkpoint-*"):
-                shutil.rmtree(checkpoint)
+            train_student(ours, student, config, frame.path / folder, name)
 
         inputs: dict[str, Any] = {"student": self.name, "training": config.deciding(), "data": ours.config.data}
         frame.step(name, {**inputs, "made": source}, [folder], work)
@@ -162,7 +145,7 @@ class Student:
 
     def _plain_bits(self, frame: Frame) -> float:
         """b averaged over all weights."""
-        layers, bits = model_layers(frame.unet), self.bits(frame)[1]
+        layers, bits = frame.layers, self.bits(frame)[1]
         return sum(bits[name] * layer.numel for name, layer in layers.items()) / frame.weights
 
     def _folder(self, seed: int) -> str:
@@ -180,7 +163,7 @@ class Student:
 
     def _start(self, frame: Frame, ready: bool = True) -> Any:
         """A fresh student; with scales of one where it is not `ready` to train, only to be loaded into."""
-        student = copy.deepcopy(frame.unet)
+        student = copy.deepcopy(frame.model)
         _, bits = self.bits(frame)
         ones = None if ready else {name: torch.ones(len(student.get_submodule(name).weight)) for name in bits}
         if self.levels is Levels.BALANCE:

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from bitsfusion.evaluation.rungs import ImageValue, RungScores, paired_difference
+from bitsfusion.evaluation.rungs import ImageValue, RungScores, known_mean, means, paired_difference
 from bitsfusion.io.texts import write_json, write_text
 from bitsfusion_lab.reproduction.figure import draw_table
-from bitsfusion_lab.reproduction.frame import FULL_PRECISION, Frame
+from bitsfusion_lab.reproduction.frame import Frame
 from bitsfusion_lab.reproduction.order import orders
 from bitsfusion_lab.reproduction.subject import Subject
+from bitsfusion_lab.study import FULL_PRECISION
 
 SCHEMA_VERSION = 2
 MEASURES: dict[ImageValue, str] = {"clip_scores": "CLIP score", "passed": "GenEval"}
@@ -57,7 +58,7 @@ def make_table(frame: Frame, table: Table) -> dict[str, Any]:
     Returns:
         The JSON's content.
     """
-    whole = frame.score(FULL_PRECISION, None, lambda: frame.unet, {})
+    whole = frame.scores(FULL_PRECISION, None, lambda: frame.model, {})
     dense = 16 * frame.weights // 8
     first = _measured("full precision", None, [whole], whole, None)
     first |= {"bits": 32.0, "bytes": None, "bytes_fp16": dense, "published": table.published_full_precision}
@@ -81,7 +82,7 @@ def make_table(frame: Frame, table: Table) -> dict[str, Any]:
 
 def _one(frame: Frame, subject: Subject, seed: int) -> list[RungScores]:
     subject.make(frame, seed)
-    return frame.score(subject.name, seed, lambda: subject.load(frame, seed), subject.made(frame, seed))
+    return frame.scores(subject.name, seed, lambda: subject.load(frame, seed), subject.made(frame, seed))
 
 
 def _measured(
@@ -96,15 +97,10 @@ def _measured(
     The intervals are over prompts and training seeds (see `paired_difference`), the spreads over training seeds.
     """
     every = [score for group in groups for score in group]
-    figures = {
-        "geneval": [_overall(group) for group in groups],
-        "clip_score": [_mean([score.clip_score for score in group]) for group in groups],
-        "image_mse": [_mean([score.image_mse for score in group]) for group in groups],
-        "noise_error": [_mean([score.noise_error for score in group]) for group in groups],
-        "noise_loss": [_mean([score.noise_loss for score in group]) for group in groups],
-    }
+    of_seeds = [{"geneval": _overall(group), **means(group)} for group in groups]
     line: dict[str, Any] = {"label": label, "name": name, "seconds": round(sum(score.seconds for score in every), 1)}
-    for key, values in figures.items():
+    for key in of_seeds[0]:
+        values = [figures[key] for figures in of_seeds]
         known = [value for value in values if value is not None]
         line[key] = {
             "mean": float(np.mean(known)) if known else None,
@@ -126,12 +122,7 @@ def _compared(scores: Sequence[RungScores], others: Sequence[RungScores]) -> dic
 def _overall(group: Sequence[RungScores]) -> float | None:
     """The share of right images; tasks have equally many, so that it is GenEval's mean of tasks."""
     shares = [float(np.mean(score.passed)) for score in group if score.passed is not None]
-    return _mean(list(shares))
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+    return known_mean(list(shares))
 
 
 def _write(

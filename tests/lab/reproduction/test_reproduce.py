@@ -63,7 +63,7 @@ def test_bytes_are_those_of_files(made):
 def test_the_two_bits_of_the_base(made):
     """Two bits in all layers, eight in conv_in and conv_out."""
     frame, content = made
-    ends = sum(frame.unet.get_submodule(name).weight.numel() for name in ("conv_in", "conv_out"))
+    ends = sum(frame.model.get_submodule(name).weight.numel() for name in ("conv_in", "conv_out"))
     assert content["rows"][1]["bits"] == pytest.approx(2 + 6 * ends / frame.weights)
 
 
@@ -82,7 +82,7 @@ def test_a_trained_rival_is_its_file(made, arm):
     _, size = arm.size(frame, 0)
     path = frame.path / f"files/{arm.name}/seed-0/diffusion_pytorch_model.safetensors"
     assert size == path.stat().st_size
-    student, read = arm.load(frame, 0), read_model(path, json.loads(frame.unet.to_json_string()))
+    student, read = arm.load(frame, 0), read_model(path, json.loads(frame.model.to_json_string()))
     inputs = torch.randn(2, 12, 4, 4), torch.tensor([10, 900]), torch.randn(2, 16, 96)
     with torch.no_grad():
         torch.testing.assert_close(student(*inputs).sample, read(*inputs).sample, atol=1e-5, rtol=1e-5)

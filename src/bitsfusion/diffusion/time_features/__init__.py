@@ -1,6 +1,5 @@
 """Time-embedding caching (section 4.1, Appendix C): what the time step alone decides, for every step or for some."""
 
-from bitsfusion.diffusion.samplers import Coverage, Sampler, SamplerSteps, build_scheduler, cover, sampler_timesteps
 from bitsfusion.diffusion.time_features.basis import TimeBasis
 from bitsfusion.diffusion.time_features.cache import (
     TimeFeatureBasis,
@@ -16,20 +15,14 @@ __all__ = [
     "BASIS",
     "Choice",
     "Cover",
-    "Coverage",
-    "Sampler",
-    "SamplerSteps",
     "TimeBasis",
     "TimeFeatureBasis",
     "TimeFeatureRows",
-    "build_scheduler",
     "cache_time_features",
     "choose_features",
-    "cover",
     "expected_basis",
     "fit_time_basis",
     "place_time_features",
-    "sampler_timesteps",
     "time_feature_rows",
     "time_layers",
 ]

@@ -170,16 +170,20 @@ def _place_in_transformer(model: nn.Module, timing: Timing, features: TimeFeatur
     widths = {name: int(model.get_submodule(name).out_features) for name in outputs}  # type: ignore[arg-type]
     if features.channels != sum(widths.values()):
         raise InputError(f"time features: got {features.channels} values a step, wanted {sum(widths.values())}")
+    model.time_proj = features
+    if timing.embedding:
+        replace_module(model, timing.entry, Steps(features, timing.scale, widths[timing.embedding]))
+        return
     start = 0
     for name, activation in outputs.items():
         replace_module(model, name, CachedProjection(start, widths[name]))
         start += widths[name]
         if activation:
             replace_module(model, activation, nn.Identity())
-    replace_module(model, timing.entry, Steps(features, timing.scale))
+    if timing.entry != "time_proj":
+        replace_module(model, timing.entry, Steps(features, timing.scale))
     if timing.rest:
         replace_module(model, timing.rest, nn.Identity())
-    model.time_proj = features
 
 
 def cache_time_features(

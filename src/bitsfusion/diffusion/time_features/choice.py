@@ -41,16 +41,13 @@ class Choice:
     note: str | None = None
 
 
-def choose_features(
-    unet: nn.Module, asked: Cover, scheduler_config: Mapping[str, Any], tolerance: float = TOLERANCE
-) -> Choice:
+def choose_features(unet: nn.Module, asked: Cover, scheduler_config: Mapping[str, Any]) -> Choice:
     """What to store of `unet`'s time features.
 
     Args:
         unet: a UNet2DConditionModel with its time layers (on meta it will do where no basis is asked for).
         asked: see `Cover`.
         scheduler_config: the pipeline's: its steps, and the noise schedule of the samplers.
-        tolerance: of the basis; see `TimeBasis.error`.
 
     Raises:
         InputError: samplers that the schedule does not have, or rows of a UNet whose features depend on more than the
@@ -67,13 +64,16 @@ def choose_features(
     if asked == BASIS and isinstance(placed, TimeFeatureBasis):
         return Choice(placed.stored, placed.stored.values)
     kept = 0 if modulated else layer_values(unet)
-    if asked is None or (modulated and timing_of(unet) is None):
-        return Choice(None, kept)
     stays = "modulation layers keep their bits" if modulated else "time layers stay, at 8 bits and for any sampler"
+    if asked is None:
+        return Choice(None, kept)
+    if modulated and timing_of(unet) is None:
+        others = family.modulated_by if family is not None else ""
+        return Choice(None, kept, f"{stays}: {others} enters them, too" if others else None)
     depends_on = uncacheable(unet)
     if depends_on is not None:
         return Choice(None, kept, f"{stays}: the model has {depends_on}, no features to store")
-    fitted = fit_time_basis(unet, int(scheduler_config.get("num_train_timesteps", _TRAINED_STEPS)), tolerance)
+    fitted = fit_time_basis(unet, int(scheduler_config.get("num_train_timesteps", _TRAINED_STEPS)))
     if fitted is None:
-        return Choice(None, kept, f"{stays}: features are not smooth, no basis within {tolerance:g} would be smaller")
+        return Choice(None, kept, f"{stays}: features are not smooth, no basis within {TOLERANCE:g} would be smaller")
     return Choice(fitted, fitted.values)

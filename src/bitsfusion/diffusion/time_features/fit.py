@@ -11,10 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from bitsfusion.architectures.layers import FIXED_BITS, MODULATION_BITS
 from bitsfusion.diffusion.time_features.basis import TimeBasis, basis_features
 from bitsfusion.diffusion.time_features.layers import time_layers, time_outputs
-from bitsfusion.diffusion.time_features.modulation import timing_of
+from bitsfusion.diffusion.time_features.modulation import time_bits
 from bitsfusion.diffusion.time_features.spline import Knots, fit_spline, spline_values
 from bitsfusion.errors import InputError
 from bitsfusion.numerics import level_bits
@@ -42,15 +41,14 @@ _MORE_RANKS = 8  # beyond the least that the directions alone ask for
 
 
 def layer_values(unet: nn.Module) -> int:
-    """As how many 16-bit values the time layers count when they stay, at 8 bits (Appendix H); of a transformer at 2."""
+    """As how many 16-bit values the time layers count when they stay (Appendix H), at `time_bits`."""
     weights = sum(unet.get_parameter(f"{name}.weight").numel() for name in time_layers(unet))
-    bits = FIXED_BITS if timing_of(unet) is None else MODULATION_BITS
-    return -(-int(level_bits(bits) * weights) // VALUE_BITS)
+    return -(-int(level_bits(time_bits(unet)) * weights) // VALUE_BITS)
 
 
-def expected_basis(channels: int, steps: int = 1000, rank: int = EXPECTED_RANK) -> TimeBasis:
+def expected_basis(channels: int, rank: int = EXPECTED_RANK) -> TimeBasis:
     """A basis on meta in the shape that the features of a trained model, of so many values a step, fit into."""
-    knots = _knots(_EXPECTED_SPACING, steps)
+    knots = _knots(_EXPECTED_SPACING, 1000)
     curve = torch.empty(knots.points, rank, dtype=torch.float16, device="meta")
     mean, directions = curve.new_empty(channels), curve.new_empty(rank, channels)
     return TimeBasis(mean, directions, curve, knots, 0.0)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitsfusion.architectures.layers import FIXED_BITS
 from bitsfusion.architectures.registry import architecture_of
 from bitsfusion.architectures.timing import Timing
 from bitsfusion.errors import InputError
@@ -19,9 +20,15 @@ def timing_of(model: nn.Module) -> Timing | None:
     return None if family is None else family.timing
 
 
+def time_bits(model: nn.Module) -> int:
+    """About what the layers of the time step have where they stay."""
+    timing = timing_of(model)
+    return FIXED_BITS if timing is None else timing.bits
+
+
 def condition_of(model: Any, timing: Timing) -> str | None:
     """What makes this model's modulation depend on more than the step."""
-    return timing.condition(model.config)
+    return timing.condition(model)
 
 
 @torch.no_grad()
@@ -35,7 +42,7 @@ def modulation_outputs(model: Any, timing: Timing, timesteps: Tensor) -> Iterato
     embedded = timing.embedded(model, timesteps)
     for name, activation in timing.outputs_of(model).items():
         active = model.get_submodule(activation)(embedded) if activation else embedded
-        yield name, model.get_submodule(name)(active)
+        yield name, embedded if name == timing.embedding else model.get_submodule(name)(active)
 
 
 class Steps(nn.Module):
@@ -43,15 +50,16 @@ class Steps(nn.Module):
 
     Fields:
         scale: what the model's number is multiplied by.
+        embedding: values of the embedding, which come before the others, where the forward reads it as well; or 0.
     """
 
-    def __init__(self, features: nn.Module, scale: float) -> None:
+    def __init__(self, features: nn.Module, scale: float, embedding: int = 0) -> None:
         super().__init__()
-        self._features, self.scale = (features,), scale  # in a tuple: it is registered elsewhere, once
+        self._features, self.scale, self.embedding = (features,), scale, embedding  # registered elsewhere, once
 
-    def forward(self, timestep: Tensor, *rest: Any, **named: Any) -> Tensor:
+    def forward(self, timestep: Tensor, *rest: Any, **named: Any) -> Tensor | tuple[Tensor, Tensor]:
         features: Tensor = self._features[0](timestep * self.scale)
-        return features
+        return (features[:, self.embedding :], features[:, : self.embedding]) if self.embedding else features
 
     def extra_repr(self) -> str:
         return f"scale {self.scale:g}"

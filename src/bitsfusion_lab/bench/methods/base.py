@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from bitsfusion.architectures.registry import class_name
 from bitsfusion.io.texts import read_json
 
 
-class Method(Protocol):
+class Method:
     """One way to hold a denoiser, used as its own documentation says. Its library is imported in a worker only.
 
     Fields:
@@ -22,24 +22,33 @@ class Method(Protocol):
         settings: what was asked of it, for the row.
     """
 
-    name: str
     library: str
-    settings: dict[str, Any]
+
+    def __init__(self, name: str, **settings: Any) -> None:
+        self.name = name
+        self.settings: dict[str, Any] = settings
 
     def version(self) -> str | None:
         """The library's version; None where it is not installed."""
+        return installed_version(self.library)
 
     def warm_up(self) -> None:
         """Imports the library, so that loading is timed without it."""
 
     def prepare(self, source: Path, out: Path, dtype: torch.dtype) -> None:
         """Quantizes the dense model in folder `source` and saves it to the empty folder `out`, its own way."""
+        raise NotImplementedError
 
     def load(self, folder: Path, dtype: torch.dtype) -> nn.Module:
-        """The model of a folder that `prepare` wrote, ready to run on the CPU in `dtype`."""
+        """The model of a folder that `prepare` wrote, ready to run on the CPU in `dtype`: through diffusers' loader."""
+        model: nn.Module = load_dense(folder, dtype)
+        return model
 
     def weight(self, layer: nn.Module) -> Tensor:
         """The dense weight that a quantized layer computes with, of the dense layer's shape."""
+        weight: Any = layer.weight
+        unpacked: Tensor = weight.dequantize()
+        return unpacked
 
 
 def installed_version(distribution: str) -> str | None:

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bitsfusion_lab.bench.methods.base import installed_version, load_dense, model_class
+from bitsfusion_lab.bench.methods.base import Method, load_dense, model_class
 from bitsfusion_lab.bench.methods.q2_k import encode_q2_k
 
 GGUF_TYPES = ("q2_k", "q4_0", "q8_0")
 _FILE = "unet.gguf"
 
 
-class Gguf:
+class Gguf(Method):
     """See `Method`. The library's encoders write the file (ours for Q2_K: it has none), diffusers reads it."""
 
     library = "gguf"
 
     def __init__(self, kind: str) -> None:
-        self.name = f"gguf-{kind}"
-        self.settings: dict[str, Any] = {"linear": kind.upper(), "other matrices": "F16", "vectors": "F32"}
-        self.settings |= {"encoder": "bitsfusion"} if kind == "q2_k" else {}
-
-    def version(self) -> str | None:
-        return installed_version(self.library)
+        own = {"encoder": "bitsfusion"} if kind == "q2_k" else {}
+        super().__init__(f"gguf-{kind}", linear=kind.upper(), **{"other matrices": "F16", "vectors": "F32", **own})
 
     def warm_up(self) -> None:
         import diffusers.quantizers.gguf.utils  # noqa: F401

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bitsfusion_lab.bench.methods.base import installed_version, load_dense
+from bitsfusion_lab.bench.methods.base import Method, load_dense
 
 ORBITQUANT_BITS = (2, 4)
 
 
-class OrbitQuant:
+class OrbitQuant(Method):
     """See `Method`. The library protects some layers by itself."""
 
     library = "orbitquant"
 
     def __init__(self, bits: int) -> None:
-        self.name = f"orbitquant-w{bits}"
-        self.settings: dict[str, Any] = {"weight_bits": bits}
-
-    def version(self) -> str | None:
-        return installed_version(self.library)
+        super().__init__(f"orbitquant-w{bits}", weight_bits=bits)
 
     def warm_up(self) -> None:
         import orbitquant  # noqa: F401
@@ -33,10 +28,6 @@ class OrbitQuant:
         from orbitquant import OrbitQuantConfig
 
         load_dense(source, dtype, quantization_config=OrbitQuantConfig(**self.settings)).save_pretrained(out)
-
-    def load(self, folder: Path, dtype: torch.dtype) -> nn.Module:
-        model: nn.Module = load_dense(folder, dtype)
-        return model
 
     def weight(self, layer: nn.Module) -> Tensor:
         from orbitquant.modeling import dequantize_quantized_linear_modules

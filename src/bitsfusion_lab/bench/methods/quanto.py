@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from bitsfusion.architectures.layers import LayerRole
 from bitsfusion.architectures.registry import model_layers
 from bitsfusion.io.texts import read_json
-from bitsfusion_lab.bench.methods.base import empty_model, installed_version, load_dense
+from bitsfusion_lab.bench.methods.base import Method, empty_model, load_dense
 
 QUANTO_TYPES = ("int2", "int4", "int8")
 _WEIGHTS, _MAP = "diffusion_pytorch_model.safetensors", "quanto_qmap.json"
 
 
-class Quanto:
+class Quanto(Method):
     """See `Method`. First and last layers are kept, as quanto's guides do: at 2 bits they alone ruin the output."""
 
     library = "optimum-quanto"
 
     def __init__(self, kind: str) -> None:
-        self.name = f"quanto-{kind}"
-        self.settings: dict[str, Any] = {"weights": f"q{kind}", "kept": "first and last layers"}
-
-    def version(self) -> str | None:
-        return installed_version(self.library)
+        super().__init__(f"quanto-{kind}", weights=f"q{kind}", kept="first and last layers")
 
     def warm_up(self) -> None:
         import optimum.quanto  # noqa: F401
@@ -49,6 +44,3 @@ class Quanto:
         tensors = {name: tensor.clone() for name, tensor in load_file(folder / _WEIGHTS).items()}
         requantize(model, tensors, read_json(folder / _MAP))
         return model
-
-    def weight(self, layer: nn.Module) -> Tensor:
-        return layer.weight.dequantize()  # type: ignore[operator]

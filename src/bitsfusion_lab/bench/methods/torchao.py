@@ -8,19 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitsfusion_lab.bench.methods.base import empty_model, installed_version, load_dense
+from bitsfusion_lab.bench.methods.base import Method, empty_model, load_dense
 
 
-class TorchAoInt8:
+class TorchAoInt8(Method):
     """See `Method`. Through diffusers' own torchao quantizer."""
 
-    name, library = "torchao-int8", "torchao"
+    library = "torchao"
 
     def __init__(self) -> None:
-        self.settings: dict[str, Any] = {"config": "Int8WeightOnlyConfig"}
-
-    def version(self) -> str | None:
-        return installed_version(self.library)
+        super().__init__("torchao-int8", config="Int8WeightOnlyConfig")
 
     def warm_up(self) -> None:
         import torchao.quantization  # noqa: F401
@@ -32,25 +29,15 @@ class TorchAoInt8:
         model = load_dense(source, dtype, quantization_config=TorchAoConfig(Int8WeightOnlyConfig()))
         model.save_pretrained(out)
 
-    def load(self, folder: Path, dtype: torch.dtype) -> nn.Module:
-        model: nn.Module = load_dense(folder, dtype)
-        return model
 
-    def weight(self, layer: nn.Module) -> Tensor:
-        return layer.weight.dequantize()  # type: ignore[operator]
-
-
-class TorchAoInt4:
+class TorchAoInt4(Method):
     """See `Method`. The 4-bit layout that runs on CPUs is a prototype: no safetensors, no diffusers, a state dict."""
 
-    name, library = "torchao-int4", "torchao"
+    library = "torchao"
     _FILE = "state.pt"
 
     def __init__(self) -> None:
-        self.settings: dict[str, Any] = {"config": "PrototypeInt4WeightOnlyConfig", "group_size": 64}
-
-    def version(self) -> str | None:
-        return installed_version(self.library)
+        super().__init__("torchao-int4", config="PrototypeInt4WeightOnlyConfig", group_size=64)
 
     def warm_up(self) -> None:
         from torchao.prototype.quantization.int4 import int4_opaque_tensor

@@ -73,7 +73,7 @@ def generate_images(
                 prompt=list(prompts[batch]),
                 num_inference_steps=steps,
                 output_type="np",
-                **call_options(pipeline, seeds[batch], guidance, size),
+                **call_options(pipeline, seeds[batch], steps, guidance, size),
             )
             images.append((output.images * 255).round().astype(np.uint8))
             progress(min(start + batch_size, len(prompts)), len(prompts))
@@ -85,7 +85,9 @@ def generate_images(
     return np.concatenate(images)
 
 
-def call_options(pipeline: Any, seeds: Sequence[int], guidance: float, size: int | None = None) -> dict[str, Any]:
+def call_options(
+    pipeline: Any, seeds: Sequence[int], steps: int, guidance: float, size: int | None = None
+) -> dict[str, Any]:
     """What a pipeline's call is given beside prompts and steps: the first noise, guidance, and limits of its own.
 
     Transformers' pipelines pack their latents, so that they draw the noise, each from its own CPU generator. Where the
@@ -105,9 +107,13 @@ def call_options(pipeline: Any, seeds: Sequence[int], guidance: float, size: int
     if true_guidance and not model.config.get("guidance_embeds"):
         options |= {"true_cfg_scale": guidance, "negative_prompt": [" "] * len(seeds)}
         del options["guidance_scale"]
+    if "intermediate_timesteps" in parameters and steps != 2:  # Sana Sprint, whose default is of two steps
+        options["intermediate_timesteps"] = None
     places = model.config.get("pos_embed_max_size")
     if size is not None:
         options |= {"height": size, "width": size}
+        if "max_area" in parameters:  # FLUX.1 Kontext, which would make the picture as large as this
+            options["max_area"] = size * size
     elif places and isinstance(parameters["height"].default, int):
         side = math.isqrt(places) * model.config.patch_size * pipeline.vae_scale_factor
         if side < parameters["height"].default:

@@ -6,7 +6,7 @@ import torch
 from diffusers import PNDMScheduler
 
 from bitsfusion.errors import InputError
-from bitsfusion.metrics.generation import generate_images, initial_latents
+from bitsfusion.pipelines.generation import generate_images, initial_latents
 
 from ..tiny.pipeline import build_one_block_pipeline
 from ..tiny.text import PROMPTS

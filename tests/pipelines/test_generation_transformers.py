@@ -7,7 +7,7 @@ import pytest
 
 from bitsfusion.diffusion.samplers import build_scheduler
 from bitsfusion.errors import InputError
-from bitsfusion.metrics.generation import generate_images
+from bitsfusion.pipelines.generation import generate_images
 
 from ..tiny.transformers import build_transformer_pipeline
 
