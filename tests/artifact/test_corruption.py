@@ -22,7 +22,7 @@ import bitsfusion  # noqa: F401  registers with diffusers
 from bitsfusion.artifact.inspect import inspect_folder
 from bitsfusion.artifact.reader import open_folder
 from bitsfusion.artifact.tensors import encode_layer
-from bitsfusion.artifact.verify import verify_folder
+from bitsfusion.artifact.verify import verify, verify_folder
 from bitsfusion.errors import ArtifactError, InputError
 from bitsfusion.io.hashes import sha256_json
 
@@ -377,6 +377,24 @@ def test_weights_without_a_config(copied: Path) -> None:
 def test_a_pickle_beside_the_weights(copied: Path) -> None:
     (copied / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"cos\nsystem\n")
     with pytest.raises(ArtifactError, match="may be a pickle"):
+        verify_folder(copied)
+
+
+def test_a_broken_config_hides_nothing_else(copied: Path) -> None:
+    """Every fault is listed, also as JSON: pickles and code in sub-folders, in capitals, hidden."""
+    (copied / CONFIG).write_text("{")
+    others = ("vae/old/weights.PKL", "vae/model.npz", ".cache/run.py", "tokenizer/x.joblib")
+    for name in others:
+        (copied / name).parent.mkdir(parents=True, exist_ok=True)
+        (copied / name).write_bytes(b"cos\nsystem\n")
+    found = verify(copied).to_dict()
+    assert not found["whole"]
+    assert CONFIG in found["faults"][0] and all(any(name in fault for fault in found["faults"]) for name in others)
+
+
+def test_a_pointer_of_git_lfs(copied: Path) -> None:
+    (copied / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0000\nsize 334643268\n")
+    with pytest.raises(ArtifactError, match=r"got a git-lfs pointer.*git lfs pull"):
         verify_folder(copied)
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,36 +16,18 @@ from bitsfusion.errors import BitsFusionError
 from bitsfusion.io.atomic import atomic_folder
 from bitsfusion.io.hashes import sha256_folder
 
-Pack = Callable[..., dict[str, Any]]
+from .killed_packing import Packer
+
 SEED = 20240
 
 
 @pytest.fixture(scope="module")
-def pack() -> Iterator[Pack]:
-    """Packs in a child of a process of its own; see packing_process.py."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.artifact.packing_process"],
-        cwd=Path(__file__).parents[2],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdin is not None and process.stdout is not None
-
-    def run(target: Path, model: int, **options: Any) -> dict[str, Any]:
-        process.stdin.write(json.dumps({"target": str(target), "model": model, **options}) + "\n")
-        process.stdin.flush()
-        answer: dict[str, Any] = json.loads(process.stdout.readline())
-        return answer
-
-    yield run
-    process.stdin.close()
-    process.wait()
+def pack() -> Packer:
+    return Packer()
 
 
 @pytest.fixture(scope="module")
-def whole(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def whole(pack: Packer, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The hashes of the two packed folders, each whole."""
     hashes = []
     for model in (0, 1):
@@ -65,7 +44,7 @@ def holds(path: Path, whole: list[str]) -> int | None:
     return whole.index(sha256_folder(path)) if path.exists() else None
 
 
-def test_killed_at_any_file_operation(pack: Pack, whole: list[str], tmp_path: Path) -> None:
+def test_killed_at_any_file_operation(pack: Packer, whole: list[str], tmp_path: Path) -> None:
     """At every call that touches the folder in turn, with an old folder there and without."""
     seen: list[tuple[int | None, int | None]] = []
     for old in (0, None):
@@ -87,7 +66,7 @@ def test_killed_at_any_file_operation(pack: Pack, whole: list[str], tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_killed_where_names_cannot_be_exchanged(pack: Pack, whole: list[str], tmp_path: Path) -> None:
+def test_killed_where_names_cannot_be_exchanged(pack: Packer, whole: list[str], tmp_path: Path) -> None:
     """Between the two renames the old folder has another name: the next writer brings it back, even one that fails."""
     target = tmp_path / "model"
     brought_back = 0
@@ -106,7 +85,7 @@ def test_killed_where_names_cannot_be_exchanged(pack: Pack, whole: list[str], tm
     assert not result["killed"] and brought_back > 0
 
 
-def kill_at_random(pack: Pack, whole: list[str], tmp_path: Path, trials: int) -> None:
+def kill_at_random(pack: Packer, whole: list[str], tmp_path: Path, trials: int) -> None:
     rng = random.Random(SEED)
     target = tmp_path / "model"
     full = min(pack(target, 0)["seconds"] for _ in range(4))
@@ -127,17 +106,17 @@ def kill_at_random(pack: Pack, whole: list[str], tmp_path: Path, trials: int) ->
     assert holds(target, whole) == 1 and os.listdir(tmp_path) == ["model"]
 
 
-def test_killed_at_random_moments(pack: Pack, whole: list[str], tmp_path: Path) -> None:
+def test_killed_at_random_moments(pack: Packer, whole: list[str], tmp_path: Path) -> None:
     kill_at_random(pack, whole, tmp_path, 25)
 
 
 @pytest.mark.slow
-def test_killed_at_many_random_moments(pack: Pack, whole: list[str], tmp_path: Path) -> None:
+def test_killed_at_many_random_moments(pack: Packer, whole: list[str], tmp_path: Path) -> None:
     kill_at_random(pack, whole, tmp_path, 500)
 
 
 @pytest.mark.parametrize(("limit", "pipeline"), [(0, False), (10_000, False), (100, True), (40_000, True)])
-def test_no_room_for_a_file(pack: Pack, whole: list[str], tmp_path: Path, limit: int, pipeline: bool) -> None:
+def test_no_room_for_a_file(pack: Packer, whole: list[str], tmp_path: Path, limit: int, pipeline: bool) -> None:
     """The system refuses to write on, in the config, in a component's weights or in the packed ones."""
     target = tmp_path / "model"
     pack(target, 0, pipeline=pipeline)
@@ -153,7 +132,7 @@ def test_no_room_for_a_file(pack: Pack, whole: list[str], tmp_path: Path, limit:
 
 
 @pytest.fixture
-def small_disk(pack: Pack, tmp_path: Path) -> Iterator[Path]:
+def small_disk(pack: Packer, tmp_path: Path) -> Iterator[Path]:
     """A file system with room for one packed folder and a half."""
     pack(tmp_path / "model", 0)
     size = sum(-(-file.stat().st_size // 4096) * 4096 for file in (tmp_path / "model").iterdir())
@@ -168,7 +147,7 @@ def small_disk(pack: Pack, tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(path)], check=True)
 
 
-def test_a_full_disk(pack: Pack, whole: list[str], small_disk: Path) -> None:
+def test_a_full_disk(pack: Packer, whole: list[str], small_disk: Path) -> None:
     target = small_disk / "model"
     assert pack(target, 0)["error"] is None
     error = pack(target, 1)["error"]

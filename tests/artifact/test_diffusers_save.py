@@ -12,6 +12,8 @@ from diffusers import StableDiffusionImg2ImgPipeline, UNet2DConditionModel
 from bitsfusion.artifact.inspect import inspect_folder
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.errors import ArtifactError, InputError
+from bitsfusion.pipelines.load import load_pipeline
+from bitsfusion.pipelines.weight_files import preferred
 
 from .drawing import inputs, load
 
@@ -34,6 +36,33 @@ def test_model_and_pipeline_in_any_dtype(packed: Path, tmp_path: Path, dtype: to
         assert (saved / WEIGHTS).read_bytes() == (packed / "unet" / WEIGHTS).read_bytes()
     again = UNet2DConditionModel.from_pretrained(tmp_path / "unet", dtype=dtype)
     assert torch.equal(again(*inputs(again)).sample, loaded.unet(*inputs(loaded.unet)).sample)
+
+
+def test_a_variant_of_any_name(folder: Path, tmp_path: Path) -> None:
+    load(folder).save_pretrained(tmp_path / "saved", variant="two-bit", max_shard_size="100KB")
+    verify_folder(tmp_path / "saved")
+    one, other = load_pipeline(str(tmp_path / "saved")).unet, load(folder).unet
+    assert torch.equal(one(*inputs(one)).sample, other(*inputs(other)).sample)
+
+
+@pytest.mark.parametrize(
+    ("variants", "chosen"),
+    [
+        (("two-bit",), "two-bit"),
+        (("two-bit", "fp16"), "fp16"),
+        (("two-bit", "int8"), "none"),
+        (("non_ema",), "none"),
+        (("non_ema", "two-bit"), "two-bit"),
+        (("non_ema", "fp16", None), None),
+    ],
+    ids=str,
+)
+def test_which_variant_is_chosen(tmp_path: Path, variants: tuple[str | None, ...], chosen: str | None) -> None:
+    for variant in variants:
+        (tmp_path / f"model.{variant}.safetensors".replace(".None", "")).touch()
+        (tmp_path / f"model.{variant}-00001-of-00002.safetensors".replace(".None", "")).touch()
+    choice = preferred(tmp_path)
+    assert ("none" if choice is None else choice.variant) == chosen
 
 
 def test_after_casts(folder: Path, tmp_path: Path) -> None:

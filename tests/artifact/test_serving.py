@@ -1,4 +1,4 @@
-"""Serving a packed folder needs the core dependencies alone."""
+"""Serving a packed folder needs the core dependencies alone, and nothing that Windows has not."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class Without:
         absent = name.partition(".")[0] in {EXTRAS!r}
         return None if absent else self.finder.find_spec(name, path, target)
 
+sys.modules["fcntl"] = None
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 import bitsfusion
 from diffusers import StableDiffusionPipeline

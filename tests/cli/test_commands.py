@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,12 @@ from pathlib import Path
 import pytest
 
 from bitsfusion import __version__
+from bitsfusion.artifact import writer
 from bitsfusion.cli.commands import load_command, places, summary
+from bitsfusion.runs import folder as run_folder
+from bitsfusion.runs.packing import init_pipeline
+
+from ..command import run
 
 HEAVY = {"torch", "numpy", "diffusers", "transformers", "pydantic", "scipy", "matplotlib", "bitsfusion_lab.bench.run"}
 MAIN = "import sys; from bitsfusion.cli.main import main; main(sys.argv[1:])"
@@ -31,8 +37,7 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded pipeline: a packed UNet, a dense VAE and a dense text encoder."""
     folder = tmp_path_factory.mktemp("folder") / "packed"
-    done = command("init", "embedded", "--recipe", "uniform:2", "--out", str(folder))
-    assert done.returncode == 0, done.stderr
+    init_pipeline("embedded", folder, recipe="uniform:2")
     return folder
 
 
@@ -114,18 +119,17 @@ def test_the_shell_completes_commands():
     ],
     ids=["cannot be resumed", "resumes"],
 )
-def test_ctrl_c_says_whether_the_same_command_goes_on(arguments, line, tmp_path):
+def test_ctrl_c_says_whether_the_same_command_goes_on(arguments, line, tmp_path, monkeypatch, capsys):
     """The interruption comes when the first file of the command's work is written."""
-    out = tmp_path / "out"
-    code = (
-        "import os, signal, bitsfusion.artifact.writer as writer;"
-        "import bitsfusion.runs.folder as folder;"
-        "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a shell's background job ignores it
-        "stop = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT);"
-        "writer.atomic_folder = stop; folder.write_json = stop;" + MAIN
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments, "--out", str(out)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 130
-    assert done.stderr.strip().splitlines()[-1] == line
+
+    def stop(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(writer, "atomic_folder", stop)
+    monkeypatch.setattr(run_folder, "write_json", stop)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        assert run(*arguments, "--out", tmp_path / "out") == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err.strip().splitlines()[-1] == line

@@ -1,6 +1,8 @@
 """Commands as users call them: what they print, what they leave behind, how they fail."""
 
 import json
+import resource
+import signal
 import subprocess
 import sys
 
@@ -12,10 +14,12 @@ from PIL import Image
 
 from bitsfusion.architectures.layers import LayerRole
 from bitsfusion.architectures.registry import model_layers
+from bitsfusion.cli.main import main
 from bitsfusion.io.hashes import sha256_folder
 from bitsfusion.io.texts import read_json, write_json
 from bitsfusion.pipelines.load import load_pipeline
 
+from .. import forked
 from ..command import refusal, run
 
 
@@ -220,18 +224,20 @@ def test_a_config_with_an_unknown_field(capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_full_disk_leaves_the_old_folder(packed, recipe):
+def main_with_little_room(arguments, errors):
+    """The command where no file can be larger than 500 kB; what it says on stderr goes to a file."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+    with errors.open("w") as sys.stderr:
+        main(arguments)
+
+
+def test_a_full_disk_leaves_the_old_folder(packed, recipe, tmp_path):
     """A file size limit stops the write half way, as a full disk does."""
     before = sha256_folder(packed)
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000));"
-        "from bitsfusion.cli.main import main; main(sys.argv[1:])"
-    )
     arguments = ["init", "embedded", "--recipe", str(recipe), "--out", str(packed)]
-    ended = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    assert ended.returncode == 1
-    assert "could not be written" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    assert forked.run(main_with_little_room, arguments, tmp_path / "errors") == 1
+    (line,) = (tmp_path / "errors").read_text().strip().splitlines()
+    assert "could not be written" in line
     assert sha256_folder(packed) == before
     assert [path.name for path in packed.parent.iterdir()] == [packed.name]

@@ -21,6 +21,7 @@ from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.runs.packing import init_pipeline
 
 from ..tiny.kinds import KINDS
+from ..tiny.pipeline import build_one_block_pipeline
 from ..tiny.transformers import build_transformer_pipeline
 
 PROMPTS, SEEDS, STEPS = ("a red circle", "two blue squares"), (1, 2), 3
@@ -62,15 +63,18 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
-        "sd1",
+        "one block",
+        pytest.param("sd1", marks=SLOW),
         pytest.param("sdxl", marks=SLOW),
         pytest.param("SD3Transformer2DModel", marks=SLOW),
         pytest.param("FluxTransformer2DModel", marks=SLOW),
+        pytest.param("Flux2Transformer2DModel", marks=SLOW),
         pytest.param("AuraFlowTransformer2DModel", marks=SLOW),
     ],
 )
 def test_the_same_picture(kind: str, tmp_path: Path) -> None:
-    built = KINDS[kind]() if kind in KINDS else build_transformer_pipeline(kind)
+    builders = {"one block": build_one_block_pipeline, **KINDS}
+    built = builders[kind]() if kind in builders else build_transformer_pipeline(kind)
     built.save_pretrained(tmp_path / "dense")
     init_pipeline(str(tmp_path / "dense"), tmp_path / "packed", recipe="uniform:3")
     made = bitsfusion.export(tmp_path / "packed", "onnx", tmp_path / "graphs")
@@ -114,6 +118,21 @@ def test_the_flow_model(tmp_path: Path) -> None:
     bitsfusion.export(tmp_path / "packed", "onnx", tmp_path / "graphs")
     check_weights(tmp_path / "packed", tmp_path / "graphs")
     check_pictures(tmp_path / "packed", tmp_path / "graphs", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("PixArtTransformer2DModel", "attention masks"),
+        ("QwenImageTransformer2DModel", "complex numbers"),
+        ("ZImageTransformer2DModel", "lists of tensors"),
+    ],
+)
+def test_what_is_missing_is_named(name: str, reason: str, tmp_path: Path) -> None:
+    build_transformer_pipeline(name).save_pretrained(tmp_path / "model")
+    with pytest.raises(InputError, match=f"Pipeline .*, wanted one of .*: .*{reason}"):
+        bitsfusion.export(tmp_path / "model", "onnx", tmp_path / "graphs")
+    assert not (tmp_path / "graphs").exists()
 
 
 def test_refusals(packed: Path, tmp_path: Path) -> None:

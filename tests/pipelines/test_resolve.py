@@ -175,6 +175,27 @@ def test_a_single_file(build: Callable[[], Any], tmp_path: Path) -> None:
     assert ours.read_bytes() == theirs.read_bytes()
 
 
+def test_a_single_file_in_part_and_marked(source: Path, tmp_path: Path) -> None:
+    """A UNet alone, as other programs keep it, with marks of velocity and zero terminal SNR; EMA copies beside it."""
+    from safetensors.torch import load_file, save_file
+
+    stored = load_file(save_checkpoint(build_sd(), tmp_path / "whole.safetensors"))
+    unet = {name: value for name, value in stored.items() if name.startswith("model.diffusion_model.")}
+    ema = {f"model_ema.{name.removeprefix('model.').replace('.', '')}": 0 * value for name, value in unet.items()}
+    marks = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+    save_file({name: value.half() for name, value in (unet | ema | marks).items()}, tmp_path / "part.safetensors")
+    made, plain = load_pipeline(resolve(str(tmp_path / "part.safetensors"), str(source))), load_pipeline(str(source))
+    said = made.scheduler.config
+    assert (said.prediction_type, said.rescale_betas_zero_snr, said.timestep_spacing) == (
+        "v_prediction",
+        True,
+        "trailing",
+    )
+    for name in ("unet", "vae", "text_encoder"):
+        pair = (getattr(pipe, name).state_dict() for pipe in (made, plain))
+        assert all(torch.equal(one, other.half().float()) for one, other in zip(*map(dict.values, pair), strict=True))
+
+
 def test_single_files_that_are_refused(source: Path, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
@@ -187,7 +208,7 @@ def test_single_files_that_are_refused(source: Path, tmp_path: Path) -> None:
     (tmp_path / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     refused = {
         str(tmp_path / "old.ckpt"): r"may be a pickle, wanted safetensors: .*safe_serialization=True",
-        str(tmp_path / "missing.ckpt"): "may be a pickle",
+        str(tmp_path / "missing.CKPT"): "may be a pickle",
         str(tmp_path / "cut.safetensors"): r"wanted a whole \.safetensors checkpoint",
         str(tmp_path / "pointer.safetensors"): "got a git-lfs pointer",
         written("lora.safetensors", "lora_unet_x.lora_down.weight"): "got an adapter",

@@ -1,17 +1,15 @@
 """The whole method on the embedded model, with few steps; and the same run killed again and again."""
 
 import json
-import os
 import random
-import signal
 import subprocess
-import sys
 import time
 
 import pytest
 import yaml
 
 from bitsfusion.artifact.verify import verify_folder
+from bitsfusion.cli.main import main
 from bitsfusion.errors import InputError
 from bitsfusion.io.texts import read_json
 from bitsfusion.runs.config import RunConfig
@@ -20,17 +18,19 @@ from bitsfusion.vote.database import Record, Vote
 from bitsfusion.vote.prompts import Topic
 from bitsfusion.vote.results import vote_results
 
+from .. import forked
+
 CONFIG = {
-    "data": {"kind": "world", "pool": 64},
+    "data": {"kind": "world", "pool": 24},
     "analysis": {"method": "jacobian", "samples": 2},
     "stage1": {
         "stage": 1,
-        "train_batch_size": 4,
+        "train_batch_size": 2,
         "learning_rate": 1e-4,
         "max_train_steps": 6,
         "checkpointing_steps": 2,
     },
-    "stage2": {"stage": 2, "train_batch_size": 4, "learning_rate": 1e-5, "max_train_steps": 4, "ema_decay": 0.9},
+    "stage2": {"stage": 2, "train_batch_size": 2, "learning_rate": 1e-5, "max_train_steps": 4, "ema_decay": 0.9},
     "control": True,
     "serve": {"samplers": {"pndm": 3}},
     "evaluation": {"per_task": 1, "steps": 3, "guidance": 2.0, "probe_samples": 4},
@@ -115,29 +115,18 @@ def test_a_changed_setting_repeats_only_what_follows_from_it(done, tmp_path):
 def test_killed_at_any_point_it_ends_the_same(done, tmp_path):
     """SIGKILL at random moments; the same command continues and ends with the same bits and scores."""
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(CONFIG))
-    command = [
-        sys.executable,
-        "-m",
-        "bitsfusion.cli.main",
-        "run",
-        tmp_path / "c.yaml",
-        "--out",
-        tmp_path / "run",
-        "--quiet",
-    ]
+    command = ["run", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run"), "--quiet"]
     rng = random.Random(5)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for _ in range(2):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, env=environment)
+        (process,) = forked.start(main, command)
         steps = tmp_path / "run" / "steps"
         deadline = time.monotonic() + 120
-        while process.poll() is None and not steps.exists() and time.monotonic() < deadline:
+        while process.is_alive() and not steps.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        time.sleep(rng.uniform(0.5, 4))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=True, env=environment)
+        process.join(rng.uniform(0.5, 4))
+        process.kill()
+        process.join()
+    assert forked.run(main, command) == 0
     assert without_times(read_json(tmp_path / "run" / "summary.json")) == without_times(
         read_json(done / "summary.json")
     )

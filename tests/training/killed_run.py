@@ -1,16 +1,9 @@
-"""A run of training that kills itself. Run by test_resume.py.
-
-    python -m tests.training.killed_run OUT WHERE CHANGES
-
-WHERE is "step N", "saving" (in the middle of the second checkpoint) or "never"; CHANGES to CONFIG are JSON.
-"""
+"""A run of training that kills its process."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 from bitsfusion.training import checkpoint
@@ -32,8 +25,8 @@ CONFIG = TrainingConfig(
 )
 
 
-def main() -> None:
-    out_dir, where, changes = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+def killed_run(out_dir: Path, where: str, changes: dict[str, object]) -> None:
+    """CONFIG with `changes`; `where` is "step N", "saving" (in the middle of the second checkpoint) or "never"."""
     config = TrainingConfig.model_validate({**CONFIG.model_dump(exclude_defaults=True), **changes})
 
     def die(*_: object) -> None:
@@ -51,7 +44,3 @@ def main() -> None:
 
     teacher = build_unet()
     train(build_student(teacher), teacher, config=config, out_dir=out_dir, progress=watch, **run_parts())
-
-
-if __name__ == "__main__":
-    main()

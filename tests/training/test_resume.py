@@ -1,12 +1,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,8 +16,9 @@ from bitsfusion.training.checkpoint import checkpoints, load_student
 from bitsfusion.training.log import read_log
 from bitsfusion.training.loop import train
 
+from .. import forked
 from ..tiny.unet import build_unet
-from .killed_run import CONFIG
+from .killed_run import CONFIG, killed_run
 from .small_run import RandomData, build_student, run_parts
 
 
@@ -32,23 +30,9 @@ def run(out_dir, teacher=None, **changes):
     return train(build_student(teacher), teacher, config=config, out_dir=out_dir, **parts)
 
 
-def spawn(out_dir: Path, changes: dict[str, object], where: str = "never", processes: int = 1) -> subprocess.Popen:
-    """killed_run.py in a process of its own, or in several over gloo."""
-    launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"] if processes > 1 else []
-    return subprocess.Popen(
-        [sys.executable, "-m", *launcher, "tests.training.killed_run", str(out_dir), where, json.dumps(changes)],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-    )
-
-
 def launch(out_dir: Path, changes: dict[str, object], where: str = "never", processes: int = 1) -> int:
-    """Its exit code."""
-    with spawn(out_dir, changes, where, processes) as process:
-        try:
-            return process.wait(timeout=600)
-        finally:
-            process.kill()
+    """The exit code of such a run in a process of its own, or in several over gloo."""
+    return forked.run(killed_run, out_dir, where, changes, processes=processes)
 
 
 def same_weights(one: Path, other: Path) -> bool:
@@ -93,18 +77,17 @@ def test_kills_at_random_moments_change_nothing(tmp_path):
     run(tmp_path / "whole", **changes)
     rng, kills = random.Random(time.time_ns()), 0
     while not (tmp_path / "killed" / "student.json").exists():
-        process = spawn(tmp_path / "killed", changes)
+        (process,) = forked.start(killed_run, tmp_path / "killed", "never", changes)
         before = len(checkpoints(tmp_path / "killed")) and checkpoints(tmp_path / "killed")[-1].name
         deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:  # work has begun anew: any moment from here on
+        while process.is_alive() and time.monotonic() < deadline:  # work has begun anew: any moment from here on
             if (now := checkpoints(tmp_path / "killed")) and now[-1].name != before:
                 time.sleep(rng.uniform(0, 2.5))
                 break
             time.sleep(0.01)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.wait()
+        kills += process.is_alive()
+        process.kill()
+        process.join()
     assert kills >= 2
     assert same_weights(tmp_path / "killed", tmp_path / "whole")
     assert without_seconds(tmp_path / "killed") == without_seconds(tmp_path / "whole")

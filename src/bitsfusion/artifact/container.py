@@ -92,6 +92,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         with open(path, "rb") as file:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            if start == b"version " and size < JSON_BYTES:
+                raise ArtifactError(f"{path}: got a git-lfs pointer, wanted the file itself: run `git lfs pull` there")
             if not 0 < length <= min(size - 8, JSON_BYTES):
                 raise ArtifactError(
                     f"{path}: got a header of {length} bytes in a file of {size} (at most {JSON_BYTES} are read), "

@@ -19,8 +19,8 @@ from bitsfusion.io.hashes import sha256_file
 from bitsfusion.pipelines.folder import INDEX, read_folder
 from bitsfusion.pipelines.resolve import HASHES_FILE
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-CODE = (".py", ".pyc", ".so", ".dylib", ".dll", ".exe", ".sh", ".bat", ".js")
+PICKLES = (".bin", ".pt", ".pth", ".pt2", ".ckpt", ".pkl", ".pickle", ".p", ".joblib", ".dill", ".npy", ".npz", ".tar")
+CODE = (".py", ".pyc", ".pyd", ".so", ".dylib", ".dll", ".exe", ".sh", ".bat", ".cmd", ".ps1", ".js", ".ipynb")
 _ABOUT = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "card", ".gitattributes")
 """Files and folders that describe a pipeline; no loader reads them."""
 
@@ -70,23 +70,34 @@ def verify(path: Path | str) -> Verification:
     the other components: whether all files are there, can be read and fit each other, and the shapes that the class
     asks for where it is one that can be packed. Of all files: their hashes, where the folder has them, and their kinds.
 
+    A packed component whose config is broken or missing is a fault, and leaves only the files' hashes and kinds.
+
     Raises:
         InputError: no packed folder.
-        ArtifactError: a packed folder whose config is broken or missing, so that nothing else can be looked at.
     """
     path = Path(path)
-    packed = open_components(path)
     faults: list[str] = []
+    packed: Mapping[str, PackedFolder] = {}
+    try:
+        packed = open_components(path)
+    except ArtifactError as error:
+        faults.append(_line(error))
     for name, folder in packed.items():
         with _collected(faults), component_named(name):
             _verify(folder)
     dense: list[str] = []
-    if (path / INDEX).is_file():
+    if packed and (path / INDEX).is_file():
         dense = _dense(path, packed, faults)
     files, unchecked = _files(path, faults)
     if files is None and dense:
-        unchecked.insert(0, f"values of dense components ({', '.join(dense)}): there is no {HASHES_FILE}")
+        unchecked.insert(
+            0, f"values of dense components ({', '.join(dense)}), and what files there are: there is no {HASHES_FILE}"
+        )
     return Verification(str(path), tuple(faults), tuple(packed), tuple(dense), files, tuple(unchecked))
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 class _collected:
@@ -100,7 +111,7 @@ class _collected:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
         if isinstance(error, BitsFusionError):
-            self.faults.append(" ".join(str(error).split()))
+            self.faults.append(_line(error))
         elif isinstance(error, OSError):
             self.faults.append(f"{error.filename}: got {error.strerror}, wanted a file that can be read")
         return isinstance(error, (BitsFusionError, OSError))

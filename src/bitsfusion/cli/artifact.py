@@ -14,7 +14,7 @@ from bitsfusion.artifact.inspect import ComponentSize, Inspection, inspect_folde
 from bitsfusion.artifact.verify import verify as verify_path
 from bitsfusion.cli.console import print_json, print_table
 from bitsfusion.cli.options import Json
-from bitsfusion.errors import ArtifactError
+from bitsfusion.errors import ArtifactError, InputError
 from bitsfusion.pipelines.folder import INDEX
 from bitsfusion.pipelines.resolve import resolve
 
@@ -138,6 +138,8 @@ def verify(folder: Folder, json: Json = False) -> None:
 
 def _local(folder: str) -> Path:
     """The folder itself, or the local copy of a hub id; a broken folder is for the command to judge."""
+    if Path(folder).is_file():
+        raise InputError(f"{folder}: got a file, wanted a packed model or pipeline folder, or a hub id")
     return Path(folder) if Path(folder).is_dir() else resolve(folder).path
 
 

@@ -11,7 +11,6 @@ import typer
 from bitsfusion.cli.console import print_json, print_table, progress_bars
 from bitsfusion.cli.interruption import resumable
 from bitsfusion.cli.options import Device, Json, Quiet, Size
-from bitsfusion.data.pictures import holds_pictures, is_tree
 from bitsfusion.devices import AUTO, resolve
 from bitsfusion.diffusion.process import is_flow
 from bitsfusion.diffusion.samplers import OWN, Sampler, sampler_name
@@ -31,6 +30,7 @@ from bitsfusion.evaluation.measures import (
 from bitsfusion.evaluation.official import geneval_measure, tifa_measure
 from bitsfusion.evaluation.prompts import PromptSet, file_prompts, picture_prompts, world_prompts
 from bitsfusion.evaluation.setting import Evaluation
+from bitsfusion.io.pictures import holds_pictures, is_tree
 from bitsfusion.io.texts import read_json
 from bitsfusion.metrics.clip_score import ClipScorer
 from bitsfusion.metrics.geneval.colors import OFFICIAL_CLIP, ClipColors

@@ -14,6 +14,7 @@ from bitsfusion.devices import AUTO, resolve
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.pictures import Images, PictureFiles
 from bitsfusion.evaluation.prompts import PromptSet
+from bitsfusion.io.atomic import remove_leftovers
 from bitsfusion.io.texts import read_json, write_json, write_text
 from bitsfusion.pipelines.generation import generate_images, write_png
 from bitsfusion.pipelines.load import check_draws_from_text, load_pipeline
@@ -114,6 +115,8 @@ def generate_to_folder(
     pipeline = load_pipeline(folder)
     check_draws_from_text(pipeline)
     pipeline.to(where)
+    for path in (*paths, out / "metadata.jsonl"):
+        remove_leftovers(path)
     _draw_files(pipeline, asked, paths, range(len(paths)), sampling, progress)
     drawn_by = {"sampler": sampler, "steps": steps, "guidance": guidance, "model": folder}
     drawn_by |= {} if size is None else {"size": size}

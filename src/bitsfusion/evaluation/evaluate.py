@@ -15,7 +15,6 @@ from typing import Any, NotRequired, TypedDict
 from diffusers import DiffusionPipeline
 
 from bitsfusion.artifact.inspect import inspect_folder
-from bitsfusion.data.pictures import holds_pictures
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.drawing import Sampling, draw_into
 from bitsfusion.evaluation.estimates import Difference, verdicts
@@ -24,9 +23,10 @@ from bitsfusion.evaluation.pictures import PictureFiles, matching_pictures
 from bitsfusion.evaluation.setting import Evaluation
 from bitsfusion.evaluation.values import KeptValues
 from bitsfusion.io.hashes import sha256_folder
+from bitsfusion.io.pictures import holds_pictures
 from bitsfusion.io.texts import write_json
 from bitsfusion.io.work_folder import folder_lock
-from bitsfusion.pipelines.card_files import CARD
+from bitsfusion.pipelines.folder import CARD
 from bitsfusion.pipelines.load import load_pipeline, pipeline_folder
 from bitsfusion.progress import SILENT, ProgressSink
 

@@ -17,6 +17,8 @@ from bitsfusion.diffusion.process import process_of
 from bitsfusion.diffusion.samples import NoisySamples
 
 _BATCH = 64
+CURVE_SAMPLES = 32
+"""At each time step of a curve."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def time_step_curve(
     pipeline: Any,
     data: TrainingData,
     points: int = 20,
-    each: int = 32,
+    each: int = CURVE_SAMPLES,
     covered: Sequence[int] | None = None,
 ) -> list[tuple[int, float]]:
     """(t, mean latent error) at evenly spaced steps: (1 - abar_t) / abar_t x ||eps_fp - eps_q||^2 (Eq. 9).

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from bitsfusion.data.pictures import PromptedPicture, read_pictures
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.prompts import PromptSet
 from bitsfusion.io.hashes import sha256_file, sha256_json
+from bitsfusion.io.pictures import PromptedPicture, read_pictures
 
 Images: TypeAlias = npt.NDArray[np.uint8]
 """[n, h, w, 3]."""
@@ -72,7 +72,7 @@ def read_picture(path: Path) -> Images:
 
 
 def matching_pictures(folder: Path, prompts: PromptSet) -> PictureFiles:
-    """The pictures in `folder` (see `data.pictures`): its n-th one of a prompt is that of the prompt's n-th place.
+    """The pictures in `folder` (see `io.pictures`): its n-th one of a prompt is that of the prompt's n-th place.
 
     Raises:
         InputError: there is no such folder, or a prompt has fewer pictures than places.

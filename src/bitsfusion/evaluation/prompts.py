@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitsfusion.data.pictures import PromptedPicture, is_tree, read_pictures
 from bitsfusion.embedded.world import Prompt, Split, World
 from bitsfusion.errors import InputError
 from bitsfusion.io.hashes import sha256_json
+from bitsfusion.io.pictures import PromptedPicture, is_tree, read_pictures
 from bitsfusion.io.texts import read_lines
 
 

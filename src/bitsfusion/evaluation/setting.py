@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from bitsfusion.data.pictures import holds_pictures
 from bitsfusion.evaluation.pictures import seed_range
 from bitsfusion.evaluation.prompts import PromptSet
+from bitsfusion.io.pictures import holds_pictures
 
 MODEL, AGAINST = "model", "against"
 
@@ -21,7 +21,7 @@ class Evaluation:
 
     Fields:
         model, against: a packed folder, a diffusers pipeline, a hub id, "embedded", or a folder of pictures (see
-            `data.pictures`), which are taken as they are; against may be None.
+            `io.pictures`), which are taken as they are; against may be None.
         prompts: one entry an image, the images of a prompt beside each other, each with its seed.
         prompts_source: what results call them.
         size: pixels of a side; None for each model's own.

@@ -21,7 +21,7 @@ from bitsfusion.exporting.exported import Exported, Progress, Tally, check_choic
 from bitsfusion.exporting.gguf_blocks import BLOCK_TYPES, BlockType, Levels
 from bitsfusion.exporting.original import packed_denoiser
 from bitsfusion.exporting.weights import PackedWeights, open_weights
-from bitsfusion.io.atomic import atomic_path
+from bitsfusion.io.atomic import atomic_path, remove_leftovers
 from bitsfusion.pipelines.resolve import resolve
 
 NAMES = ("original", "diffusers")
@@ -64,6 +64,7 @@ def export_gguf(
     check_choice("names", names, dict.fromkeys(NAMES))
     if out.exists():
         raise InputError(f"out: got {out}, which is there, wanted a new file")
+    remove_leftovers(out)
     folder = packed_denoiser(resolve(model).path)
     tally, notes = Tally(), list[str]()
     with open_weights(folder) as weights, atomic_path(out) as temporary:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitsfusion.artifact.reader import PackedFolder, open_components
+from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.diffusion.samplers import OWN
 from bitsfusion.errors import InputError
 from bitsfusion.exporting.exported import Exported, Progress, Tally, check_new_folder, written
@@ -27,9 +28,18 @@ PIPELINES = (
     "StableDiffusionXLPipeline",
     "StableDiffusion3Pipeline",
     "FluxPipeline",
+    "Flux2KleinPipeline",
     "AuraFlowPipeline",
 )
 """Those whose pictures by ONNX Runtime are compared with torch's in the tests."""
+_MASKS = "torch's exporter does not take its attention masks with a free batch"
+REFUSED: Mapping[str, str] = {
+    "PixArtAlphaPipeline": _MASKS,
+    "PixArtSigmaPipeline": _MASKS,
+    "QwenImagePipeline": "it turns positions by complex numbers, which ONNX has not",
+    "ZImagePipeline": "it hands its transformer lists of tensors, which a graph cannot take",
+}
+"""Those that were tried, and what is in the way."""
 NOTE = "in ONNX Runtime set session.disable_quant_qdq to 1: otherwise it may round activations to int8"
 _EXTERNAL = 1024  # bytes from which a tensor lies in the file beside the graph
 
@@ -57,9 +67,13 @@ def export_onnx(model: str | Path, out: Path, progress: Progress | None = None) 
     onnx = _library()
     check_new_folder(out)
     source = resolve(model)
-    packed = open_components(source.path)
     if source.class_name not in PIPELINES:
-        raise InputError(f"model: got a {source.class_name} ({source.path}), wanted one of {', '.join(PIPELINES)}")
+        reason = REFUSED.get(str(source.class_name))
+        wanted = ", ".join(PIPELINES) + (f": {reason}" if reason else "")
+        got = source.class_name or "folder that is no pipeline"
+        raise InputError(f"model: got a {got} ({source.path}), wanted one of {wanted}")
+    packed = open_components(source.path)
+    verify_folder(source.path)
     pipeline: Any = load_pipeline(source)
     for name in packed:
         getattr(pipeline, name).dequantize()

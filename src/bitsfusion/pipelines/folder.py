@@ -26,6 +26,11 @@ from bitsfusion.pipelines.weight_files import WeightFiles, weight_files
 INDEX = "model_index.json"
 """The file that makes a folder a pipeline: its class, and the library and class of each component."""
 
+README = "README.md"
+PICTURES = "card"
+CARD = (README, PICTURES)
+"""Where a model card lies in the folder: no part of the model, whatever hashes or checks the folder."""
+
 _CONFIG = "config.json"
 _NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
 _CODE_FREE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")

@@ -45,7 +45,7 @@ def resolve(model: str | Path, config: str | None = None) -> PipelineFolder:
     path = Path(model)
     if path.is_dir():
         return _joined(read_folder(path), config)
-    if path.suffix in _PICKLES and (path.is_file() or not _is_hub_id(name)):
+    if path.suffix.lower() in _PICKLES and (path.is_file() or not _is_hub_id(name)):
         raise InputError(
             f"{name}: got a file that may be a pickle, wanted safetensors: load it where you trust it and save it with "
             "save_pretrained(FOLDER, safe_serialization=True), or convert the file to .safetensors"

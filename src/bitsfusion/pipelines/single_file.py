@@ -22,7 +22,7 @@ from bitsfusion.pipelines.completeness import check_file
 from bitsfusion.pipelines.folder import INDEX, Component, Form, PipelineFolder, read_folder
 
 _UNET = "model.diffusion_model.input_blocks.0.0.weight"
-_VAE = "first_stage_model."
+_PARTS = {"vae": ("first_stage_model.",), "text_encoder": ("cond_stage_model.", "conditioner.embedders.")}
 _LIKELY_CLASSES = {
     ("conditioner.embedders.1.", 4): "StableDiffusionXLPipeline",
     ("conditioner.embedders.1.", 9): "StableDiffusionXLInpaintPipeline",
@@ -45,13 +45,17 @@ class SingleFile:
         path: the file.
         class_name: of the pipeline that it most likely is, by its names and shapes.
         dtype: of its UNet's weights.
-        has_vae: whether the VAE is in it.
+        parts: "vae" and "text_encoder", as far as they are in it.
+        velocity: it is marked as trained to predict velocities (a tensor `v_pred`).
+        zero_snr: it is marked as trained to zero terminal SNR (a tensor `ztsnr`).
     """
 
     path: Path
     class_name: str
     dtype: torch.dtype
-    has_vae: bool
+    parts: frozenset[str]
+    velocity: bool = False
+    zero_snr: bool = False
 
 
 def read_header(path: Path) -> SingleFile:
@@ -84,7 +88,8 @@ def read_header(path: Path) -> SingleFile:
         raise InputError(
             f"{path}: got a UNet whose first layer is {dtype} {shape}, wanted F32, F16 or BF16 and 4 to 9 channels in"
         )
-    return SingleFile(path, kind, _DTYPES[dtype], any(name.startswith(_VAE) for name in names))
+    parts = frozenset(part for part, starts in _PARTS.items() if any(name.startswith(starts) for name in names))
+    return SingleFile(path, kind, _DTYPES[dtype], parts, "v_pred" in names, "ztsnr" in names)
 
 
 def converted(path: Path, config: PipelineFolder | None = None) -> PipelineFolder:
@@ -101,7 +106,7 @@ def converted(path: Path, config: PipelineFolder | None = None) -> PipelineFolde
         InputError: as `read_header`, the hub cannot be reached and there is no `config`, or it does not fit the file.
     """
     header = read_header(path)
-    identity: dict[str, Any] = {"file": sha256_file(path), "config": config and config.source_sha256, "version": 1}
+    identity: dict[str, Any] = {"file": sha256_file(path), "config": config and config.source_sha256, "version": 2}
     target = cache_folder("converted") / sha256_json(identity)
     if not (target / INDEX).is_file():
         with atomic_folder(target) as temporary:
@@ -125,6 +130,7 @@ def _convert(header: SingleFile, config: PipelineFolder | None, target: Path) ->
         pipeline = made.from_single_file(
             str(header.path), config=None if config is None else str(config.path), dtype=header.dtype, **given
         )
+        _follow_marks(header, pipeline)
         pipeline.save_pretrained(target, safe_serialization=True)
     except Exception as error:  # converters raise whatever they meet
         if config is None:
@@ -137,21 +143,39 @@ def _convert(header: SingleFile, config: PipelineFolder | None, target: Path) ->
         ) from None
 
 
+def _follow_marks(header: SingleFile, pipeline: Any) -> None:
+    """Gives the scheduler what the checkpoint's own marks say it was trained for: configs of its base model do not."""
+    marks: dict[str, Any] = {"prediction_type": "v_prediction"} if header.velocity else {}
+    if header.zero_snr:
+        marks |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    if marks:
+        import diffusers
+
+        own: Any = type(pipeline.scheduler)
+        knows = marks.keys() <= own._get_init_keys(own)  # PNDM, for one, has no rescaled betas
+        kind: Any = own if knows else diffusers.EulerDiscreteScheduler
+        pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **marks)
+
+
 def _given(header: SingleFile, config: PipelineFolder) -> Mapping[str, Any]:
     """The components that the file lacks and the config's folder has."""
-    vae = config.component("vae")
-    if header.has_vae or vae is None:
-        return {}
-    if vae.weights is None:
-        raise InputError(
-            f"{header.path}: got a checkpoint without a VAE, wanted one with it, or a --config folder that has the "
-            "VAE's weights"
-        )
-    return {"vae": _loaded(vae, header.dtype)}
+    given = {}
+    for component in config.components:
+        part = component.name.removesuffix("_2").removesuffix("_3")
+        if part not in _PARTS or part in header.parts:
+            continue
+        if component.weights is None:
+            raise InputError(
+                f"{header.path}: got a checkpoint without a {component.name}, wanted one with it, or a --config folder "
+                "that has its weights"
+            )
+        given[component.name] = _loaded(component, header.dtype)
+    return given
 
 
 def _loaded(component: Component, dtype: torch.dtype) -> Any:
     import diffusers
+    import transformers
 
-    made: Any = getattr(diffusers, component.class_name)
+    made: Any = getattr(transformers if component.library == "transformers" else diffusers, component.class_name)
     return made.from_pretrained(component.folder, dtype=dtype, variant=component.variant)

@@ -10,15 +10,16 @@ from bitsfusion.errors import InputError
 from bitsfusion.io.texts import read_json
 
 _WEIGHTS = re.compile(
-    r"(?P<stem>model|pytorch_model|diffusion_pytorch_model)(\.(?P<variant>[A-Za-z0-9_]+))?"
+    r"(?P<stem>model|pytorch_model|diffusion_pytorch_model)(\.(?P<variant>[A-Za-z0-9_-]+?))?"
     r"(?P<shard>-\d{5}-of-\d{5})?\.safetensors"
 )
 _INDEX = re.compile(
     r"(?P<stem>model|pytorch_model|diffusion_pytorch_model)"
-    r"(\.(?P<early>[A-Za-z0-9_]+))?\.safetensors\.index(\.(?P<late>[A-Za-z0-9_]+))?\.json"
+    r"(\.(?P<early>[A-Za-z0-9_-]+))?\.safetensors\.index(\.(?P<late>[A-Za-z0-9_-]+))?\.json"
 )
 _OTHER_FORMATS = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".onnx_data", ".xml", ".gguf", ".pb")
 _PREFERRED = (None, "fp16", "bf16")
+_NOT_AVERAGED = "non_ema"
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def is_weight_file(name: str) -> bool:
 def weight_files(folder: Path) -> WeightFiles | None:
     """The weights in a component's folder; None if it has none (a tokenizer, a scheduler).
 
-    Plain names come before the variants fp16 and bf16; other variants (non_ema) are never chosen. An index comes
-    before a single file.
+    Plain names come before the variants fp16 and bf16. Another variant is chosen where it is the only one, but for
+    non_ema. An index comes before a single file.
 
     Raises:
         InputError: weights in other formats or variants only, an index that is broken, or a shard that is missing.
@@ -91,7 +92,9 @@ def weight_files(folder: Path) -> WeightFiles | None:
 def preferred(folder: Path) -> WeightChoice | None:
     """The first of a folder's `weight_choices` in the order of `weight_files`; its files are not opened."""
     choices = weight_choices(folder)
-    return next((choice for variant in _PREFERRED for choice in choices if choice.variant == variant), None)
+    names = {choice.variant for choice in choices} - {_NOT_AVERAGED}
+    wanted = _PREFERRED if names & set(_PREFERRED) or len(names) > 1 else tuple(names)
+    return next((choice for variant in wanted for choice in choices if choice.variant == variant), None)
 
 
 def is_weights(name: str) -> bool:

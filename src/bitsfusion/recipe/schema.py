@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from bitsfusion.architectures.layers import EMBEDDING_ROLES, LayerInfo, LayerRole
 from bitsfusion.architectures.registry import layer_role
 from bitsfusion.errors import InputError
+from bitsfusion.io.atomic import remove_leftovers
 from bitsfusion.io.hashes import sha256_json
 from bitsfusion.io.schema import Checked, named, parse
 from bitsfusion.io.texts import read_json, write_json
@@ -73,6 +74,7 @@ def read_recipe(path: Path) -> Recipe:
 
 def write_recipe(path: Path, recipe: Recipe) -> None:
     """Writes the file, whole or not at all."""
+    remove_leftovers(path)
     write_json(path, recipe.model_dump(mode="json"))
 
 

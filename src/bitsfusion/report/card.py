@@ -21,11 +21,10 @@ from bitsfusion.embedded import embedded_model
 from bitsfusion.errors import InputError
 from bitsfusion.evaluation.drawing import Sampling, draw
 from bitsfusion.evaluation.prompts import PromptSet, world_prompts
-from bitsfusion.io.atomic import atomic_folder
+from bitsfusion.io.atomic import atomic_folder, remove_leftovers
 from bitsfusion.io.hashes import sha256_file
 from bitsfusion.io.texts import read_json, write_text
-from bitsfusion.pipelines.card_files import CARD, PICTURES, README
-from bitsfusion.pipelines.folder import read_folder
+from bitsfusion.pipelines.folder import CARD, PICTURES, README, read_folder
 from bitsfusion.pipelines.generation import write_png
 from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.pipelines.weight_files import is_weights
@@ -221,6 +220,7 @@ def write_card(
         recipe="" if recipe is None else RECIPE,
         files=_hashed(folder),
     )
+    remove_leftovers(folder / README)
     write_text(folder / README, card.text())
     return folder / README
 

@@ -269,7 +269,7 @@ class EvaluationSection(Checked):
     clip: str | None = None
     """CLIP model of the score: a folder or hub id; null: none, or an embedded model's own scorer."""
     probe_samples: int = Field(512, ge=1)
-    """Noisy latents on which noise error and noise loss are measured."""
+    """Noisy latents on which noise error and noise loss are measured; each time step's error on 32 of them at most."""
 
 
 class RunConfig(Checked):

@@ -12,7 +12,7 @@ from bitsfusion.io.hashes import sha256_file, sha256_folder, sha256_json
 from bitsfusion.io.locks import Lock
 from bitsfusion.io.texts import read_json, write_json
 from bitsfusion.io.work_folder import folder_lock
-from bitsfusion.pipelines.card_files import CARD
+from bitsfusion.pipelines.folder import CARD
 from bitsfusion.training.ranks import Ranks
 
 SCHEMA_VERSION = 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bitsfusion.diffusion.time_features import cache_time_features, choose_features
-from bitsfusion.evaluation.noise import time_step_curve
+from bitsfusion.evaluation.noise import CURVE_SAMPLES, time_step_curve
 from bitsfusion.evaluation.prompts import PromptSet
 from bitsfusion.evaluation.rungs import SCHEMA_VERSION, RungScores
 from bitsfusion.io.texts import write_json
@@ -86,7 +86,7 @@ class Ladder:
         made = {model.step: self.workspace.made(model.made_by) for model in self._curves().values() if model.made_by}
         step(
             "time-steps",
-            {"data": self.workspace.config.data, "split": section.split, "made": made},
+            {"data": self.workspace.config.data, "split": section.split, "made": made, "each": self._each},
             ["time_steps.json"],
             self._time_steps,
         )
@@ -124,11 +124,17 @@ class Ladder:
                 first.setdefault(model.name, model)
         return first
 
+    @property
+    def _each(self) -> int:
+        """Samples at each time step of a curve."""
+        return min(CURVE_SAMPLES, self.workspace.config.evaluation.probe_samples)
+
     def _time_steps(self) -> None:
         """Eq. 9's curve of each quantized rung."""
         pipeline, held_out = self.workspace.pipeline, self.workspace.held_out
         with self.workspace.placed():
             curves = {
-                name: time_step_curve(self._unet(model), pipeline, held_out) for name, model in self._curves().items()
+                name: time_step_curve(self._unet(model), pipeline, held_out, each=self._each)
+                for name, model in self._curves().items()
             }
         write_json(self.workspace.path / "time_steps.json", {"schema_version": 1, "latent_error": curves})

@@ -10,6 +10,7 @@ from bitsfusion.devices import AUTO, placed, resolve
 from bitsfusion.diffusion.denoise import pipeline_denoiser
 from bitsfusion.diffusion.samplers import Coverage
 from bitsfusion.evaluation.noise import time_step_curve
+from bitsfusion.io.atomic import remove_leftovers
 from bitsfusion.io.texts import write_json
 from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.training.checkpoint import STUDENT_INFO, load_student
@@ -54,5 +55,6 @@ def measure_time_steps(
     rows = [int(step) for step in coverage.steps if step == int(step)] if isinstance(coverage, Coverage) else None
     with placed(pipeline, where):
         curve = time_step_curve(student, pipeline, data, points, each, rows)
+    remove_leftovers(out)
     write_json(out, {"schema_version": CURVE_SCHEMA_VERSION, "latent_error": {folder.resolve().name: curve}})
     return curve

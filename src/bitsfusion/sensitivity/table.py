@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import ConfigDict, Field, model_validator
 
 from bitsfusion.errors import InputError
+from bitsfusion.io.atomic import remove_leftovers
 from bitsfusion.io.hashes import sha256_json
 from bitsfusion.io.schema import Checked, named, parse
 from bitsfusion.io.texts import read_json, write_json
@@ -106,4 +107,5 @@ def read_table(path: Path) -> SensitivityTable:
 
 def write_table(path: Path, table: SensitivityTable) -> None:
     """Writes the file, whole or not at all."""
+    remove_leftovers(path)
     write_json(path, table.model_dump(mode="json"))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from bitsfusion.data.pictures import read_pictures
 from bitsfusion.errors import InputError
 from bitsfusion.io.hashes import sha256_file
+from bitsfusion.io.pictures import read_pictures
 from bitsfusion.vote.prompts import Topic
 
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
@@ -54,7 +54,7 @@ def read_study(a: Path, b: Path, topics: Mapping[str, Topic] | None = None) -> S
     """The pairs of two folders. The n-th picture of a prompt in A goes with the n-th of that prompt in B.
 
     Args:
-        a, b: as `data.pictures` reads them.
+        a, b: as `io.pictures` reads them.
         topics: where given, prompts that it does not have are left out.
 
     Raises:

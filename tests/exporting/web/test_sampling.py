@@ -12,6 +12,8 @@ import torch
 from tests.exporting.web.conftest import Node
 
 from bitsfusion.artifact.reader import open_folder
+from bitsfusion.errors import InputError
+from bitsfusion.exporting.web.schedulers import SCHEDULERS, page_scheduler
 
 GOLDEN = Path(__file__).parents[2] / "artifact" / "golden"
 STABLE = {
@@ -21,7 +23,7 @@ STABLE = {
     "num_train_timesteps": 1000,
     "steps_offset": 1,
 }
-SCHEDULERS: list[dict[str, Any]] = [
+CONFIGS: list[dict[str, Any]] = [
     {"_class_name": "PNDMScheduler", **STABLE, "skip_prk_steps": True},
     {"_class_name": "PNDMScheduler", **STABLE, "skip_prk_steps": True, "prediction_type": "v_prediction"},
     {"_class_name": "PNDMScheduler", **STABLE, "skip_prk_steps": True, "timestep_spacing": "trailing"},
@@ -37,6 +39,14 @@ SCHEDULERS: list[dict[str, Any]] = [
     },
     {"_class_name": "EulerDiscreteScheduler", **STABLE, "timestep_spacing": "leading"},
     {"_class_name": "EulerDiscreteScheduler", **STABLE, "prediction_type": "v_prediction"},
+    {
+        "_class_name": "DPMSolverMultistepScheduler",
+        **STABLE,
+        "timestep_spacing": "leading",
+        "final_sigmas_type": "sigma_min",
+    },
+    {"_class_name": "DPMSolverMultistepScheduler", **STABLE, "prediction_type": "v_prediction", "solver_order": 1},
+    {"_class_name": "DPMSolverMultistepScheduler", **STABLE, "timestep_spacing": "trailing"},
     {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.73},
 ]
 SAMPLE = """
@@ -67,7 +77,7 @@ def test_noise_is_torchs(node: Node, count: int) -> None:
 
 def test_samplers_are_diffusers(node: Node) -> None:
     noise = torch.randn(1, 16, generator=torch.Generator().manual_seed(0))
-    cases = [(config, steps) for config in SCHEDULERS for steps in (1, 2, 7, 50)]
+    cases = [(page_scheduler(config, tuple(SCHEDULERS)), steps) for config in CONFIGS for steps in (1, 2, 7, 50)]
     found = node(SAMPLE, {"cases": cases, "noise": noise[0].tolist()})
     for (config, steps), made in zip(cases, found, strict=True):
         scheduler: Any = getattr(diffusers, config["_class_name"]).from_config(config)
@@ -91,17 +101,30 @@ def test_samplers_are_diffusers(node: Node) -> None:
         {"_class_name": "PNDMScheduler"},
         {"_class_name": "DDIMScheduler", "thresholding": True},
         {"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True},
+        {"_class_name": "DPMSolverMultistepScheduler", "solver_type": "heun"},
+        {"_class_name": "DPMSolverMultistepScheduler", "use_lu_lambdas": True},
         {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True},
-        {"_class_name": "DDIMScheduler", "num_train_timesteps": 10},
     ],
     ids=str,
 )
 def test_other_samplers_are_refused(node: Node, config: dict[str, Any]) -> None:
+    """By the export, and by the page."""
+    with pytest.raises(InputError, match=f"scheduler: got {config['_class_name']}.*, wanted "):
+        page_scheduler(config, tuple(SCHEDULERS))
     script = """
     import { makeScheduler } from "./schedulers.js";
     try { makeScheduler(given, 20); print(null); } catch (error) { print(error.message); }
     """
     assert "wanted" in node(script, config)
+
+
+def test_more_steps_than_were_trained(node: Node) -> None:
+    script = """
+    import { makeScheduler } from "./schedulers.js";
+    try { makeScheduler(given, 20); print(null); } catch (error) { print(error.message); }
+    """
+    config = {"_class_name": "DDIMScheduler", "num_train_timesteps": 10}
+    assert node(script, config) == "steps: got 20, wanted a whole number from 1 to 10"
 
 
 @pytest.mark.parametrize(

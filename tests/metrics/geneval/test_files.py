@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bitsfusion.data.pictures import read_pictures
 from bitsfusion.embedded.quick import QUICK
 from bitsfusion.embedded.world import TASKS
 from bitsfusion.errors import InputError
+from bitsfusion.io.pictures import read_pictures
 from bitsfusion.metrics.geneval import geneval_summary
 from bitsfusion.metrics.geneval.files import (
     image_path,

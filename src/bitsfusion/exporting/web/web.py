@@ -31,6 +31,7 @@ from bitsfusion.exporting.web.graphs import (
     TimedUNet,
     write_graph,
 )
+from bitsfusion.exporting.web.schedulers import page_scheduler
 from bitsfusion.exporting.web.vendor import write_vendor
 from bitsfusion.io.atomic import atomic_folder
 from bitsfusion.io.hashes import sha256_file
@@ -72,7 +73,7 @@ class _Kind:
         return {"text_encoder": "text_encoder", "denoiser": self.denoiser, "vae_decoder": "vae"}
 
 
-_DIFFUSION = ("PNDMScheduler", "DDIMScheduler", "EulerDiscreteScheduler")
+_DIFFUSION = ("PNDMScheduler", "DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler")
 KINDS = {
     "StableDiffusionPipeline": _Kind("unet", "cross_attention_dim", False, _DIFFUSION),
     "AuraFlowPipeline": _Kind("transformer", "joint_attention_dim", True, ("FlowMatchEulerDiscreteScheduler",)),
@@ -130,15 +131,15 @@ def export_web(
     check_new_folder(out)
     source = resolve(model)
     if source.class_name not in KINDS:
-        raise InputError(f"model: got a {source.class_name} ({source.path}), wanted a {' or '.join(KINDS)}")
+        got = source.class_name or "folder that is no pipeline"
+        raise InputError(f"model: got a {got} ({source.path}), wanted a {' or '.join(KINDS)}")
     kind = KINDS[source.class_name]
     encoder = _component(source, "text_encoder").class_name
     if encoder != ENCODER:
         raise InputError(f"text_encoder: got a {encoder} ({source.path}), wanted a {ENCODER}")
     packed = open_components(source.path)
-    scheduler = read_json(_component(source, "scheduler").folder / "scheduler_config.json")
-    if scheduler.get("_class_name") not in kind.schedulers:
-        raise InputError(f"scheduler: got {scheduler.get('_class_name')}, wanted {', '.join(kind.schedulers)}")
+    described = read_json(_component(source, "scheduler").folder / "scheduler_config.json")
+    scheduler = page_scheduler(described, kind.schedulers)
     verify_folder(source.path)
     tally = Tally()
     with atomic_folder(out) as temporary:
@@ -173,7 +174,7 @@ def _fill(
     tokenizer.save_pretrained(out / "model" / "tokenizer")
     sample = denoiser["sample_size"]
     height, width = (sample, sample) if isinstance(sample, int) else sample
-    length = tokenizer.model_max_length
+    length = min(tokenizer.model_max_length, configs["text_encoder"]["max_position_embeddings"])  # may say none: 1e30
     inputs = _Inputs(denoiser["in_channels"], height, width, length, denoiser[kind.text_width], kind.masked)
     dense: Any = None
     (out / "graphs").mkdir()
@@ -215,7 +216,7 @@ def _fill(
             "end": tokenizer.eos_token_id,
             "masked": kind.masked,
         },
-        "scheduler": {key: value for key, value in scheduler.items() if key != "_diffusers_version"},
+        "scheduler": scheduler,
         "graphs": graphs,
     }
     files = sorted(path for path in out.rglob("*") if path.is_file() and path.parent.name != "vendor")
@@ -224,7 +225,7 @@ def _fill(
     manifest["files"] = {
         path.relative_to(out).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in loaded
     }
-    (out / MANIFEST).write_text(json.dumps(manifest) + "\n", encoding="utf-8")
+    (out / MANIFEST).write_text(json.dumps(manifest, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _defaults(packed: Mapping[str, PackedFolder]) -> dict[str, Any]:

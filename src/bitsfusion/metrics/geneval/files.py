@@ -1,4 +1,4 @@
-"""GenEval's files: the tree of images that the evaluator reads (`data.pictures`) and the results that it writes."""
+"""GenEval's files: the tree of images that the evaluator reads (`io.pictures`) and the results that it writes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bitsfusion.data.pictures import METADATA_NAME, read_pictures
 from bitsfusion.errors import InputError
+from bitsfusion.io.pictures import METADATA_NAME, read_pictures
 from bitsfusion.io.schema import parse
 from bitsfusion.io.texts import json_lines, write_text
 from bitsfusion.metrics.geneval.prompts import GenEvalPrompt

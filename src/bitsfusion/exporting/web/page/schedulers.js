@@ -6,10 +6,15 @@
 
 /** A scheduler of `steps` inference steps; throws an Error for one that is not known here. */
 export function makeScheduler(config, steps) {
-  const made = { PNDMScheduler: PNDM, DDIMScheduler: DDIM, EulerDiscreteScheduler: Euler, FlowMatchEulerDiscreteScheduler: FlowEuler }[
-    config._class_name
-  ];
-  if (made === undefined) throw new Error(`scheduler: got ${config._class_name}, wanted PNDM, DDIM or Euler`);
+  const known = {
+    PNDMScheduler: PNDM,
+    DDIMScheduler: DDIM,
+    EulerDiscreteScheduler: Euler,
+    DPMSolverMultistepScheduler: DPMSolver,
+    FlowMatchEulerDiscreteScheduler: FlowEuler,
+  };
+  const made = known[config._class_name];
+  if (made === undefined) throw new Error(`scheduler: got ${config._class_name}, wanted ${Object.keys(known).join(", ")}`);
   const trained = config.num_train_timesteps ?? 1000;
   if (!Number.isInteger(steps) || steps < 1 || steps > trained) {
     throw new Error(`steps: got ${steps}, wanted a whole number from 1 to ${trained}`);
@@ -201,6 +206,56 @@ class Euler {
     const { clean } = predicted(this.kind, alpha, output, combine([Math.sqrt(alpha), sample]));
     const slope = combine([1 / now, sample], [-1 / now, clean]);
     return { sample: combine([1, sample], [next - now, slope]), clean };
+  }
+}
+
+/** DPM-Solver++ of two steps: Lu et al., arXiv:2211.01095, algorithm 2. */
+class DPMSolver {
+  initialScale = 1;
+  #count = 0;
+  #before = null;
+
+  constructor(config, steps, trained) {
+    const others = ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas"];
+    for (const key of [...others, "thresholding", "variance_type", "lambda_min_clipped"]) {
+      if (config[key]) throw new Error(`scheduler: got DPM-Solver with ${key}, wanted it without`);
+    }
+    const { algorithm_type: algorithm = "dpmsolver++", solver_type: form = "midpoint", solver_order: order = 2 } = config;
+    if (algorithm !== "dpmsolver++" || form !== "midpoint" || order > 2) {
+      throw new Error(`scheduler: got ${algorithm}, ${form}, of order ${order}, wanted dpmsolver++, midpoint, of order 1 or 2`);
+    }
+    this.kind = config.prediction_type ?? "epsilon";
+    const alphas = cumulativeAlphas(config, trained);
+    if (config.rescale_betas_zero_snr) alphas[trained - 1] = 2 ** -24; // as diffusers keeps sigma finite
+    const known = alphas.map((alpha) => Math.sqrt((1 - alpha) / alpha));
+    const spacing = config.timestep_spacing ?? "linspace";
+    const spaces = spacing === "trailing" ? steps : steps + 1;
+    this.timesteps = spaced(spacing, spaces, trained, config.steps_offset ?? 0).map(round).reverse().slice(0, steps);
+    const toZero = (config.final_sigmas_type ?? "zero") === "zero";
+    this.sigmas = [...this.timesteps.map((t) => known[t]), toZero ? 0 : known[0]];
+    this.single = order === 1;
+    this.singleAtEnd = toZero || config.euler_at_final || ((config.lower_order_final ?? true) && steps < 15);
+  }
+
+  modelInput(sample) {
+    return sample;
+  }
+
+  step(output, sample) {
+    const [now, next] = this.sigmas.slice(this.#count);
+    const scale = (sigma) => 1 / Math.sqrt(sigma ** 2 + 1);
+    const { clean } = predicted(this.kind, scale(now) ** 2, output, sample);
+    const last = this.#count === this.timesteps.length - 1;
+    const gain = scale(next) * (1 - next / now);
+    const terms = [[(next * scale(next)) / (now * scale(now)), sample], [gain, clean]];
+    if (this.#before !== null && !this.single && !(last && this.singleAtEnd)) {
+      // The change of log SNR in this step over that in the step before, halved.
+      const half = (0.5 * Math.log(now / next)) / Math.log(this.sigmas[this.#count - 1] / now);
+      terms.push([gain * half, clean], [-gain * half, this.#before]);
+    }
+    this.#before = clean;
+    this.#count += 1;
+    return { sample: combine(...terms), clean };
   }
 }
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bitsfusion.data.pictures import holds_pictures, is_tree, read_pictures
 from bitsfusion.errors import InputError
+from bitsfusion.io.pictures import holds_pictures, is_tree, read_pictures
 
 
 def tree(folder: Path, names: dict[str, list[str]]) -> Path:
