@@ -122,7 +122,15 @@ def test_what_a_transformer_is_given_beside_texts_is_not_trained():
     fill = FluxFillPipeline(**flux)
     edit = QwenImageEditPipeline(**qwen.components, processor=qwen.tokenizer)
     sprint = SanaSprintPipeline(**sana | {"scheduler": SCMScheduler()})
-    for pipeline, given in ((fill, "32 channels of pictures"), (edit, "pictures"), (sprint, "the time in radians")):
+    wide = {"attention_head_dim": 12, "cross_attention_dim": 24, "use_additional_conditions": True}
+    sized = build_transformer_pipeline("PixArtTransformer2DModel", **wide)
+    refused = {
+        fill: "32 channels of pictures",
+        edit: "pictures",
+        sprint: "the time in radians",
+        sized: "the picture's resolution",
+    }
+    for pipeline, given in refused.items():
         with pytest.raises(InputError, match=f"got a {type(pipeline).__name__}, whose transformer is given {given}"):
             conditioner_of(pipeline)
     for pipeline, also in ((fill, " and a mask"), (edit, "")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -86,18 +87,18 @@ def test_refusals(packed: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="got no packed model"):
         bitsfusion.export("embedded", "dense", tmp_path / "dense")
     with pytest.raises(InputError, match="which is there"):
-        bitsfusion.export(packed, "dense", packed)
+        bitsfusion.export(packed, "dense", packed.parent)
+    with pytest.raises(InputError, match="which is in the packed folder, wanted a place outside of it"):
+        bitsfusion.export(packed, "dense", packed / "dense")
 
 
-def test_nothing_is_left_of_a_broken_folder(packed: Path, tmp_path: Path) -> None:
-    import shutil
-
+@pytest.mark.parametrize("file", ["unet/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer.json"])
+def test_nothing_is_left_of_a_broken_folder(file: str, packed: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(packed, broken)
-    weights = broken / "unet" / "diffusion_pytorch_model.safetensors"
-    data = bytearray(weights.read_bytes())
+    data = bytearray((broken / file).read_bytes())
     data[len(data) // 2] ^= 1
-    weights.write_bytes(data)
+    (broken / file).write_bytes(data)
     with pytest.raises(ArtifactError):
         bitsfusion.export(broken, "dense", tmp_path / "dense")
     assert not (tmp_path / "dense").exists()

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import cpu_offload_with_hook
 
 from bitsfusion.architectures.layers import LayerRole
 from bitsfusion.architectures.registry import layers_to_assign, model_layers
+from bitsfusion.architectures.transformer import transformer_kind
 from bitsfusion.calibration.settings import CalibrationSettings
 from bitsfusion.devices import device_of, placed, resolve
 from bitsfusion.diffusion.samplers import SamplerSteps, build_scheduler
@@ -336,16 +338,28 @@ def calibrate(accelerator: Accelerator, folder: Path) -> Any:
 
 
 def transformer(accelerator: Accelerator, folder: Path) -> Any:
-    """The largest difference between a packed transformer's latents on the device and on the CPU."""
+    """The largest difference between a packed transformer's latents on the CPU and on the device: as a whole, layer by
+    layer from the CPU, and with its modulation left on the CPU."""
     build_sd3_pipeline().save_pretrained(folder / "sd3")
     init_pipeline(str(folder / "sd3"), folder / "packed-sd3", recipe="uniform:3")
     drawn = []
-    for device in (accelerator.device, "cpu"):
-        pipeline: Any = load_pipeline(str(folder / "packed-sd3")).to(device)
+    for way in ("cpu", "whole", "sequential", "modulation"):
+        pipeline: Any = load_pipeline(str(folder / "packed-sd3"))
+        if way == "sequential":
+            pipeline.enable_sequential_cpu_offload(device=accelerator.device)
+        else:
+            pipeline.to("cpu" if way == "cpu" else accelerator.device)
+        hook = None
+        modulation = {name: part for name, part in pipeline.transformer.named_modules() if name.endswith(".linear")}
+        for layer in modulation.values() if way == "modulation" else ():
+            _, hook = cpu_offload_with_hook(layer, accelerator.device, hook)
         options = {"height": 16, "width": 16, "num_inference_steps": 2, "output_type": "latent"}
         generator = torch.Generator().manual_seed(3)
         drawn.append(pipeline("red circle", generator=generator, **options).images.cpu())
-    return float((drawn[0] - drawn[1]).abs().max() / drawn[1].abs().max())
+    assert modulation and {transformer_kind(name) for name in modulation} == {"modulation"}
+    places = [part.packed.device for part in modulation.values()]
+    assert sum(place.type == "cpu" for place in places) == len(places) - 1, places
+    return float(max((other - drawn[0]).abs().max() / drawn[0].abs().max() for other in drawn[1:]))
 
 
 def curve(accelerator: Accelerator, folder: Path) -> Any:

@@ -191,7 +191,7 @@ def _others(
 ) -> OtherBits:
     base = UNET_ALONE if not whole else WHOLE_CALIBRATED if calibrate else WHOLE
     tokens = base.token_embedding if token_embedding is None else token_embedding
-    return OtherBits(text_encoder or base.text_encoder, vae or base.vae, tokens, base.all_there_are)
+    return OtherBits(text_encoder or base.text_encoder, vae or base.vae, tokens, base.optional)
 
 
 def _report(configs: Mapping[str, PackedConfig], out: Path, json: bool) -> None:

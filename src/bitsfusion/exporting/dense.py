@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bitsfusion.artifact.reader import PackedFolder, component_named, open_components
 from bitsfusion.artifact.schema import CONFIG_FILE
+from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.artifact.weight_file import write_weights
 from bitsfusion.exporting.exported import Exported, Progress, Tally, check_choice, check_new_folder, written
 from bitsfusion.exporting.weights import open_weights
@@ -52,6 +53,7 @@ def export_dense(model: str | Path, out: Path, dtype: str = DTYPE, progress: Pro
     check_new_folder(out)
     source = resolve(model)
     packed = open_components(source.path)
+    verify_folder(source.path)
     total, done = sum(len(folder.config.layers) for folder in packed.values()), 0
     tally = Tally()
     notes: list[str] = []

@@ -50,7 +50,7 @@ def export(
         Where the bytes are, and what to know about the result.
 
     Raises:
-        InputError: nothing packed, a target or an option that is not known, a folder that is there.
+        InputError: nothing packed, a target or an option that is not known, a folder that is there or within `model`.
         ArtifactError: a broken folder; names the layer.
         BitsFusionError: the disk.
     """
@@ -61,6 +61,8 @@ def export(
     for name in given:
         if name not in known:
             raise InputError(f"{name}: got a value with to={to!r}, wanted it with {_takers(name)} only")
+    if Path(model).is_dir() and Path(out).resolve().is_relative_to(Path(model).resolve()):
+        raise InputError(f"out: got {out}, which is in the packed folder, wanted a place outside of it")
     return function(model, Path(out), progress=progress, **given)
 
 

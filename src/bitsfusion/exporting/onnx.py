@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitsfusion.artifact.reader import PackedFolder, open_components
+from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.diffusion.samplers import OWN
 from bitsfusion.errors import InputError
 from bitsfusion.exporting.exported import Exported, Progress, Tally, check_new_folder, written
@@ -69,8 +70,10 @@ def export_onnx(model: str | Path, out: Path, progress: Progress | None = None) 
     if source.class_name not in PIPELINES:
         reason = REFUSED.get(str(source.class_name))
         wanted = ", ".join(PIPELINES) + (f": {reason}" if reason else "")
-        raise InputError(f"model: got a {source.class_name} ({source.path}), wanted one of {wanted}")
+        got = source.class_name or "folder that is no pipeline"
+        raise InputError(f"model: got a {got} ({source.path}), wanted one of {wanted}")
     packed = open_components(source.path)
+    verify_folder(source.path)
     pipeline: Any = load_pipeline(source)
     for name in packed:
         getattr(pipeline, name).dequantize()

@@ -36,13 +36,13 @@ class OtherBits:
 
     Fields:
         token_embedding: bits of a text encoder's token embedding, unless a recipe file has some.
-        all_there_are: no error where a pipeline has no such component, or one of another class.
+        optional: no error where a pipeline has no such component, or one of another class.
     """
 
     text_encoder: str | None = None
     vae: str | None = None
     token_embedding: int = 5
-    all_there_are: bool = False
+    optional: bool = False
 
     def __post_init__(self) -> None:
         """Raises InputError for bits out of range."""
@@ -55,10 +55,10 @@ class OtherBits:
 
 UNET_ALONE = OtherBits()
 
-WHOLE = OtherBits(text_encoder="4", vae="5", token_embedding=5, all_there_are=True)
+WHOLE = OtherBits(text_encoder="4", vae="5", token_embedding=5, optional=True)
 """The least error below 320 MB on SD-v1.5, with the published recipe for its UNet: see docs/measured/components.md."""
 
-WHOLE_CALIBRATED = OtherBits(text_encoder="3", vae="3", token_embedding=4, all_there_are=True)
+WHOLE_CALIBRATED = OtherBits(text_encoder="3", vae="3", token_embedding=4, optional=True)
 """With calibration: 286 MB on SD-v1.5, images on the embedded model not told apart from `WHOLE`'s; see there."""
 
 Made = tuple[ModelParts, dict[str, Any]]
@@ -81,7 +81,7 @@ def other_parts(
         calibrator: gives codes, scales and biases of Linear and Conv2d layers in the place of `method`.
 
     Raises:
-        InputError: bits for what the pipeline does not have (unless `all_there_are`), a recipe or a folder that does
+        InputError: bits for what the pipeline does not have (unless `optional`), a recipe or a folder that does
             not fit.
     """
     chosen: dict[str, _Chosen] = {}
@@ -96,7 +96,7 @@ def other_parts(
                 chosen[component.name] = _chosen(opened, bits, others, progress)
             except InputError as error:
                 raise InputError(f"{component.name}: {error}") from None
-    if wanted and not others.all_there_are:
+    if wanted and not others.optional:
         known = ", ".join(architecture.name for architecture in (*VAES, *TEXT_ENCODERS))
         raise InputError(
             f"{source.path}: got bits for a {next(iter(wanted))}, wanted a pipeline that has one ({known})"

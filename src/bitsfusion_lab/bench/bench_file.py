@@ -59,7 +59,7 @@ class BenchRow(Checked):
         sqnr_db: 10 log10 (sum w^2 / sum (w - w')^2) over all layers that are there, w the float32 weight and w' what is
             computed with; None without any error.
         sqnr_db_by_layer: the same, layer by layer.
-        output_error: relative L2 distance of the UNet's output from the float32 model's.
+        output_error: relative L2 distance of the model's output from the float32 model's.
         output_error_dense: the same from the dense model's in the dtype measured.
         prepare_seconds, prepare_peak_rss: of quantizing and saving, where that was done here.
         load_seconds: from disk to a model that can run; libraries imported, files in the page cache.

@@ -1,4 +1,4 @@
-"""What a loaded model holds in its Linear and Conv2d layers: bytes, and how far from the dense weights."""
+"""What a loaded model holds in its linear layers and convolutions: bytes, and how far from the dense weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bitsfusion_lab.bench.methods.base import Method
 
 @dataclass(frozen=True)
 class LayerMeasurement:
-    """One Linear or Conv2d layer.
+    """One linear layer or convolution.
 
     Fields:
         weights: their number.
@@ -46,7 +46,10 @@ def model_bytes(model: nn.Module) -> int:
 
 @torch.no_grad()
 def measure_layers(model: nn.Module, method: Method, dense: Path) -> dict[str, LayerMeasurement]:
-    """Each Linear and Conv2d that the model has, in module order; one dense weight is in memory at a time.
+    """Each layer with a weight matrix or kernel that the model still has, in module order, embeddings left out.
+
+    Methods put classes of their own in the places of layers: places are found by the dense file's names. One dense
+    weight is in memory at a time.
 
     Args:
         model: loaded by `method`.
@@ -54,15 +57,19 @@ def measure_layers(model: nn.Module, method: Method, dense: Path) -> dict[str, L
     """
     layers = {}
     with safe_open(dense, framework="pt") as file:
+        names = file.keys()
+        weights = {name for name in names if len(file.get_slice(name).get_shape()) > 1}
         for name, module in model.named_modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
+            bias = getattr(module, "bias", None)
+            held = model_bytes(module) - (0 if bias is None else tensor_bytes(bias))
+            if f"{name}.weight" in weights and held and not isinstance(module, nn.Embedding):
                 original = file.get_tensor(f"{name}.weight")
                 quantized = not is_plain(module)
                 used = (method.weight(module) if quantized else module.weight).float()
                 layers[name] = LayerMeasurement(
                     weights=original.numel(),
                     quantized=quantized,
-                    bytes=model_bytes(module) - (0 if module.bias is None else tensor_bytes(module.bias)),
+                    bytes=held,
                     signal=float(original.double().square().sum()),
                     noise=float((original - used).double().square().sum()),
                 )

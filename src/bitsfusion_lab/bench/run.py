@@ -40,7 +40,7 @@ def bench(
         progress: told how many of how many steps are done and what comes next.
 
     Raises:
-        InputError: a UNet whose inputs are not known.
+        InputError: a model whose inputs are not known.
         BitsFusionError: the dense model itself could not be measured. Another method that fails is a row that says so.
     """
     inputs = forward_inputs(subject.model_config, step=subject.step, batch=settings.batch, latent=settings.latent)

@@ -42,14 +42,14 @@ class Subject:
 
 
 def find_subject(folder: Path, model: str) -> Subject:
-    """Opens both and sees that they are the same UNet.
+    """Opens both and sees that they are the same model.
 
     Args:
         folder: a packed pipeline or model folder.
-        model: the dense one: "embedded", a pipeline folder, a UNet folder, or a hub id.
+        model: the dense one: "embedded", a pipeline folder, a model folder, or a hub id.
 
     Raises:
-        InputError: no such folder, nothing packed, no UNet, or layers that differ, by name.
+        InputError: no such folder, nothing packed, no denoiser, or layers that differ, by name.
         ArtifactError: a packed folder that is broken.
     """
     packed = open_folder(folder)
@@ -57,10 +57,10 @@ def find_subject(folder: Path, model: str) -> Subject:
     try:
         model_config = json.loads((dense / "config.json").read_text(encoding="utf-8"))
         if "quantization_config" in model_config:
-            raise InputError(f"{model}: got a quantized UNet, wanted the dense one")
+            raise InputError(f"{model}: got a quantized model, wanted the dense one")
         layers = model_layers(empty_model(model_config))
     except (OSError, ValueError, AttributeError, ArtifactError) as error:
-        raise InputError(f"{model}: could not be read as a UNet of diffusers: {error}") from None
+        raise InputError(f"{model}: could not be read as a model of diffusers: {error}") from None
     wanted = {name: layer.shape for name, layer in layers.items()}
     config = packed.config
     got = {name: tuple(entry.shape) for name, entry in config.layers.items()} | {

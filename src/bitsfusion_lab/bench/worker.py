@@ -21,6 +21,7 @@ from bitsfusion_lab.bench.bench_file import Dtype
 from bitsfusion_lab.bench.inputs import ForwardInputs, forward_inputs
 from bitsfusion_lab.bench.layers import measure_layers, model_bytes
 from bitsfusion_lab.bench.methods import method_called
+from bitsfusion_lab.bench.methods.base import model_class
 
 
 class Worker:
@@ -32,9 +33,6 @@ class Worker:
         self._dtype = dtype.torch
         self._model: Any = nn.Module()
         self._inputs: ForwardInputs | None = None
-        from diffusers import UNet2DConditionModel  # diffusers loads its classes when they are asked for
-
-        assert UNet2DConditionModel
         self._method.warm_up()
 
     def prepare(self, source: str, out: str) -> dict[str, Any]:
@@ -51,11 +49,13 @@ class Worker:
                 with open(path, "rb", buffering=0) as file:
                     while file.read(1 << 24):
                         pass
+        model_class(Path(folder))  # diffusers imports its classes when they are asked for
         before = peak_rss()
         started = time.perf_counter()
         self._model = self._method.load(Path(folder), self._dtype)
         seconds = time.perf_counter() - started
-        made = forward_inputs(self._model.config, step=step, batch=batch, latent=latent)
+        config = {**self._model.config, "_class_name": type(self._model).__name__}
+        made = forward_inputs(config, step=step, batch=batch, latent=latent)
         conditioning = made.conditioning.to("cpu", self._dtype)
         self._inputs = ForwardInputs(made.sample.to(self._dtype), made.timestep, conditioning)
         return {"load_seconds": seconds, "rss_before_load": before}

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from bitsfusion.architectures.layers import LayerRole
 from bitsfusion.architectures.registry import model_layers
 from bitsfusion.artifact.inspect import inspect_folder
-from bitsfusion.artifact.writer import write_pipeline
+from bitsfusion.artifact.writer import write_model, write_pipeline
 from bitsfusion.embedded import PIPELINE_FOLDER
 from bitsfusion.errors import InputError
 from bitsfusion.io.texts import read_json
@@ -28,6 +28,7 @@ from bitsfusion_lab.bench.work import Work
 from bitsfusion_lab.bench.worker import Worker
 
 from ...command import refusal, run
+from ...tiny.transformers import build_transformer
 
 UNET = PIPELINE_FOLDER / "unet"
 INSTALLED = [name for name, method in PEERS.items() if method.version() is not None]
@@ -122,6 +123,31 @@ def test_a_worker_loads_and_runs_at_a_covered_step(packed, tmp_path):
     assert outputs[OURS].shape == (2, 12, 8, 8)
     error = float((outputs[OURS] - outputs["dense-fp32"]).norm() / outputs["dense-fp32"].norm())
     assert 0 < error < 1
+
+
+def test_transformers_are_measured(tmp_path):
+    """Dense, packed and, where the library is there, a peer: the same layers, and outputs that are theirs."""
+    model = build_transformer("Flux2Transformer2DModel", attention_head_dim=32, axes_dims_rope=(8, 8, 8, 8))
+    model.save_pretrained(tmp_path / "dense")
+    names = list(model_layers(model))
+    fake_quantize_model(model, dict.fromkeys(names, 3), ScaleInit.MINMAX)
+    write_model(model, tmp_path / OURS, None)
+    assert set(find_subject(tmp_path / OURS, str(tmp_path / "dense")).weights) == set(names)
+    outputs = {}
+    for name in ("dense-fp32", OURS, *(name for name in INSTALLED if name == "gguf-q8_0")):
+        worker, folder = Worker(name, Dtype.FP32, 1), tmp_path / name
+        if name != OURS:
+            folder.mkdir()
+            worker.prepare(str(tmp_path / "dense"), str(folder))
+        worker.load(str(folder), 500, 1, 8)
+        worker.forward(str(tmp_path / "output.safetensors"))
+        outputs[name] = load_file(tmp_path / "output.safetensors")["output"]
+        layers = worker.layers(str(tmp_path / "dense-fp32" / "diffusion_pytorch_model.safetensors"))["layers"]
+        assert set(layers) == set(names)
+        assert any(layer["quantized"] for layer in layers.values()) == (name != "dense-fp32")
+    dense = outputs.pop("dense-fp32")
+    assert dense.shape == (1, 16, 8, 8)
+    assert all(0 < float((output - dense).norm() / dense.norm()) < 1 for output in outputs.values())
 
 
 def test_another_model_is_refused_by_name(packed, tmp_path, capsys):

@@ -193,7 +193,7 @@ def states_conditioner(pipeline: Any, model: nn.Module) -> StatesConditioner:
         raise InputError(f"conditioning: got a {name}, wanted one of {', '.join(ENCODERS)} or a UNet")
     if not _components(pipeline, "text_encoder"):
         raise InputError(f"{type(pipeline).__name__}: got no text encoder, wanted a pipeline that draws from prompts")
-    also = _given_besides_text(type(pipeline), name, getattr(model, "config", {}))
+    also = _given_besides_text(type(pipeline), name, model)
     if also is not None:
         raise InputError(
             f"conditioning: got a {type(pipeline).__name__}, whose transformer is given {also}, wanted one that is "
@@ -208,16 +208,19 @@ def states_conditioner(pipeline: Any, model: nn.Module) -> StatesConditioner:
     return StatesConditioner(pipeline, ENCODERS[name], sequence_length(pipeline), guidance)
 
 
-def _given_besides_text(pipeline: type, name: str, config: Mapping[str, Any]) -> str | None:
+def _given_besides_text(pipeline: type, name: str, model: Any) -> str | None:
     """What a transformer of the class `name` is given that training does not know, in words; None for nothing."""
     encode = getattr(pipeline, "encode_prompt", None)
     if encode is not None and "image" in inspect.signature(encode).parameters:  # Qwen-Image-Edit
         return "pictures"
+    config = getattr(model, "config", {})
     read, made = config.get("in_channels") or 0, config.get("out_channels")
     if name == "FluxTransformer2DModel" and made and read > made:  # FLUX.1 Fill, Depth and Canny
         return f"{read - made} channels of pictures beside the {made} of its latents"
     if name == "SanaTransformer2DModel" and config.get("guidance_embeds"):  # Sana Sprint
         return "the time in radians"
+    if name == "PixArtTransformer2DModel" and vars(model).get("use_additional_conditions"):  # PixArt-alpha, 1024 pixels
+        return "the picture's resolution and aspect ratio"
     return None
 
 

@@ -131,7 +131,8 @@ def export_web(
     check_new_folder(out)
     source = resolve(model)
     if source.class_name not in KINDS:
-        raise InputError(f"model: got a {source.class_name} ({source.path}), wanted a {' or '.join(KINDS)}")
+        got = source.class_name or "folder that is no pipeline"
+        raise InputError(f"model: got a {got} ({source.path}), wanted a {' or '.join(KINDS)}")
     kind = KINDS[source.class_name]
     encoder = _component(source, "text_encoder").class_name
     if encoder != ENCODER:

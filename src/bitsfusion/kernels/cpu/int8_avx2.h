@@ -57,6 +57,7 @@ struct Int8Avx2 {
     // sums[ROWS][LANES] += panel [steps][LANES][4] times rows [steps][ROWS][4].
     template <bool WEIGHTS_IN_LANES>
     BF_TARGET static void product(const uint8_t* panel, const uint8_t* rows, int64_t steps, int bits, int32_t* sums) {
+        const __m256i ones = _mm256_set1_epi16(1);
         for (int64_t group = 128 >> bits; steps > 0; steps -= group) {
             if (group > steps) group = steps;
             __m256i low[ROWS], high[ROWS];
@@ -70,8 +71,8 @@ struct Int8Avx2 {
             }
 #pragma GCC unroll 6
             for (int r = 0; r < ROWS; ++r) {
-                widen(low[r], sums + r * LANES);
-                widen(high[r], sums + r * LANES + 8);
+                widen(low[r], ones, sums + r * LANES);
+                widen(high[r], ones, sums + r * LANES + 8);
             }
         }
     }
@@ -189,13 +190,14 @@ struct Int8Avx2 {
         return static_cast<uint8_t>(level<BITS>(layer, i) + half_levels(BITS));
     }
 
-    // In assembler, since compilers load the rows so far ahead that they run out of registers.
+    // In assembler and in this order, since compilers load so far ahead that they run out of registers.
     template <bool WEIGHTS_IN_LANES>
     BF_INLINE static void add(__m256i first, __m256i second, const uint8_t* row, __m256i& low, __m256i& high) {
         __m256i four, product;
         const auto* at = reinterpret_cast<const int32_t*>(row);
         if constexpr (WEIGHTS_IN_LANES) {
-            asm("vpbroadcastd %[at], %[four]\n\t"
+            asm volatile(
+                "vpbroadcastd %[at], %[four]\n\t"
                 "vpmaddubsw %[four], %[first], %[product]\n\t"
                 "vpaddw %[product], %[low], %[low]\n\t"
                 "vpmaddubsw %[four], %[second], %[four]\n\t"
@@ -203,7 +205,8 @@ struct Int8Avx2 {
                 : [low] "+x"(low), [high] "+x"(high), [four] "=&x"(four), [product] "=&x"(product)
                 : [first] "x"(first), [second] "x"(second), [at] "m"(*at));
         } else {
-            asm("vpbroadcastd %[at], %[four]\n\t"
+            asm volatile(
+                "vpbroadcastd %[at], %[four]\n\t"
                 "vpmaddubsw %[first], %[four], %[product]\n\t"
                 "vpaddw %[product], %[low], %[low]\n\t"
                 "vpmaddubsw %[second], %[four], %[four]\n\t"
@@ -213,10 +216,14 @@ struct Int8Avx2 {
         }
     }
 
-    BF_INLINE static void widen(__m256i pairs, int32_t* sums) {
-        auto* at = reinterpret_cast<__m256i*>(sums);
-        const __m256i wide = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-        _mm256_storeu_si256(at, _mm256_add_epi32(_mm256_loadu_si256(at), wide));
+    // 8 sums more.
+    BF_INLINE static void widen(__m256i& pairs, __m256i ones, int32_t* sums) {
+        asm volatile(
+            "vpmaddwd %[ones], %[pairs], %[pairs]\n\t"
+            "vpaddd %[sums], %[pairs], %[pairs]\n\t"
+            "vmovdqu %[pairs], %[sums]"
+            : [pairs] "+x"(pairs), [sums] "+m"(*reinterpret_cast<__m256i*>(sums))
+            : [ones] "x"(ones));
     }
 
     template <int DTYPE>

@@ -1,4 +1,4 @@
-"""The ways to hold a UNet that `bitsfusion bench` can measure, by name."""
+"""The ways to hold a denoiser that `bitsfusion bench` can measure, by name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from bitsfusion_lab.bench.bench_file import Dtype
 from bitsfusion_lab.bench.methods.base import Method
 from bitsfusion_lab.bench.methods.dense import Dense
 from bitsfusion_lab.bench.methods.gguf import GGUF_TYPES, Gguf
+from bitsfusion_lab.bench.methods.orbitquant import ORBITQUANT_BITS, OrbitQuant
 from bitsfusion_lab.bench.methods.packed import Packed
 from bitsfusion_lab.bench.methods.quanto import QUANTO_TYPES, Quanto
 from bitsfusion_lab.bench.methods.sdnq import SDNQ_TYPES, Sdnq
@@ -19,6 +20,7 @@ _PEERS: tuple[Method, ...] = (
     *(Sdnq(kind) for kind in SDNQ_TYPES),
     TorchAoInt4(),
     TorchAoInt8(),
+    *(OrbitQuant(bits) for bits in ORBITQUANT_BITS),
     *(Gguf(kind) for kind in GGUF_TYPES),
 )
 PEERS = {method.name: method for method in _PEERS}

@@ -1,4 +1,4 @@
-"""What a way to hold a UNet has to offer to be measured."""
+"""What a way to hold a denoiser has to offer to be measured."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitsfusion.architectures.registry import class_name
+from bitsfusion.io.texts import read_json
+
 
 class Method:
-    """One way to hold a UNet, used as its own documentation says. Its library is imported in a worker only.
+    """One way to hold a denoiser, used as its own documentation says. Its library is imported in a worker only.
 
     Fields:
         name: of the row.
@@ -37,7 +40,7 @@ class Method:
         raise NotImplementedError
 
     def load(self, folder: Path, dtype: torch.dtype) -> nn.Module:
-        """The UNet of a folder that `prepare` wrote, ready to run on the CPU in `dtype`: through diffusers' loader."""
+        """The model of a folder that `prepare` wrote, ready to run on the CPU in `dtype`: through diffusers' loader."""
         model: nn.Module = load_dense(folder, dtype)
         return model
 
@@ -57,7 +60,19 @@ def installed_version(distribution: str) -> str | None:
 
 
 def load_dense(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
-    """The UNet of a diffusers model folder, through diffusers' own loader."""
-    from diffusers import UNet2DConditionModel
+    """The model of a diffusers model folder, through diffusers' own loader."""
+    return model_class(folder).from_pretrained(folder, torch_dtype=dtype, **options).eval()
 
-    return UNet2DConditionModel.from_pretrained(folder, torch_dtype=dtype, **options).eval()
+
+def model_class(folder: Path) -> Any:
+    """The class of diffusers that a model folder names."""
+    import diffusers
+
+    return getattr(diffusers, class_name(read_json(folder / "config.json")))
+
+
+def empty_model(folder: Path) -> Any:
+    """The model of a folder without its weights, on meta."""
+    kind = model_class(folder)
+    with torch.device("meta"):
+        return kind.from_config(kind.load_config(folder))

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bitsfusion_lab.bench.methods.base import Method, load_dense
+from bitsfusion_lab.bench.methods.base import Method, load_dense, model_class
 from bitsfusion_lab.bench.methods.q2_k import encode_q2_k
 
 GGUF_TYPES = ("q2_k", "q4_0", "q8_0")
@@ -49,9 +49,9 @@ class Gguf(Method):
         shutil.copy(source / "config.json", out / "config.json")
 
     def load(self, folder: Path, dtype: torch.dtype) -> nn.Module:
-        from diffusers import GGUFQuantizationConfig, UNet2DConditionModel
+        from diffusers import GGUFQuantizationConfig
 
-        model: nn.Module = UNet2DConditionModel.from_single_file(
+        model: nn.Module = model_class(folder).from_single_file(
             str(folder / _FILE),
             config=str(folder),
             quantization_config=GGUFQuantizationConfig(compute_dtype=dtype),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitsfusion_lab.bench.methods.base import Method, load_dense
+from bitsfusion_lab.bench.methods.base import Method, empty_model, load_dense
 
 
 class TorchAoInt8(Method):
@@ -55,10 +55,7 @@ class TorchAoInt4(Method):
         torch.save(model.state_dict(), out / self._FILE)
 
     def load(self, folder: Path, dtype: torch.dtype) -> nn.Module:
-        from diffusers import UNet2DConditionModel
-
-        with torch.device("meta"):
-            model: nn.Module = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder))
+        model: nn.Module = empty_model(folder)
         model.load_state_dict(torch.load(folder / self._FILE, weights_only=True), assign=True)
         return model.eval()
 
