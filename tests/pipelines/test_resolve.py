@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 
 from bitsfusion.artifact.verify import verify_folder
 from bitsfusion.embedded import PIPELINE_FOLDER
@@ -197,8 +198,6 @@ def test_a_single_file(build: Callable[[], Any], tmp_path: Path) -> None:
 
 def test_a_single_file_in_part_and_marked(source: Path, tmp_path: Path) -> None:
     """A UNet alone, as other programs keep it, with marks of velocity and zero terminal SNR; EMA copies beside it."""
-    from safetensors.torch import load_file, save_file
-
     stored = load_file(save_checkpoint(build_sd(), tmp_path / "whole.safetensors"))
     unet = {name: value for name, value in stored.items() if name.startswith("model.diffusion_model.")}
     ema = {f"model_ema.{name.removeprefix('model.').replace('.', '')}": 0 * value for name, value in unet.items()}
@@ -217,8 +216,6 @@ def test_a_single_file_in_part_and_marked(source: Path, tmp_path: Path) -> None:
 
 
 def test_single_files_that_are_refused(source: Path, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     def written(name: str, *tensors: str) -> str:
         save_file({tensor: torch.zeros(2, 2) for tensor in tensors}, tmp_path / name)
         return str(tmp_path / name)
@@ -289,10 +286,22 @@ def half(path: Path) -> None:
     path.rename(path.with_name(f"{path.name}.incomplete"))
 
 
+def thinned(path: Path) -> None:
+    tensors = load_file(path)
+    del tensors["encoder.conv_in.weight"]
+    save_file(tensors, path)
+
+
+def emptied(path: Path) -> None:
+    path.write_text("")
+
+
 @pytest.mark.parametrize(
     ("file", "change", "says"),
     [
         (f"vae/{UNET_FILE}", unlink, "vae: .*got no weights"),
+        (f"vae/{UNET_FILE}", thinned, "vae: encoder.conv_in.weight: got no such tensor"),
+        ("vae/config.json", emptied, r"vae: .*vae/config\.json: .*JSON"),
         (f"vae/{UNET_FILE}", point, "vae: .*git-lfs pointer.*git lfs pull"),
         (f"vae/{UNET_FILE}", cut, "vae: .*wanted a whole safetensors file"),
         (f"vae/{UNET_FILE}", half, "vae: .*got part of a download"),

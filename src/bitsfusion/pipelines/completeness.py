@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from bitsfusion.architectures.base import Denoiser
 from bitsfusion.errors import InputError, reason
 from bitsfusion.io.texts import read_json
 from bitsfusion.pipelines.folder import Component, PipelineFolder
@@ -24,8 +26,12 @@ _NO_MODEL = {
 """End of a class name -> files of which at least one must exist; all other classes are models."""
 
 
-def check_complete(folder: PipelineFolder) -> None:
+def check_complete(folder: PipelineFolder, check: Callable[[Component], None] | None = None) -> None:
     """Refuses a pipeline that cannot be loaded from its own files.
+
+    Args:
+        folder: the pipeline.
+        check: of every component but the denoiser; None for `check_component`.
 
     Raises:
         InputError: names the component and the file: missing weights or config, a git-lfs pointer, a download that was
@@ -33,7 +39,8 @@ def check_complete(folder: PipelineFolder) -> None:
     """
     for component in folder.components:
         try:
-            check_component(component)
+            denoiser = isinstance(component.architecture, Denoiser)
+            (check_component if denoiser or check is None else check)(component)
         except InputError as error:
             rest = f", or leave it out with --without {component.name}" if component.name in folder.optional else ""
             raise InputError(f"{component.name}: {error}{rest}" if component.name else str(error)) from None

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 from bitsfusion.architectures.layers import LayerRole
 from bitsfusion.architectures.registry import denoiser_of, model_layers
+from bitsfusion.artifact.dense_files import check_dense
 from bitsfusion.artifact.parts import ModelParts, parts_of_folder, parts_of_model, timed_model, with_float16_scales
 from bitsfusion.artifact.schema import PackedConfig
 from bitsfusion.artifact.writer import write_parts
@@ -169,7 +170,7 @@ def _source(model: str, config: str | None = None, without: tuple[str, ...] = ()
     """The folder to pack from: whole, and with a denoiser that can be packed."""
     source = resolve(model, config).without(without)
     _ = source.denoiser
-    check_complete(source)
+    check_complete(source, check_dense)
     return source
 
 
