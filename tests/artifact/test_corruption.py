@@ -392,8 +392,9 @@ def test_a_broken_config_hides_nothing_else(copied: Path) -> None:
     assert CONFIG in found["faults"][0] and all(any(name in fault for fault in found["faults"]) for name in others)
 
 
-def test_a_pointer_of_git_lfs(copied: Path) -> None:
-    (copied / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0000\nsize 334643268\n")
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG, "model_index.json"])
+def test_a_pointer_of_git_lfs(copied: Path, name: str) -> None:
+    (copied / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0000\nsize 334643268\n")
     with pytest.raises(ArtifactError, match=r"got a git-lfs pointer.*git lfs pull"):
         verify_folder(copied)
 

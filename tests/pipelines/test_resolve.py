@@ -302,6 +302,8 @@ def emptied(path: Path) -> None:
         (f"vae/{UNET_FILE}", thinned, "vae: encoder.conv_in.weight: got no such tensor"),
         ("vae/config.json", emptied, r"vae: .*vae/config\.json: .*JSON"),
         (f"vae/{UNET_FILE}", point, "vae: .*git-lfs pointer.*git lfs pull"),
+        ("model_index.json", point, r".*model_index\.json: got a git-lfs pointer"),
+        ("unet/config.json", point, r".*unet/config\.json: got a git-lfs pointer"),
         (f"vae/{UNET_FILE}", cut, "vae: .*wanted a whole safetensors file"),
         (f"vae/{UNET_FILE}", half, "vae: .*got part of a download"),
         ("text_encoder/model.safetensors", unlink, "text_encoder: .*got no weights"),

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from bitsfusion.artifact.limits import JSON_BYTES, shown
 from bitsfusion.errors import ArtifactError
+from bitsfusion.io.texts import POINTER, is_pointer
 
 NAME = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"
 NAME_LENGTH = 256
@@ -37,13 +38,17 @@ def read_object(path: Path) -> dict[str, Any]:
     """A JSON file that holds one object.
 
     Raises:
-        ArtifactError: no regular file, too long, not UTF-8, not JSON, a key twice, NaN, or no object.
+        ArtifactError: no regular file, a git-lfs pointer, too long, not UTF-8, not JSON, a key twice, NaN, or no
+            object.
     """
     size = _regular_size(path)
     if size > JSON_BYTES:
         raise ArtifactError(f"{path}: got {size} bytes, wanted at most {JSON_BYTES}")
     try:
-        return parse_object(path.read_bytes())
+        data = path.read_bytes()
+        if is_pointer(data):
+            raise ArtifactError(f"{path}: {POINTER}")
+        return parse_object(data)
     except OSError as error:
         raise ArtifactError(f"{path}: got {shown(error)}, wanted a JSON object") from None
     except ValueError as error:
@@ -93,7 +98,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if start == b"version " and size < JSON_BYTES:
-                raise ArtifactError(f"{path}: got a git-lfs pointer, wanted the file itself: run `git lfs pull` there")
+                raise ArtifactError(f"{path}: {POINTER}")
             if not 0 < length <= min(size - 8, JSON_BYTES):
                 raise ArtifactError(
                     f"{path}: got a header of {length} bytes in a file of {size} (at most {JSON_BYTES} are read), "

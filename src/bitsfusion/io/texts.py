@@ -22,14 +22,31 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+POINTER = "got a git-lfs pointer, wanted the file itself: run `git lfs pull` there"
+"""What an error says of a file that `is_pointer`."""
+
+
+def is_pointer(start: bytes) -> bool:
+    """Whether a file that begins like this is what a clone without git-lfs leaves in a large file's place."""
+    return start.startswith(b"version https://git-lfs.github.com/spec/v1")
+
+
+def _read(path: Path, encoding: str) -> str:
+    """A file's text; every kind of line end is a line feed."""
+    content = Path(path).read_bytes()
+    if is_pointer(content):
+        raise InputError(f"{path}: {POINTER}")
+    return content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        InputError: there is no such file, or it is not JSON.
+        InputError: there is no such file, a git-lfs pointer in its place, or it is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(_read(path, "utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file, wanted a JSON file") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -40,12 +57,12 @@ def read_yaml(path: Path) -> Any:
     """The content of a YAML file; of an empty one an empty object.
 
     Raises:
-        InputError: there is no such file, or it is not YAML.
+        InputError: there is no such file, a git-lfs pointer in its place, or it is not YAML.
     """
     import yaml
 
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        found = yaml.safe_load(_read(path, "utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: wanted a YAML file, got {error}") from None
     return {} if found is None else found
@@ -56,10 +73,11 @@ def read_lines(path: Path, wanted: str) -> list[str]:
     the other characters that `str.splitlines` takes for an end.
 
     Raises:
-        InputError: there is no such file, or it is no such text; `wanted` says what it should have been.
+        InputError: there is no such file, a git-lfs pointer in its place, or it is no such text; `wanted` says what it
+            should have been.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+        lines = _read(path, "utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: wanted {wanted}, got {error}") from None
     return lines if lines[-1] else lines[:-1]

@@ -9,11 +9,10 @@ from safetensors import SafetensorError, safe_open
 
 from bitsfusion.architectures.base import Denoiser
 from bitsfusion.errors import InputError, reason
-from bitsfusion.io.texts import read_json
+from bitsfusion.io.texts import POINTER, is_pointer, read_json
 from bitsfusion.pipelines.folder import Component, PipelineFolder
 from bitsfusion.pipelines.weight_files import WeightFiles
 
-_POINTER = b"version https://git-lfs.github.com/spec/v1"
 _NO_MODEL = {
     "Scheduler": ("scheduler_config.json",),
     "Tokenizer": ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model"),
@@ -93,8 +92,8 @@ def check_file(path: Path) -> None:
         raise InputError(f"{path}: got part of a download, wanted it finished: download it again")
     if path.is_file() and path.stat().st_size < 1024:
         with open(path, "rb") as file:
-            if file.read(len(_POINTER)) == _POINTER:
-                raise InputError(f"{path}: got a git-lfs pointer, wanted the file itself: run `git lfs pull` there")
+            if is_pointer(file.read()):
+                raise InputError(f"{path}: {POINTER}")
 
 
 def check_safetensors(path: Path) -> None:
