@@ -163,6 +163,9 @@ def test_adapters_that_do_not_fit_change_nothing(any_step_folder: Path, tmp_path
         made.unet.load_lora_adapter(tmp_path, prefix="unet")
     with pytest.raises(InputError, match="target_modules: got nowhere, wanted layers of the UNet2DConditionModel"):
         made.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["nowhere"]))
+    for targets, kind in ((["to_q", "conv_norm_out"], "GroupNorm"), (r"mid_block.*", "UNetMidBlock2DCrossAttn")):
+        with pytest.raises(InputError, match=f"target_modules: got the {kind} .*, wanted linear layers"):
+            made.unet.add_adapter(peft.LoraConfig(r=2, target_modules=targets))
     assert not any("lora" in name for part in (made.unet, made.text_encoder) for name, _ in part.named_modules())
     assert np.array_equal(images(made), before)
     made.load_lora_weights(pair(fits))

@@ -10,7 +10,7 @@ import torch
 from diffusers import StableDiffusionImg2ImgPipeline, UNet2DConditionModel
 
 from bitsfusion.artifact.inspect import inspect_folder
-from bitsfusion.artifact.verify import verify_folder
+from bitsfusion.artifact.verify import verify, verify_folder
 from bitsfusion.errors import ArtifactError, InputError
 from bitsfusion.pipelines.load import load_pipeline
 from bitsfusion.pipelines.weight_files import preferred
@@ -36,6 +36,27 @@ def test_model_and_pipeline_in_any_dtype(packed: Path, tmp_path: Path, dtype: to
         assert (saved / WEIGHTS).read_bytes() == (packed / "unet" / WEIGHTS).read_bytes()
     again = UNet2DConditionModel.from_pretrained(tmp_path / "unet", dtype=dtype)
     assert torch.equal(again(*inputs(again)).sample, loaded.unet(*inputs(loaded.unet)).sample)
+
+
+@pytest.mark.parametrize("part", ["pipeline", "unet", "text_encoder"])
+def test_saving_over_a_packed_pipeline_takes_its_hashes_away(whole: Path, tmp_path: Path, part: str) -> None:
+    """Configs are then as diffusers writes them, not as the sums say."""
+    shutil.copytree(whole, tmp_path / "packed")
+    loaded = load(whole)
+    assert verify(tmp_path / "packed").files
+    if part == "pipeline":
+        loaded.save_pretrained(tmp_path / "packed", max_shard_size="10GB")
+    else:
+        getattr(loaded, part).save_pretrained(tmp_path / "packed" / part)
+    found = verify(tmp_path / "packed")
+    assert not found.faults and found.files is None
+
+
+def test_hashes_of_other_files_stay(folder: Path, tmp_path: Path) -> None:
+    sums = f"{'0' * 64}  other/config.json\n"
+    (tmp_path / "SHA256SUMS").write_text(sums)
+    load(folder).unet.save_pretrained(tmp_path / "unet")
+    assert (tmp_path / "SHA256SUMS").read_text() == sums
 
 
 def test_a_variant_of_any_name(folder: Path, tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import accelerate
 import pytest
 import torch
 
 from bitsfusion.architectures.registry import DENOISERS, layers_to_assign
 from bitsfusion.diffusion.denoise import denoise
+from bitsfusion.errors import InputError
 from bitsfusion.runs.packing import init_pipeline
 
 from ..tiny.transformers import CONFIGS, build_transformer, build_transformer_pipeline
@@ -79,6 +82,25 @@ def test_flux_adapters_load_through_the_pipeline(tmp_path):
         source.load_lora_weights(dict(lora))
         outputs.append(predicted(source.transformer))
     assert torch.equal(*outputs) and not torch.equal(outputs[0], plain)
+
+    channels = source.transformer.config.in_channels
+    control = {
+        "transformer.x_embedder.lora_A.weight": torch.ones(2, 2 * channels),
+        "transformer.x_embedder.lora_B.weight": torch.ones(32, 2),
+    }
+    for copied in (False, True):
+        packed = type(source.transformer).from_pretrained(tmp_path / "packed")
+        source.transformer = copy.deepcopy(packed) if copied else packed
+        source.load_lora_weights(dict(lora))
+        for _ in range(2):
+            with pytest.raises(InputError, match=r"x_embedder: got an adapter for a weight .*dequantize\(\)"):
+                source.load_lora_weights(dict(control))
+        assert source.transformer.config.in_channels == channels
+        assert torch.equal(predicted(source.transformer), outputs[0])
+    source.unload_lora_weights(reset_to_overwritten_params=True)
+    source.transformer.save_pretrained(tmp_path / "again")
+    source.transformer.dequantize()
+    source.load_lora_weights(dict(control))
 
 
 @pytest.mark.parametrize("way", ["layer", "group"])

@@ -25,19 +25,24 @@ class Guarded:
     """A method of a model that adds an adapter, on the model itself: whole, or not at all.
 
     Holds the model weakly; a copy of the model has one of its own.
+
+    Fields:
+        packed: its packed layers by name, for diffusers puts wider dense ones in their place before it adds a control
+            adapter of FLUX.
     """
 
-    def __init__(self, method: str, model: nn.Module) -> None:
-        self.method, self.model = method, weakref.ref(model)
+    def __init__(self, method: str, model: nn.Module, packed: Mapping[str, Any]) -> None:
+        self.method, self.model, self.packed = method, weakref.ref(model), packed
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"method": self.method, "model": self.model()}
+        return {"method": self.method, "model": self.model(), "packed": self.packed}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["method"], state["model"])  # type: ignore[misc]
+        self.__init__(state["method"], state["model"], state["packed"])  # type: ignore[misc]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         model: Any = self.model()
+        _refuse_widened(model, self.packed)
         if self.method == "load_lora_adapter":
             _check_parts(model, args[0] if args else next(iter(kwargs.values())), kwargs)
         elif self.method == "load_adapter":
@@ -50,6 +55,32 @@ class Guarded:
         except Exception:
             before.restore(model)
             raise
+
+
+def _refuse_widened(model: Any, packed: Mapping[str, Any]) -> None:
+    """Puts packed layers back where diffusers put wider dense ones for an adapter.
+
+    Raises:
+        InputError: there were any; names the first.
+    """
+    widened = {}
+    for name, layer in packed.items():
+        parent, _, child = name.rpartition(".")
+        holder: Any = model.get_submodule(parent)
+        if hasattr(getattr(holder, child), "base_layer"):
+            holder, child = getattr(holder, child), "base_layer"
+        if type(found := getattr(holder, child)) is nn.Linear:
+            widened[name] = (found.weight, layer)
+            setattr(holder, child, layer)
+    for name, (weight, layer) in widened.items():
+        if name == "x_embedder":
+            model.config.in_channels = layer.in_features
+        model._overwritten_params = None
+        raise InputError(
+            f"{name}: got an adapter for a weight {list(weight.shape)}, wanted one for "
+            f"{[layer.out_features, layer.in_features]}: packed bits cannot widen for a control adapter; call "
+            "dequantize() on the model first"
+        )
 
 
 def _check_parts(model: Any, source: Any, options: Mapping[str, Any]) -> None:
@@ -139,7 +170,7 @@ def _check_shapes(layer: str, module: Any, parts: Mapping[str, Tensor]) -> None:
 
 
 def _check_targets(model: nn.Module, config: Any) -> None:
-    """Checks whether an adapter's config names any layer, and none that cached rows stand for."""
+    """Checks whether an adapter's config names layers, and none that cannot take an adapter."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
     targets = getattr(config, "target_modules", None)
@@ -152,12 +183,16 @@ def _check_targets(model: nn.Module, config: Any) -> None:
     for name, module in found:
         if isinstance(module, CachedLayer):
             raise InputError(f"{name}: {_CACHED}")
+        if not isinstance(getattr(module, "base_layer", module), _LAYERS):
+            raise InputError(
+                f"target_modules: got the {type(module).__name__} {name}, wanted linear layers and convolutions alone"
+            )
 
 
 def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules of a model without those of other adapters, under the names that the model knows them by."""
     for name, module in model.named_modules():
-        if ".base_layer" not in name and ".lora_" not in name:
+        if name and ".base_layer" not in name and ".lora_" not in name:
             yield name, module
 
 

@@ -39,9 +39,10 @@ def guard(model: nn.Module) -> None:
     for name, refuse in _REFUSED.items():
         if hasattr(model, name):
             setattr(model, name, refuse)
+    packed = {name: layer for name, layer in model.named_modules() if isinstance(layer, PACKED_LAYERS)}
     for name in ADDING:
         if hasattr(model, name):
-            setattr(model, name, Guarded(name, model))
+            setattr(model, name, Guarded(name, model, packed))
 
 
 def unguard(model: nn.Module) -> None:

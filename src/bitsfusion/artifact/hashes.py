@@ -21,6 +21,17 @@ def write_hashes(folder: Path) -> None:
     (folder / HASHES_FILE).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
+def forget_hashes(component: Path) -> None:
+    """Removes the file of a packed pipeline that lists the files of a component, which is written anew."""
+    component = component.resolve()
+    try:
+        listed = read_hashes(component.parent) or {}
+    except ArtifactError:
+        return  # not ours
+    if any(name.startswith(f"{component.name}/") for name in listed):
+        (component.parent / HASHES_FILE).unlink()
+
+
 def read_hashes(folder: Path) -> Mapping[str, str] | None:
     """Name, relative and with `/`, -> SHA-256; None where the folder has no such file.
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Set
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from bitsfusion.artifact.hashes import forget_hashes
 from bitsfusion.artifact.payload import buffer_hash, others_hash
 from bitsfusion.artifact.schema import PACKED_SUFFIX, PackedConfig
 from bitsfusion.artifact.tensors import as_array, as_arrays, encode_layer
@@ -18,6 +21,8 @@ def saved_tensors(
 ) -> dict[str, Tensor]:
     """The tensors of the packed folder, bit for bit, whatever dtype is computed in.
 
+    Called while a library saves, it takes away the SHA256SUMS of a packed pipeline that is saved over.
+
     Args:
         state_dict: of the model as it is now.
         expected: the names that it had when it was loaded.
@@ -27,6 +32,7 @@ def saved_tensors(
     Raises:
         InputError: adapters are loaded, a tensor is offloaded or has changed.
     """
+    _forget_hashes()
     for key in sorted(expected ^ state_dict.keys()):
         raise InputError(
             f"{key}: got a model with adapters or other layers than were loaded, wanted the packed one alone: "
@@ -50,6 +56,19 @@ def saved_tensors(
     if others_hash(as_arrays({key: saved[key] for key in others})) != content.others_sha256:
         raise InputError("biases, norms: got other values than were loaded, wanted those: pack the changed model")
     return saved
+
+
+def _forget_hashes() -> None:
+    """Of the folder that is being written: neither library tells a quantizer which, only its `save_pretrained` knows.
+
+    A method of ours in its place would have to hold the model, and the circle would keep the memory of a model that is
+    no longer used.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_name != "save_pretrained":
+        frame = frame.f_back
+    if frame is not None and "save_directory" in frame.f_locals:
+        forget_hashes(Path(frame.f_locals["save_directory"]))
 
 
 def _is_cast_of(tensor: Tensor, original: Tensor) -> bool:
