@@ -1,7 +1,9 @@
 """Commands as users call them: what they print, what they leave behind, how they fail."""
 
 import json
+import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -205,6 +207,29 @@ def test_a_model_that_is_not_there(command, capsys, tmp_path, recipe):
     }[command]
     assert f"{missing}: no such folder" in refusal(capsys, command, missing, *more)
     assert not (tmp_path / "x").exists()
+
+
+def main_as_nobody(arguments, errors):
+    """The superuser may read everything."""
+    with open(errors, "w") as file:
+        sys.stderr = file
+        if os.geteuid() == 0:
+            os.setuid(65534)
+        main(arguments)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such permissions")
+@pytest.mark.parametrize("command", ["verify", "inspect"])
+def test_a_folder_that_may_not_be_read(packed, tmp_path, command):
+    folder = tmp_path / "packed"
+    shutil.copytree(packed, folder)
+    folder.chmod(0)
+    try:
+        assert forked.run(main_as_nobody, [command, str(folder)], tmp_path / "errors") == 2
+    finally:
+        folder.chmod(0o755)
+    (line,) = (tmp_path / "errors").read_text().splitlines()
+    assert str(folder) in line and "got Permission denied, wanted a file or folder that this user may read" in line
 
 
 def test_nan_weights_name_the_layer(capsys, tmp_path, recipe):

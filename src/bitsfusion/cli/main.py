@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(error), 2)
     except BitsFusionError as error:
         _fail(str(error), 1)
+    except PermissionError as error:
+        _fail(f"{error.filename}: got {error.strerror}, wanted a file or folder that this user may read and write", 2)
     except Interrupted as error:
         _fail(str(error), 130)
     except KeyboardInterrupt:

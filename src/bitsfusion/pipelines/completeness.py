@@ -103,10 +103,15 @@ def check_safetensors(path: Path) -> None:
         InputError: it is cut, or no such file.
     """
     try:
-        with safe_open(path, framework="np"):
+        with _opened(path):
             pass
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: got {reason(error)}, wanted a whole safetensors file") from None
+
+
+def _opened(path: Path) -> safe_open:
+    with open(path, "rb"):  # of a file that may not be read, safetensors says that there is none
+        return safe_open(path, framework="np")
 
 
 def shard_of(weights: WeightFiles) -> dict[str, str]:
@@ -130,8 +135,8 @@ def read_shapes(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
         InputError: no safetensors file, or a cut one.
     """
     try:
-        with safe_open(file, framework="np") as opened:
+        with _opened(file) as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
             return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{file}: got {error}, wanted a whole safetensors file") from None
+        raise InputError(f"{file}: got {reason(error)}, wanted a whole safetensors file") from None
