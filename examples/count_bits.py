@@ -3,12 +3,13 @@
 import torch
 from diffusers import UNet2DConditionModel
 
-from bitsfusion.architectures.registry import feature_width, model_layers
+from bitsfusion.architectures.registry import model_layers
+from bitsfusion.diffusion.time_features.layers import time_outputs_width
 from bitsfusion.packing.accounting import average_bits
 from bitsfusion.recipe.published import published_recipe
 
 with torch.device("meta"):
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
 weights = {name: layer.numel for name, layer in model_layers(unet).items()}
-average = average_bits(weights, published_recipe("sd15"), feature_values=50 * feature_width(unet))
+average = average_bits(weights, published_recipe("sd15"), feature_values=50 * time_outputs_width(unet))
 print(f"{len(weights)} layers, {sum(weights.values()) / 1e6:.1f} M weights, {average:.5f} bits on average")

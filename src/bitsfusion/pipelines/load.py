@@ -53,7 +53,8 @@ def load_pipeline(
         InputError: as `resolve`, or a pipeline without a model that is packed, or its files are damaged.
     """
     folder = whole_pipeline(model)
-    left_out = folder.denoiser.name if not denoiser else None
+    packed = folder.denoiser.name
+    left_out = None if denoiser else packed
     try:
         loaded = {
             component.name: load_component(component, dtype)

@@ -52,7 +52,7 @@ def test_only_adapters_and_step_sizes_train():
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     inputs, target = torch.randn(8, 4, 3, 3), torch.randn(8, 5)
     losses = []
-    for _ in range(30):
+    for _ in range(60):
         loss = (model(inputs) - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
