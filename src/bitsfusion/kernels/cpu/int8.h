@@ -62,14 +62,30 @@ inline float step_of(float largest, float* inverse) {
     return largest / 127.0f;
 }
 
+// `count` symbols from the layer's weight `first` on.
+template <class Isa, int BITS>
+void symbols(const Layer& layer, int64_t first, int64_t count, uint8_t* out) {
+    constexpr int K = per_byte(BITS);
+    if constexpr (K == 1) {
+        std::memcpy(out, layer.codes + first, count);
+    } else {
+        const int64_t last = first + count;
+        const auto one = [&](int64_t i) { *out++ = static_cast<uint8_t>(level<BITS>(layer, i) + half_levels(BITS)); };
+        if (K == 2 && first % 2 != 0 && count > 0) one(first++);
+        const int64_t done = Isa::template blocks<BITS>(layer, first, last, out);
+        out += done;
+        for (int64_t i = first + done; i < last; ++i) one(i);
+    }
+}
+
 template <class Isa>
 void symbol_row(const Layer& layer, int bits, int64_t row, int64_t stride, uint8_t* out) {
     const int64_t first = row * layer.width;
     switch (bits) {
-        case 1: Isa::template symbols<1>(layer, first, layer.width, out); break;
-        case 2: Isa::template symbols<2>(layer, first, layer.width, out); break;
-        case 3: Isa::template symbols<3>(layer, first, layer.width, out); break;
-        default: Isa::template symbols<4>(layer, first, layer.width, out); break;
+        case 1: symbols<Isa, 1>(layer, first, layer.width, out); break;
+        case 2: symbols<Isa, 2>(layer, first, layer.width, out); break;
+        case 3: symbols<Isa, 3>(layer, first, layer.width, out); break;
+        default: symbols<Isa, 4>(layer, first, layer.width, out); break;
     }
     std::memset(out + layer.width, 0, stride - layer.width);
 }

@@ -21,17 +21,11 @@ namespace {
 struct Int8Avx2 {
     static constexpr int LANES = 16, ROWS = 6;
 
-    // `count` symbols from the layer's weight `first` on.
+    // Symbols of the layer's weights from `first` on as far as whole blocks go, below `last`; returns how many.
     template <int BITS>
-    BF_TARGET static void symbols(const Layer& layer, int64_t first, int64_t count, uint8_t* out) {
+    BF_TARGET static int64_t blocks(const Layer& layer, int64_t first, int64_t last, uint8_t* out) {
         constexpr int K = per_byte(BITS);
         int64_t i = first;
-        const int64_t last = first + count;
-        if constexpr (K == 1) {
-            std::memcpy(out, layer.codes + first, count);
-            return;
-        }
-        if (K == 2 && i % 2 != 0 && count > 0) *out++ = symbol<BITS>(layer, i++);
         for (; last - i >= 16 && layer.end - (layer.codes + i / K) >= 16; i += 16, out += 16) {
             const __m128i loaded = _mm_loadu_si128(reinterpret_cast<const __m128i*>(layer.codes + i / K));
             const auto& digits = DIGITS<BITS, 16>;
@@ -43,7 +37,7 @@ struct Int8Avx2 {
             const __m128i high = _mm256_extracti128_si256(digit, 1);
             _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm_packus_epi16(_mm256_castsi256_si128(digit), high));
         }
-        for (; i < last; ++i) *out++ = symbol<BITS>(layer, i);
+        return i - first;
     }
 
     // LANES rows, `stride` bytes apart -> [stride / 4][LANES][4]; stride a multiple of 64.
@@ -185,11 +179,6 @@ struct Int8Avx2 {
     }
 
   private:
-    template <int BITS>
-    static uint8_t symbol(const Layer& layer, int64_t i) {
-        return static_cast<uint8_t>(level<BITS>(layer, i) + half_levels(BITS));
-    }
-
     // In assembler and in this order, since compilers load so far ahead that they run out of registers.
     template <bool WEIGHTS_IN_LANES>
     BF_INLINE static void add(__m256i first, __m256i second, const uint8_t* row, __m256i& low, __m256i& high) {

@@ -17,15 +17,9 @@ struct Int8Avx512 {
     static constexpr int LANES = 32, ROWS = 12;  // 24 sums in registers
 
     template <int BITS>
-    BF_TARGET static void symbols(const Layer& layer, int64_t first, int64_t count, uint8_t* out) {
+    BF_TARGET static int64_t blocks(const Layer& layer, int64_t first, int64_t last, uint8_t* out) {
         constexpr int K = per_byte(BITS);
         int64_t i = first;
-        const int64_t last = first + count;
-        if constexpr (K == 1) {
-            std::memcpy(out, layer.codes + first, count);
-            return;
-        }
-        if (K == 2 && i % 2 != 0 && count > 0) *out++ = symbol<BITS>(layer, i++);
         for (; last - i >= 32 && layer.end - (layer.codes + i / K) >= 16; i += 32, out += 32) {
             const __m128i loaded = _mm_loadu_si128(reinterpret_cast<const __m128i*>(layer.codes + i / K));
             const __m512i shuffle = _mm512_load_si512(DIGITS<BITS, 32>.shuffle[i % K]);
@@ -35,7 +29,7 @@ struct Int8Avx512 {
             const __m512i digit = _mm512_mulhi_epu16(fraction, _mm512_set1_epi16(level_count(BITS)));
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtepi16_epi8(digit));
         }
-        for (; i < last; ++i) *out++ = symbol<BITS>(layer, i);
+        return i - first;
     }
 
     BF_TARGET static void panel(const uint8_t* rows, int64_t stride, uint8_t* out) {
@@ -166,11 +160,6 @@ struct Int8Avx512 {
     }
 
   private:
-    template <int BITS>
-    static uint8_t symbol(const Layer& layer, int64_t i) {
-        return static_cast<uint8_t>(level<BITS>(layer, i) + half_levels(BITS));
-    }
-
     BF_INLINE static __mmask16 first_lanes(int64_t count) {
         return static_cast<__mmask16>(count >= 16 ? 0xffff : (1 << count) - 1);
     }
