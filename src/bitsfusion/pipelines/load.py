@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
 from bitsfusion.errors import InputError, reason
+from bitsfusion.pipelines.component import load_component
 from bitsfusion.pipelines.folder import Component, Form, PipelineFolder
 from bitsfusion.pipelines.resolve import EMBEDDED, resolve
 
-__all__ = ["EMBEDDED", "load_component", "load_pipeline", "pipeline_folder"]
+__all__ = ["EMBEDDED", "load_pipeline", "pipeline_folder"]
 
 
 def pipeline_folder(model: str) -> Path:
@@ -106,13 +106,3 @@ def _variant(component: Component) -> str | None:
         return component.variant
     except (InputError, OSError):
         return None  # other formats: diffusers' business
-
-
-def load_component(component: Component, dtype: torch.dtype = torch.float32) -> Any:
-    """One component from its own folder, on the CPU; whatever its class raises."""
-    libraries = {"diffusers": "diffusers", "transformers": "transformers"}
-    module = importlib.import_module(libraries.get(component.library, f"diffusers.pipelines.{component.library}"))
-    kind = getattr(module, component.class_name)
-    if component.weights is None:
-        return kind.from_pretrained(component.folder)
-    return kind.from_pretrained(component.folder, dtype=dtype, variant=component.variant)

@@ -19,7 +19,8 @@ from bitsfusion.io.atomic import atomic_folder
 from bitsfusion.io.hashes import sha256_file, sha256_json
 from bitsfusion.io.work_folder import cache_folder
 from bitsfusion.pipelines.completeness import check_file
-from bitsfusion.pipelines.folder import INDEX, Component, Form, PipelineFolder, read_folder
+from bitsfusion.pipelines.component import load_component
+from bitsfusion.pipelines.folder import INDEX, Form, PipelineFolder, read_folder
 
 _UNET = "model.diffusion_model.input_blocks.0.0.weight"
 _PARTS = {"vae": ("first_stage_model.",), "text_encoder": ("cond_stage_model.", "conditioner.embedders.")}
@@ -169,13 +170,5 @@ def _given(header: SingleFile, config: PipelineFolder) -> Mapping[str, Any]:
                 f"{header.path}: got a checkpoint without a {component.name}, wanted one with it, or a --config folder "
                 "that has its weights"
             )
-        given[component.name] = _loaded(component, header.dtype)
+        given[component.name] = load_component(component, header.dtype)
     return given
-
-
-def _loaded(component: Component, dtype: torch.dtype) -> Any:
-    import diffusers
-    import transformers
-
-    made: Any = getattr(transformers if component.library == "transformers" else diffusers, component.class_name)
-    return made.from_pretrained(component.folder, dtype=dtype, variant=component.variant)

@@ -23,8 +23,9 @@ from bitsfusion.io.texts import read_yaml
 from bitsfusion.io.work_folder import folder_lock
 from bitsfusion.nn.replace import fake_quantize_model
 from bitsfusion.numerics import ScaleInit
+from bitsfusion.pipelines.component import load_component
 from bitsfusion.pipelines.folder import Component
-from bitsfusion.pipelines.load import load_component, load_pipeline, whole_pipeline
+from bitsfusion.pipelines.load import load_pipeline, whole_pipeline
 from bitsfusion.pipelines.planned import planned_denoiser
 from bitsfusion.progress import SILENT, ProgressSink
 from bitsfusion.recipe.assign import assign
