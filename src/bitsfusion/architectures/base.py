@@ -75,6 +75,12 @@ class Architecture:
         """What beside the time step enters every modulation layer, in words; "" where nothing does."""
         return ""
 
+    @property
+    def modulation_stays(self) -> str | None:
+        """Why no features can stand for its modulation layers, in plain words; None where nothing is to be said."""
+        others = self.modulated_by
+        return f"modulation layers keep their bits: {others} enters them, too" if others else None
+
     def role(self, name: str) -> LayerRole:
         """The part that the layer of this name plays."""
         raise NotImplementedError

@@ -72,15 +72,17 @@ def _refuse_widened(model: Any, packed: Mapping[str, Any]) -> None:
         if type(found := getattr(holder, child)) is nn.Linear:
             widened[name] = (found.weight, layer)
             setattr(holder, child, layer)
-    for name, (weight, layer) in widened.items():
-        if name == "x_embedder":
-            model.config.in_channels = layer.in_features
-        model._overwritten_params = None
-        raise InputError(
-            f"{name}: got an adapter for a weight {list(weight.shape)}, wanted one for "
-            f"{[layer.out_features, layer.in_features]}: packed bits cannot widen for a control adapter; call "
-            "dequantize() on the model first"
-        )
+    if not widened:
+        return
+    if "x_embedder" in widened:
+        model.config.in_channels = packed["x_embedder"].in_features
+    model._overwritten_params = None
+    name, (weight, layer) = next(iter(widened.items()))
+    raise InputError(
+        f"{name}: got an adapter for a weight {list(weight.shape)}, wanted one for "
+        f"{[layer.out_features, layer.in_features]}: packed bits cannot widen for a control adapter; call "
+        "dequantize() on the model first"
+    )
 
 
 def _check_parts(model: Any, source: Any, options: Mapping[str, Any]) -> None:

@@ -269,9 +269,7 @@ def _time_entry(model: nn.Module, samplers: Cover, folder: PipelineFolder) -> tu
     """What is stored of the time features, as far as that can be known without weights."""
     if not time_layers(model):
         family = architecture_of(model)
-        others = "" if family is None else family.modulated_by
-        note = f"modulation layers keep their bits: {others} enters them, too" if others else None
-        return TimeFeaturesEntry(kind="none"), note
+        return TimeFeaturesEntry(kind="none"), None if family is None else family.modulation_stays
     reason = uncacheable(model)
     modulation = timing_of(model) is not None
     if modulation and (samplers is None or reason is not None):

@@ -68,8 +68,7 @@ def choose_features(unet: nn.Module, asked: Cover, scheduler_config: Mapping[str
     if asked is None:
         return Choice(None, kept)
     if modulated and timing_of(unet) is None:
-        others = family.modulated_by if family is not None else ""
-        return Choice(None, kept, f"{stays}: {others} enters them, too" if others else None)
+        return Choice(None, kept, None if family is None else family.modulation_stays)
     depends_on = uncacheable(unet)
     if depends_on is not None:
         return Choice(None, kept, f"{stays}: the model has {depends_on}, no features to store")

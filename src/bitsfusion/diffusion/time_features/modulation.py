@@ -22,8 +22,8 @@ def timing_of(model: nn.Module) -> Timing | None:
 
 def time_bits(model: nn.Module) -> int:
     """About what the layers of the time step have where they stay."""
-    timing = timing_of(model)
-    return FIXED_BITS if timing is None else timing.bits
+    family = architecture_of(model)
+    return FIXED_BITS if family is None else family.time_bits
 
 
 def condition_of(model: Any, timing: Timing) -> str | None:
